@@ -1,0 +1,114 @@
+"""Backbones: timm's models as shared trunks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Format
+from torch import Tensor, nn
+
+FEATURES = ("pooled", "tokens", "pyramid")
+
+
+class Timm(nn.Module):
+    """A timm model by its name, without its classifier.
+
+    ``features`` says what it returns: ``pooled`` is one vector ``[B, C]``, ``tokens`` the last layer's positions
+    ``[B, N, C]`` (with the class token, where there is one), ``pyramid`` a list of maps ``[B, C_i, H_i, W_i]`` from
+    fine to coarse. ``in_channels`` and ``image_size`` are the data's. ``options`` goes to ``timm.create_model``.
+
+    Raises ValueError for a name that timm does not have (with the closest ones), for weights that cannot be
+    loaded, and for a kind of features that the model does not give.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        features: str = "pooled",
+        in_channels: int = 3,
+        image_size: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if features not in FEATURES:
+            raise ValueError(f"features={features} must be one of {', '.join(FEATURES)}.")
+        if not timm.is_model(name.split(".")[0]):
+            close = difflib.get_close_matches(name, timm.list_models(), n=4)
+            raise ValueError(f"name={name} is no timm model; the closest are {', '.join(close) or 'none'}.")
+        options = dict(options or {}, in_chans=in_channels)
+        config = timm.get_pretrained_cfg(name)
+        if config is not None and config.fixed_input_size and image_size is not None:
+            options.setdefault("img_size", image_size)  # its position embedding has a size of its own
+        self.features = features
+        self.model = _create(name, pretrained, features, options)
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Images ``[B, C, H, W]`` to the features."""
+        if self.features == "pooled":
+            vector = self.model(images)
+            if vector.dim() != 2:
+                raise ValueError(
+                    f"features=pooled: this model gives {list(vector.shape)}, not one vector an image; use tokens."
+                )
+            return vector
+        if self.features == "tokens":
+            return _as_tokens(self.model.forward_features(images), self._last_axis_is_channels)
+        return [_as_map(level, self._last_axis_is_channels) for level in self.model(images)]
+
+    @property
+    def feature_info(self) -> dict[str, Any]:
+        """What heads may ask for beside what the features themselves show."""
+        return {"reductions": list(self.model.feature_info.reduction())} if self.features == "pyramid" else {}
+
+    @property
+    def _last_axis_is_channels(self) -> bool:
+        return Format(getattr(self.model, "output_fmt", Format.NCHW)) == Format.NHWC
+
+
+def _create(name: str, pretrained: bool, features: str, options: dict[str, Any]) -> nn.Module:
+    if features == "pyramid":
+        options["features_only"] = True
+    else:
+        options["num_classes"] = 0
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        if pretrained and not _can_be_made(name, options):
+            pretrained = False  # then the weights are not what is wrong
+        if pretrained:
+            raise ValueError(
+                f"pretrained=true: the weights of {name} could not be loaded ({reason}); "
+                "pretrained=false starts from random ones."
+            ) from error
+        if features == "pyramid" and _can_be_made(name, {k: v for k, v in options.items() if k != "features_only"}):
+            raise ValueError(
+                f"features=pyramid is not given by timm's {name} ({reason}); use pooled or tokens."
+            ) from error
+        raise ValueError(f"timm cannot make {name} with {options}: {reason}") from error
+    return model
+
+
+def _can_be_made(name: str, options: Mapping[str, Any]) -> bool:
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, **options)
+    except Exception:
+        return False
+    return True
+
+
+def _as_tokens(features: Tensor, last_axis_is_channels: bool) -> Tensor:
+    """Maps ``[B, C, H, W]`` or ``[B, H, W, C]`` to ``[B, H*W, C]``; tokens stay."""
+    if features.dim() != 4:
+        return features
+    return features.flatten(1, 2) if last_axis_is_channels else features.flatten(2).transpose(1, 2)
+
+
+def _as_map(features: Tensor, last_axis_is_channels: bool) -> Tensor:
+    return features.permute(0, 3, 1, 2) if last_axis_is_channels else features

@@ -1,0 +1,455 @@
+"""The typed configuration, its checks, and build(): the only place that calls hydra.utils.instantiate.
+
+Nothing here imports torch before build() does: a mistake on the command line is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import types
+import typing
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from mtl.loop import TrainState
+
+
+@dataclass
+class TrainerConfig:
+    """How long and how often. Steps are optimizer steps."""
+
+    max_steps: Optional[int] = None  # stop after so many steps …
+    max_epochs: Optional[int] = None  # … or passes over the training data, whichever comes first
+    val_every: Optional[int] = None  # steps between evaluations; null: after every epoch
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    checkpoint_every: Optional[int] = None  # steps between writes of last.pt; null: at every evaluation
+    monitor: str = "loss/total"  # the metric of the val split that decides what is best.pt
+    mode: str = "min"  # min | max
+    patience: Optional[int] = None  # stop after so many evaluations without a better one
+    grad_clip_norm: Optional[float] = None  # clip the gradient of all parameters to this norm
+    num_workers: int = 0  # processes that load data; 0: the training process itself
+    deterministic: bool = False  # torch's deterministic algorithms; an operation that has none is an error
+    limit_train_batches: Optional[int] = None  # batches of an epoch
+    limit_val_batches: Optional[int] = None  # batches of an evaluation, of test as well
+    overfit_batches: Optional[int] = None  # train and evaluate on the same first batches, in order
+    fast_dev_run: bool = False  # one step, one batch an evaluation, no W&B: does it run at all?
+
+
+@dataclass
+class TrackerConfig:
+    """Where Weights & Biases finds the run; metrics.jsonl is always written."""
+
+    mode: Optional[str] = None  # online | offline | disabled; null: WANDB_MODE, else online where a key is known
+    project: str = "mtl"
+    entity: Optional[str] = None
+    group: Optional[str] = None  # null: the sweep's folder
+    run_name: Optional[str] = None  # null: the overrides of the command line
+    tags: list[str] = field(default_factory=list)  # beside those for data, backbone and strategy
+
+
+@dataclass
+class ConflictConfig:
+    """When the tasks' gradients are measured."""
+
+    every: Optional[int] = 10  # steps; null: never
+
+
+@dataclass
+class Config:
+    """The whole configuration; conf/config.yaml holds the defaults."""
+
+    data: Any = MISSING
+    backbone: Any = MISSING
+    heads: Any = MISSING
+    losses: Any = MISSING
+    weighting: Any = MISSING
+    strategy: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    conflict: ConflictConfig = field(default_factory=ConflictConfig)
+    seed: int = 0
+    device: str = "auto"
+    resume: Optional[str] = None
+    name: str = MISSING
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+# Inside an installed package conf/ lies beside this file, in the repository one folder up.
+HERE = Path(__file__).resolve().parent
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration: one sentence with the key, its value, and what is accepted."""
+
+
+def load(overrides: Iterable[str] = ()) -> DictConfig:
+    """Compose a configuration as the command line would, for notebooks and tests: ``load(["strategy=naive"])``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)  # what ${hydra:…} refers to
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ValueError, one sentence with the key, for every mistake that can be told without torch."""
+    _check_keys(cfg, Config, "")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
+    for section in ("data", "backbone", "weighting", "strategy", "optimizer", "scheduler"):
+        _check_component(cfg, section)
+    for section in ("heads", "losses"):
+        if not isinstance(cfg[section], DictConfig) or not cfg[section]:
+            raise ConfigError(f"{section} must name at least one task.")
+        for task in cfg[section]:
+            _check_component(cfg, f"{section}.{task}")
+    _check_tasks(list(cfg.heads), list(cfg.losses))
+    _check_values(cfg)
+
+
+def _check_keys(cfg: DictConfig, schema: type, prefix: str) -> None:
+    # `+key=…` gets past Hydra even into a typed section, and would then be ignored in silence.
+    accepted = {f.name: f for f in fields(schema)}
+    for key in cfg:
+        if key not in accepted:
+            raise ConfigError(f"{prefix}{key} is not a key of the configuration; {_instead(str(key), accepted)}.")
+    for key in accepted:
+        default = accepted[key].default_factory
+        if is_dataclass(default):
+            _check_keys(cfg[key], typing.cast(type, default), f"{prefix}{key}.")
+
+
+def _check_component(cfg: DictConfig, key: str) -> None:
+    node = OmegaConf.select(cfg, key)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{key} must be a mapping with a _target_, the class to build; it is {node}.")
+
+
+def _check_tasks(heads: list[str], losses: list[str]) -> None:
+    for task in heads:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(task)):
+            raise ConfigError(f"heads.{task}: a task's name may have letters, digits, _ and - only.")
+    if set(heads) != set(losses):
+        raise ConfigError(
+            f"heads and losses must name the same tasks, but heads has {', '.join(heads)} "
+            f"and losses has {', '.join(losses)}."
+        )
+
+
+def _check_values(cfg: DictConfig) -> None:
+    counts = [(f"trainer.{f.name}", cfg.trainer[f.name]) for f in fields(TrainerConfig)]
+    for key, value in [*counts, ("conflict.every", cfg.conflict.every)]:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least = 0 if key == "trainer.num_workers" else 1
+        if value <= 0 if isinstance(value, float) else value < least:
+            raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
+    trainer = cfg.trainer
+    if trainer.max_steps is None and trainer.max_epochs is None and not trainer.fast_dev_run:
+        raise ConfigError("trainer.max_steps and trainer.max_epochs are both null: give at least one a number.")
+    _check_choice("trainer.mode", trainer.mode, ("min", "max"))
+    _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
+        raise ConfigError(f"device={cfg.device} must be auto, cpu, cuda, cuda:<number> or mps.")
+    if cfg.resume is not None and not Path(cfg.resume).exists():
+        raise ConfigError(f"resume={cfg.resume} does not exist: give a run folder or a checkpoint.")
+
+
+def _check_choice(key: str, value: Any, accepted: tuple) -> None:
+    if value not in accepted:
+        names = ", ".join("null" if choice is None else choice for choice in accepted)
+        raise ConfigError(f"{key}={value} must be one of {names}.")
+
+
+def _instead(key: str, accepted: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(accepted), n=1)
+    return f"did you mean {close[0]}" if close else f"accepted: {', '.join(accepted)}"
+
+
+# ----------------------------------------------------------------------------------------------- build
+
+
+def make(key: str, node: Any, **offered: Any) -> Any:
+    """Build the component that ``node`` (found at ``key``) describes.
+
+    An argument that its constructor names, that the configuration leaves open and that is in ``offered`` is filled in.
+    Raises ValueError with the key for an unknown or missing argument, a wrong type, and whatever the
+    constructor itself objects to.
+    """
+    from hydra.utils import get_object, instantiate
+
+    node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {_first_line(error)}") from error
+    _check_arguments(key, target, node, offered)
+    filled = {name: value for name, value in offered.items() if name not in node and _takes(target, name)}
+    try:
+        return instantiate(node, _partial_=True, _convert_="all")(**filled)
+    except Exception as error:
+        raise ConfigError(f"{key}: {_first_line(error.__cause__ or error)}") from error
+
+
+def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
+    from hydra.utils import get_object
+
+    name = node["_target_"]
+    try:
+        parameters = dict(inspect.signature(target).parameters)
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # written in C, or annotated with names that cannot be resolved: its own errors must do
+        hints = {}
+        try:
+            parameters = dict(inspect.signature(target).parameters)
+        except (TypeError, ValueError):
+            return
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    anything = len(named) < len(parameters)
+    for argument, value in node.items():
+        if argument in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_"):
+            continue
+        if argument not in named and not anything:
+            raise ConfigError(f"{key}.{argument} is not an argument of {name}; {_instead(argument, named)}.")
+        if not _accepts(hints.get(argument, Any), value):
+            kind = str(hints[argument]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
+            raise ConfigError(f"{key}.{argument}={value} has the wrong type: {name} takes {kind}.")
+        if isinstance(value, dict) and "_target_" in value:
+            _check_arguments(f"{key}.{argument}", get_object(value["_target_"]), value, {})
+    for argument, parameter in named.items():
+        if parameter.default is parameter.empty and argument not in {*node, *offered} and "_args_" not in node:
+            has = ", ".join(offered) or "nothing"
+            raise ConfigError(
+                f"{key}: {name} needs {argument}, which the configuration does not give and which cannot "
+                f"be filled in (what is known here: {has})."
+            )
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    """Whether a scalar from a configuration fits a type hint; anything but a scalar is left to the constructor."""
+    if not isinstance(value, str | int | float | bool):
+        return True
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_accepts(choice, value) for choice in typing.get_args(hint))
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if isinstance(value, bool):
+        return hint not in (str, type(None)) if inspect.isclass(hint) else True
+    if hint is float:
+        return isinstance(value, int | float)
+    if hint in (int, str, bool):
+        return isinstance(value, hint)
+    # Tensors, containers and functions are never written as one word or number.
+    return not inspect.isclass(hint) or hint is object
+
+
+def _takes(target: Any, name: str) -> bool:
+    try:
+        return name in inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.split("\n")[0]
+
+
+@dataclass
+class Parts:
+    """What a configuration comes to before anything is trained: all that an evaluation needs."""
+
+    data: Any
+    model: Any
+    tasks: list
+    device: Any
+
+
+def build_parts(cfg: DictConfig) -> Parts:
+    """Build data, model and tasks, and rehearse them on two samples. ConfigError for every mistake."""
+    from mtl.data.loader import in_order, make_loader
+    from mtl.environment import find_device
+    from mtl.model import MultiTaskModel, Task
+
+    try:
+        device = find_device(cfg.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    data = make("data", cfg.data, seed=cfg.seed)
+    if not set(cfg.heads) <= set(data.targets):
+        raise ConfigError(
+            f"heads and losses have the tasks {', '.join(cfg.heads)}, "
+            f"but data has the targets {', '.join(data.targets)}."
+        )
+    inputs, targets = next(iter(make_loader(data.val, in_order(2, 2), cfg.seed, num_workers=0)))
+    backbone = make("backbone", cfg.backbone, **data.input_info)
+    features = _rehearse_backbone(backbone, inputs)
+    known = describe_features(features) | getattr(backbone, "feature_info", {})
+    heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
+    try:
+        model = MultiTaskModel(backbone, heads)
+    except KeyError as error:
+        raise ConfigError(f"heads: torch reserves a task's name: {_first_line(error)}.") from error
+    tasks = [Task(task, make(f"losses.{task}", cfg.losses[task]), data.metrics(task)) for task in cfg.heads]
+    for task in tasks:
+        _rehearse_task(task, model.heads[task.name], features, targets)
+        task.to(device)
+    return Parts(data, model.to(device), tasks, device)
+
+
+def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
+    """Build everything a run needs from a configuration. ConfigError for every mistake, before any work."""
+    from mtl import checkpoint
+    from mtl.environment import seed_everything
+    from mtl.loop import TrainState, plan
+
+    check(cfg)
+    seed_everything(cfg.seed, cfg.trainer.deterministic)
+    parts = build_parts(cfg)
+    _check_monitor(cfg.trainer.monitor, parts.tasks)
+    names = [task.name for task in parts.tasks]
+    weighting = make("weighting", cfg.weighting, tasks=names)
+    strategy = make("strategy", cfg.strategy, weighting=weighting, tasks=names).to(parts.device)
+    optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
+    # The length of the run, under the names that torch's and timm's schedulers have for it.
+    steps = plan(parts.data, cfg.trainer).steps
+    length = {"t_initial": steps, "T_max": steps, "total_steps": steps}
+    scheduler = make("scheduler", cfg.scheduler, optimizer=optimizer, mode=cfg.trainer.mode, **length)
+    state = TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler)
+    if cfg.resume is not None:
+        try:
+            state.load_state_dict(checkpoint.load(Path(cfg.resume)))
+        except ValueError as error:
+            raise ConfigError(f"resume={cfg.resume}: {error}") from error
+    return parts, state
+
+
+def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:
+    from hydra.utils import get_object
+
+    arguments = {key: value for key, value in node.items() if key != "backbone"}
+    shared_arguments = dict(node.get("backbone") or {})
+    others = [*parts.model.head_parameters(), *strategy.parameters()]
+    for task in parts.tasks:
+        others += task.loss.parameters() if hasattr(task.loss, "parameters") else []
+    groups = [
+        {"params": [p for p in parts.model.shared_parameters() if p.requires_grad], **shared_arguments},
+        {"params": [p for p in others if p.requires_grad]},
+    ]
+    if not any(group["params"] for group in groups):
+        raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
+    optimizer = make("optimizer", arguments, params=[group for group in groups if group["params"]])
+    # torch takes any key and any value in a group of parameters, and ignores what it does not know.
+    described = {"_target_": arguments["_target_"], **shared_arguments}
+    _check_arguments("optimizer.backbone", get_object(described["_target_"]), described, {"params": None})
+    for key, value in shared_arguments.items():
+        if isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"optimizer.backbone.{key}={value} must be 0 or more.")
+    return optimizer
+
+
+def _check_monitor(monitor: str, tasks: list) -> None:
+    names = ["loss/total", *(f"loss/{task.name}" for task in tasks)]
+    names += [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
+    if monitor not in names:
+        raise ConfigError(f"trainer.monitor={monitor} is not a metric of this run; there are {', '.join(names)}.")
+
+
+def describe_features(features: Any) -> dict[str, Any]:
+    """The properties of the features that a head's constructor may name.
+
+    Of ``[B, D]`` and ``[B, N, D]``: ``in_features`` = D. Of maps ``[B, C, H, W]``: ``in_channels`` = C. Of a list of
+    maps: ``channels``, one number a level.
+    """
+    from torch import Tensor
+
+    if isinstance(features, Tensor):
+        return {"in_channels": features.shape[1]} if features.dim() == 4 else {"in_features": features.shape[-1]}
+    if isinstance(features, list | tuple) and all(isinstance(f, Tensor) and f.dim() == 4 for f in features):
+        return {"channels": [f.shape[1] for f in features]}
+    return {}
+
+
+# ------------------------------------------------------------------------------------------- rehearsal
+
+
+def _rehearse_backbone(backbone: Any, inputs: Any) -> Any:
+    import torch
+
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            return backbone.eval()(inputs)
+    except Exception as error:
+        raise ConfigError(f"backbone cannot take inputs of shape {_shape(inputs)}: {_first_line(error)}") from error
+    finally:
+        backbone.train(training)
+
+
+def _rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> None:
+    """One head and its loss on two samples, as the cut will run them, so that what does not fit is named."""
+    from mtl.cut import Cut
+
+    training = head.training
+    name = f"heads.{task.name} ({type(head).__name__})"
+    try:
+        prediction = head.eval()(Cut(features).features)
+    except Exception as error:
+        raise ConfigError(
+            f"{name} cannot take the backbone's features of shape {_shape(features)}: {_first_line(error)}"
+        ) from error
+    finally:
+        head.train(training)
+    if hasattr(prediction, "numel") and prediction.numel() == 0:
+        raise ConfigError(f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more.")
+    if task.name not in targets:
+        return
+    target = targets[task.name]
+    pair = f"{name} with output of shape {_shape(prediction)} and targets of shape {_shape(target)}"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
+            loss = task.loss(prediction, target)
+    except Exception as error:
+        raise ConfigError(
+            f"losses.{task.name} ({type(task.loss).__name__}) does not fit {pair}: {_first_line(error)}"
+        ) from error
+    if loss.numel() != 1:
+        raise ConfigError(f"losses.{task.name} must give one number, but gives {_shape(loss)}; use reduction=mean.")
+    for metric_name, metric in task.metrics.items():
+        try:
+            metric.update(prediction.detach(), target)
+        except Exception as error:
+            raise ConfigError(f"The metric {task.name}/{metric_name} does not fit {pair}: {_first_line(error)}") from error
+        metric.reset()
+
+
+def _shape(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return str(list(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shape(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(_shape, value)) + ")"
+    return type(value).__name__

@@ -1,0 +1,82 @@
+"""Conflict metrics: pure functions of the Gram matrix G of the tasks' gradients, G_ij = <g_i, g_j>.
+
+They know nothing of configuration or logging and can be called from a notebook on any ``[K, K]`` tensor.
+A zero gradient has no direction: the pairs it is in have no cosine and are left out of what is made from
+cosines. A value that is not defined is not in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from mtl.rules.solvers import min_norm_weights
+
+# Gram matrices come from float32 gradients: eigenvalues below this share of the largest are rounding.
+RANK_TOLERANCE = 1e-6
+
+
+def cosines(gram: Tensor) -> Tensor:
+    """Pairwise cosines C_ij = G_ij / (n_i n_j), ``[K, K]``, float64; NaN in the rows of zero gradients."""
+    norms = gram.double().diagonal().clamp(min=0).sqrt()
+    scaled = gram.double() / norms[:, None] / norms[None, :]  # not by the product, which may underflow
+    return scaled.clamp(-1, 1)
+
+
+def conflict_metrics(gram: Tensor, tasks: Sequence[str]) -> dict[str, float]:
+    """Every conflict metric of one step, by the name it is logged under.
+
+    With n_i = |g_i| and K tasks:
+
+    - ``conflict/cos/<a>~<b>``, ``cos_mean``, ``cos_min``: the cosines of the pairs, in the order of ``tasks``
+    - ``conflict/fraction``: share of pairs with a negative cosine (Yu et al. 2020, definition 1)
+    - ``conflict/magnitude_similarity``: mean of 2 n_i n_j / (n_i^2 + n_j^2) (Yu et al. 2020, definition 2)
+    - ``conflict/norm/<task>``: n_i
+    - ``conflict/condition_number``: sqrt(lambda_max / lambda_min) over the eigenvalues of G that are not
+      rounding (Senushkin et al. 2023, section 3); ``conflict/rank``: how many those are
+    - ``conflict/stationarity``: |sum a_i g_i| / mean n with the min-norm weights a of MGDA; 0 means that no
+      direction helps every task (Désidéri 2012)
+    - ``conflict/cancellation``: |sum g_i| / sum n_i; 1 where all agree, 0 where they cancel
+    """
+    gram = gram.detach().double().cpu()
+    if gram.shape != (len(tasks), len(tasks)):
+        raise ValueError(f"The Gram matrix is {tuple(gram.shape)}, but there are {len(tasks)} tasks.")
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    metrics = {f"conflict/norm/{task}": norm for task, norm in zip(tasks, norms.tolist(), strict=True)}
+    metrics |= _pair_metrics(gram, norms, tasks)
+    if norms.max() > 0:
+        # In units of the largest norm, so that no square leaves float64's range.
+        unit = gram / norms.max() / norms.max()
+        eigenvalues = torch.linalg.eigvalsh(unit)
+        eigenvalues = eigenvalues[eigenvalues > RANK_TOLERANCE * eigenvalues[-1]]
+        relative = norms / norms.max()
+        weights = min_norm_weights(gram)
+        metrics["conflict/condition_number"] = (eigenvalues[-1] / eigenvalues[0]).sqrt().item()
+        metrics["conflict/rank"] = len(eigenvalues)
+        metrics["conflict/stationarity"] = (_length(unit, weights) / relative.mean()).item()
+        metrics["conflict/cancellation"] = (_length(unit, torch.ones_like(norms)) / relative.sum()).item()
+    return metrics
+
+
+def _pair_metrics(gram: Tensor, norms: Tensor, tasks: Sequence[str]) -> dict[str, float]:
+    matrix = cosines(gram).tolist()
+    pairs = [(i, j) for i, j in combinations(range(len(tasks)), 2) if norms[i] > 0 and norms[j] > 0]
+    if not pairs:
+        return {}
+    values = [matrix[i][j] for i, j in pairs]
+    ratios = [(norms[i] / norms[j]).item() for i, j in pairs]
+    named = {f"conflict/cos/{tasks[i]}~{tasks[j]}": value for (i, j), value in zip(pairs, values, strict=True)}
+    return named | {
+        "conflict/cos_mean": sum(values) / len(values),
+        "conflict/cos_min": min(values),
+        "conflict/fraction": sum(value < 0 for value in values) / len(values),
+        "conflict/magnitude_similarity": sum(2 / (r + 1 / r) for r in ratios) / len(ratios),
+    }
+
+
+def _length(gram: Tensor, weights: Tensor) -> Tensor:
+    """|sum w_i g_i| from the Gram matrix; rounding below zero counts as zero."""
+    return (weights @ gram @ weights).clamp(min=0).sqrt()

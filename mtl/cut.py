@@ -1,0 +1,128 @@
+"""The cut: leaves at the shared features, the rows that land on them, one backward into the trunk.
+
+Source: Gloeckle et al. 2024, "Better & Faster Large Language Models via Multi-token Prediction", figure 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+# A float32 sum over this many products is exact to 1e-7; longer ones drift (4e-3 at 2^24 elements), so
+# longer rows are cut into chunks of this length and the chunks summed in float64. It is faster as well.
+CHUNK = 8192
+
+
+class Cut:
+    """The features, detached from the trunk, so that every head's gradient stops and is seen here.
+
+    ``features`` may be a tensor or any nesting of tuples, lists and dicts of tensors. Heads run on
+    ``cut.features``; what their backwards leave on the leaves goes on into the trunk by ``cut.backward()``,
+    once, whatever the number of heads.
+
+    With ``rows`` given, the gradient of each task is also kept as one row: call ``land()`` after each head's
+    backward. The sum that goes into the trunk is formed in the same order either way, so keeping rows
+    changes no bit of the training.
+    """
+
+    def __init__(self, features: Any, rows: Rows | None = None) -> None:
+        flat, self._structure = pytree.tree_flatten(features)
+        self._trunk = [t for t in flat if _is_differentiable(t)]
+        detached = [t.detach().requires_grad_() if _is_differentiable(t) else t for t in flat]
+        self.leaves: list[Tensor] = [t for t in detached if _is_differentiable(t)]
+        self.features = pytree.tree_unflatten(detached, self._structure)
+        self._rows = rows
+        self._sum: list[Tensor | None] = [None] * len(self.leaves)
+
+    def land(self) -> None:
+        """Take what the last head's backward left on the leaves as that task's row."""
+        if self._rows is None:
+            return  # the leaves' own .grad is the accumulator
+        gradients = [leaf.grad for leaf in self.leaves]
+        self._rows.append(gradients)
+        for i, (leaf, gradient) in enumerate(zip(self.leaves, gradients, strict=True)):
+            total = self._sum[i]
+            if total is None:
+                self._sum[i] = gradient
+            elif gradient is not None:
+                total.add_(gradient)
+            leaf.grad = None
+
+    def backward(self, gradients: Sequence[Tensor | None] | None = None) -> None:
+        """Send ``gradients`` (default: the sum of all that landed) through the trunk, in one backward.
+
+        A leaf that no head read has no gradient and is left out, and so is a frozen trunk's.
+        """
+        if gradients is None:
+            gradients = self._sum if self._rows is not None else [leaf.grad for leaf in self.leaves]
+        pairs = [(z, g) for z, g in zip(self._trunk, gradients, strict=True) if g is not None and z.requires_grad]
+        if pairs:
+            torch.autograd.backward([z for z, _ in pairs], [g for _, g in pairs])
+
+
+class Rows:
+    """One row a task: its gradient with respect to the features, flattened.
+
+    The rows of every leaf lie in one buffer ``[K, *leaf.shape]`` of the leaf's dtype. A ``Rows`` that is kept
+    from step to step keeps its buffers: fresh memory costs eight times the copy into it.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self.count = 0
+
+    def start(self, tasks: int, leaves: Sequence[Tensor]) -> Rows:
+        """Empty the buffers and make them fit up to ``tasks`` rows over ``leaves``."""
+        self.count = 0
+        wanted = [(tasks, leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
+        if wanted != [(len(b), b.shape[1:], b.dtype, b.device) for b in self._buffers]:
+            self._buffers = [torch.empty((k, *s), dtype=t, device=d) for k, s, t, d in wanted]
+        return self
+
+    def append(self, gradients: Sequence[Tensor | None]) -> None:
+        """Copy one task's gradients in as the next row; ``None`` is a leaf that its head did not read."""
+        for buffer, gradient in zip(self._buffers, gradients, strict=True):
+            if gradient is None:
+                buffer[self.count].zero_()
+            else:
+                buffer[self.count].copy_(gradient)
+        self.count += 1
+
+    def gram(self) -> Tensor:
+        """The Gram matrix ``[K, K]``, G_ij = <g_i, g_j>, in float64 on the CPU.
+
+        Exact to 1e-6 of its largest diagonal entry for rows of 2^24 elements.
+        """
+        blocks = [b[: self.count].flatten(1) for b in self._buffers]
+        total = sum((_gram(b, torch.float32) for b in blocks), torch.zeros(self.count, self.count).double()).cpu()
+        squares = total.diagonal()
+        # Elements below 1e-19 or above 1e19 leave float32's range when squared: such rows, and zero rows,
+        # which cannot be told from them by their squares, are worth the slower float64 sum.
+        if not torch.isfinite(total).all() or (squares < 1e-30).any():
+            total = sum((_gram(b, torch.float64) for b in blocks), torch.zeros_like(total)).cpu()
+        return total
+
+
+def with_gradient(features: Any) -> tuple[Any, list[Tensor]]:
+    """The features with a gradient to measure also where the trunk is frozen, and their leaves; nothing is cut."""
+    flat, structure = pytree.tree_flatten(features)
+    flat = [t if not _is_differentiable(t) or t.requires_grad else t.detach().requires_grad_() for t in flat]
+    return pytree.tree_unflatten(flat, structure), [t for t in flat if _is_differentiable(t)]
+
+
+def _gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gram matrix of ``rows`` [K, n], its chunks multiplied in ``dtype`` or better and summed in float64."""
+    dtype = torch.promote_types(dtype, rows.dtype)
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for chunk in rows.split(CHUNK, 1):
+        chunk = chunk.to(dtype)
+        total += chunk @ chunk.T
+    return total
+
+
+def _is_differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())

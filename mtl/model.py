@@ -1,0 +1,78 @@
+"""The model, a shared backbone under one head a task, and what a task is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+
+@dataclass
+class Task:
+    """A task: its name (its head's name in the model and its target's in the batch), loss and metrics."""
+
+    name: str
+    loss: Callable[[Any, Any], Tensor]
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> None:
+        """Move what the loss and the metrics hold to ``device``."""
+        for part in (self.loss, *self.metrics.values()):
+            if isinstance(part, nn.Module):
+                part.to(device)
+
+
+class MultiTaskModel(nn.Module):
+    """``heads[task](backbone(inputs))`` for every task.
+
+    The backbone returns the shared features (a tensor, or a nesting of tuples, lists and dicts of tensors);
+    each head is any module that maps them to a prediction.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, inputs: Any) -> dict[str, Any]:
+        """The prediction of every task, by its name."""
+        features = self.backbone(inputs)
+        return {task: head(features) for task, head in self.heads.items()}
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """The backbone's parameters: what the tasks share."""
+        return self.backbone.parameters()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The heads' parameters; one that several heads share comes once."""
+        return self.heads.parameters()
+
+
+def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Task]:
+    """The tasks that this batch has a label for.
+
+    A task is absent when its key is missing from ``targets``, when every label is NaN, or when every label
+    is its loss's ``ignore_index``. An absent task is left out of the step; it is not a zero gradient.
+    """
+    candidates = [task for task in tasks if task.name in targets]
+    labelled = [_has_label(targets[task.name], getattr(task.loss, "ignore_index", None)) for task in candidates]
+    # One transfer for all the tasks that must be looked at, not one each.
+    unknown = [flag for flag in labelled if isinstance(flag, Tensor)]
+    answers = iter(torch.stack(unknown).tolist() if unknown else [])
+    return [
+        task
+        for task, flag in zip(candidates, labelled, strict=True)
+        if (next(answers) if isinstance(flag, Tensor) else flag)
+    ]
+
+
+def _has_label(target: Any, ignore_index: int | None) -> Tensor | bool:
+    if not isinstance(target, Tensor):
+        return True
+    if target.is_floating_point():
+        return target.isnan().logical_not().any()
+    return True if ignore_index is None else (target != ignore_index).any()

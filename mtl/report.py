@@ -1,0 +1,189 @@
+"""Text tables and pictures of runs, from their folders alone. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CELL = 32  # pixels of a heat map's cell
+
+
+def read_metrics(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl of one split; a last line that was cut off is left out."""
+    rows = []
+    with (folder / "metrics.jsonl").open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+    return [row for row in rows if row["split"] == split]
+
+
+def task_names(metrics: Mapping[str, Any]) -> list[str]:
+    """The tasks that a row has a loss of, in its order."""
+    return [name.removeprefix("loss/") for name in metrics if name.startswith("loss/") and name != "loss/total"]
+
+
+def one_line(row: Mapping[str, float]) -> str:
+    """A row's most telling numbers on one line."""
+    parts = [f"loss/{task} {row[f'loss/{task}']:.4f}" for task in task_names(row)]
+    if "conflict/cos_mean" in row:
+        parts.append(f"conflict/cos_mean {row['conflict/cos_mean']:+.2f}")
+    if "samples_per_second" in row:
+        parts.append(f"{row['samples_per_second']:.0f} samples/s")
+    return ", ".join(parts)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns as wide as they need to be; numbers to the right, with four digits after the point."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numeric = [all(not isinstance(row[i], str) or row[i] == "–" for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def task_table(title: str, metrics: Mapping[str, float]) -> str:
+    """A line a task with its loss and its metrics."""
+    tasks = task_names(metrics)
+    columns = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in tasks))
+    rows = [[t, metrics[f"loss/{t}"], *(metrics.get(f"{t}/{c}", "–") for c in columns)] for t in tasks]
+    return table([title, "loss", *columns], rows)
+
+
+def only_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without where it stands."""
+    return {name: value for name, value in row.items() if name not in ("step", "epoch", "split")}
+
+
+def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of every conflict metric over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("conflict/"))
+    return {name: _mean(rows, name) for name in names}
+
+
+def closing_words(folder: Path) -> str:
+    """What a run ends with: its test metrics, its conflict metrics, and where everything is."""
+    summary = _read_json(folder / "summary.json")
+    parts = [task_table(f"test, best model (step {summary['best']['step']})", summary["test"]), conflict_table(folder)]
+    return "\n\n".join(["", *(part for part in parts if part), f"Everything is in {folder}: {', '.join(_contents(folder))}"])
+
+
+def _contents(folder: Path) -> list[str]:
+    return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+
+
+def conflict_table(folder: Path) -> str | None:
+    """The mean of every conflict metric over the run and over its last quarter; None if none was measured."""
+    rows = [row for row in read_metrics(folder, "train") if any(name.startswith("conflict/") for name in row)]
+    if not rows:
+        return None
+    whole, late = mean_conflict(rows), mean_conflict(rows[-max(1, len(rows) // 4) :])
+    return table(
+        ["gradient conflict", "whole run", "last quarter"],
+        [[name.removeprefix("conflict/"), value, late.get(name, "–")] for name, value in whole.items()],
+    )
+
+
+def overview(sweep: Path) -> str | None:
+    """A line a job of a sweep: what it was, how it ended, its test metrics; None if there is no job."""
+    jobs = sorted((p.parent for p in sweep.glob("*/status.json")), key=lambda p: (len(p.name), p.name))
+    if not jobs:
+        return None
+    summaries = [_read_json(job / "summary.json") for job in jobs]
+    names = list(dict.fromkeys(name for summary in summaries for name in summary.get("test", {})))
+    rows = []
+    for job, summary in zip(jobs, summaries, strict=True):
+        status = _read_json(job / "status.json")
+        test = summary.get("test", {})
+        rows.append([job.name, _overrides(job), status.get("status", "?"), *(test.get(name, "–") for name in names)])
+    failures = [
+        f"{job.name}: {status['error']}" for job in jobs if "error" in (status := _read_json(job / "status.json"))
+    ]
+    return "\n".join([table(["job", "overrides", "status", *names], rows), *failures])
+
+
+def heat_map(matrix: Any) -> np.ndarray:
+    """A matrix of cosines as pixels ``[H, W, 3]``: blue agrees, red fights, grey is not known."""
+    from matplotlib import colormaps
+
+    values = np.asarray(matrix, dtype=float)
+    pixels = colormaps["RdBu"].with_extremes(bad="0.6")(np.ma.masked_invalid((values + 1) / 2))[..., :3]
+    return np.kron((pixels * 255).astype(np.uint8), np.ones((CELL, CELL, 1), np.uint8))
+
+
+def draw_run(folder: Path) -> Path:
+    """Draw run.png in a run's folder: losses, val metrics, cosines over time, and the mean cosine matrix."""
+    from matplotlib.figure import Figure
+
+    train, val = read_metrics(folder, "train"), read_metrics(folder, "val")
+    tasks = list(dict.fromkeys(task for row in train for task in task_names(row)))
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    losses, metrics, cosines, matrix = figure.subplots(2, 2).flat
+    for i, task in enumerate(tasks):
+        _curve(losses, train, f"loss/{task}", f"{task}, train", color=f"C{i}", alpha=0.5, linewidth=1)
+        _curve(losses, val, f"loss/{task}", f"{task}, val", color=f"C{i}", marker="o", markersize=3)
+        for name in [n for n in (val[0] if val else {}) if n.startswith(f"{task}/")]:
+            _curve(metrics, val, name, name, color=f"C{i}", marker="o", markersize=3)
+    for name in _pair_names(train)[:6]:
+        _curve(cosines, train, name, name.removeprefix("conflict/cos/"), linewidth=1)
+    cosines.axhline(0, color="0.5", linewidth=0.8)
+    losses.set(title="loss", xlabel="step", yscale="log")
+    metrics.set(title="val metrics", xlabel="step")
+    cosines.set(title="cosine of the tasks' gradients (below 0: conflict)", xlabel="step", ylim=(-1.05, 1.05))
+    for axes in (losses, metrics, cosines):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    _draw_matrix(figure, matrix, tasks, train)
+    figure.savefig(folder / "run.png", dpi=110)
+    return folder / "run.png"
+
+
+def _draw_matrix(figure: Any, axes: Any, tasks: list[str], train: list[dict[str, Any]]) -> None:
+    values = np.full((len(tasks), len(tasks)), np.nan)
+    np.fill_diagonal(values, 1.0)
+    for name in _pair_names(train):
+        a, b = name.removeprefix("conflict/cos/").split("~")
+        i, j = tasks.index(a), tasks.index(b)
+        values[i, j] = values[j, i] = _mean(train, name)
+    image = axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
+    axes.set(title="mean cosine over the run", xticks=range(len(tasks)), yticks=range(len(tasks)))
+    axes.set_xticklabels(tasks, rotation=45 if len(tasks) > 4 else 0)
+    axes.set_yticklabels(tasks)
+    if len(tasks) <= 12:
+        for (i, j), value in np.ndenumerate(values):
+            text = "" if np.isnan(value) else f"{value:+.2f}"
+            axes.text(j, i, text, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
+    figure.colorbar(image, ax=axes)
+
+
+def _curve(axes: Any, rows: list[dict[str, Any]], name: str, label: str, **style: Any) -> None:
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, **style)
+
+
+def _pair_names(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith("conflict/cos/")))
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _overrides(job: Path) -> str:
+    path = job / ".hydra" / "overrides.yaml"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return " ".join(line.removeprefix("- ") for line in lines if line != "[]")

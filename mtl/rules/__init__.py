@@ -1,0 +1,1 @@
+"""What turns the tasks' Gram matrix into one weight a task."""

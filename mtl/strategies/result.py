@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of a strategy saw. Only the tasks with a label in the batch are in it, in their order.
+
+    ``losses``: each task's own loss, unscaled and detached. ``weights``: what the weighting (and a rule)
+    multiplied it by. ``gram``: the Gram matrix ``[K, K]`` of the tasks' scaled gradients, in float64 on the
+    CPU, or None in a step that did not need it; ``space``: where it was measured.
+    """
+
+    losses: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    gram: Tensor | None = None
+    space: str | None = None

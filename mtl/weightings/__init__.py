@@ -1,0 +1,24 @@
+"""Loss weightings: each scales a task's loss before that task's own backward.
+
+A weighting is a module with ``forward(task, loss) -> scaled loss``. What it learns gets its gradient from
+that expression.
+"""
+
+from torch import Tensor, nn
+
+from mtl.weightings.equal import Equal
+from mtl.weightings.static import Static
+
+__all__ = ["Equal", "Static", "weight_of"]
+
+
+def weight_of(weighting: nn.Module, task: str, loss: Tensor) -> Tensor:
+    """The weight of ``task``: the derivative of its scaled loss with respect to ``loss``, a scalar.
+
+    ``loss.backward(weight)`` then has the effect of ``weighting(task, loss).backward()`` for any weighting,
+    linear in the loss or not; what the weighting learns has its gradient when this returns.
+    """
+    leaf = loss.detach().requires_grad_()
+    weighting(task, leaf).backward()
+    assert leaf.grad is not None
+    return leaf.grad

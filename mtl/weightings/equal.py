@@ -1,0 +1,9 @@
+from torch import Tensor, nn
+
+
+class Equal(nn.Module):
+    """Every task's loss as it is: the gradient is that of the plain sum of the losses."""
+
+    def forward(self, task: str, loss: Tensor) -> Tensor:
+        """Return ``loss`` unchanged."""
+        return loss
