@@ -202,7 +202,8 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {_first_line(error)}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {reason}") from error
     _check_arguments(key, target, node, offered)
     filled = {name: value for name, value in offered.items() if name not in node and _takes(target, name)}
     try:
@@ -348,14 +349,14 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:
     from hydra.utils import get_object
 
+    from mtl.model import loss_modules
+
     arguments = {key: value for key, value in node.items() if key != "backbone"}
     shared_arguments = dict(node.get("backbone") or {})
-    others = [*parts.model.head_parameters(), *strategy.parameters()]
-    for task in parts.tasks:
-        others += task.loss.parameters() if hasattr(task.loss, "parameters") else []
+    learned = (*parts.model.heads.parameters(), *strategy.parameters(), *loss_modules(parts.tasks).parameters())
     groups = [
         {"params": [p for p in parts.model.shared_parameters() if p.requires_grad], **shared_arguments},
-        {"params": [p for p in others if p.requires_grad]},
+        {"params": [p for p in learned if p.requires_grad]},
     ]
     if not any(group["params"] for group in groups):
         raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")

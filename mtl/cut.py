@@ -107,11 +107,19 @@ class Rows:
         return total
 
 
-def with_gradient(features: Any) -> tuple[Any, list[Tensor]]:
-    """The features with a gradient to measure also where the trunk is frozen, and their leaves; nothing is cut."""
+def as_seen_by_heads(features: Any) -> tuple[Any, list[Tensor]]:
+    """The features as tensors of their own in the graph, and their leaves; nothing is cut.
+
+    A gradient with respect to these comes from the heads alone: one with respect to a level of a pyramid itself would
+    also come through the trunk, from the levels above it. A frozen trunk's features get a gradient to measure.
+    """
     flat, structure = pytree.tree_flatten(features)
-    flat = [t if not _is_differentiable(t) or t.requires_grad else t.detach().requires_grad_() for t in flat]
-    return pytree.tree_unflatten(flat, structure), [t for t in flat if _is_differentiable(t)]
+    flat = [_alias(value) if _is_differentiable(value) else value for value in flat]
+    return pytree.tree_unflatten(flat, structure), [value for value in flat if _is_differentiable(value)]
+
+
+def _alias(value: Tensor) -> Tensor:
+    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
 
 
 def _gram(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -83,17 +83,19 @@ class CheckFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
-        _make_folder("hydra.run.dir", config.hydra.run.dir)
+        _make_folder(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a sweep."""
-        _make_folder("hydra.sweep.dir", config.hydra.sweep.dir)
+        _make_folder(config, "sweep")
 
 
-def _make_folder(key: str, folder: str) -> None:
+def _make_folder(config: DictConfig, kind: str) -> None:
+    HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
+    folder = config.hydra[kind].dir
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        sys.exit(f"{key}={folder} cannot be written ({error.strerror}): choose a folder that can.")
+        sys.exit(f"hydra.{kind}.dir={folder} cannot be written ({error.strerror}): choose a folder that can.")

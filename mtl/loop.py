@@ -26,7 +26,7 @@ from mtl.config import Parts
 from mtl.conflict import conflict_metrics, cosines
 from mtl.data.loader import Shuffled, in_order, make_loader
 from mtl.memory import PeakMemory
-from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
 from mtl.strategies import StepResult
 from mtl.tracking import Tracker
 
@@ -50,7 +50,7 @@ class TrainState:
         """Tensors and plain types only."""
         return {
             "model": self.model.state_dict(),
-            "losses": self._losses().state_dict(),
+            "losses": loss_modules(self.tasks).state_dict(),
             "strategy": self.strategy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -64,7 +64,7 @@ class TrainState:
         """Take up another run's state; ValueError if it belongs to another model."""
         try:
             self.model.load_state_dict(state["model"])
-            self._losses().load_state_dict(state["losses"])
+            loss_modules(self.tasks).load_state_dict(state["losses"])
             self.strategy.load_state_dict(state["strategy"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
@@ -74,9 +74,6 @@ class TrainState:
         torch.set_rng_state(state["rng"]["cpu"])
         if len(state["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-
-    def _losses(self) -> nn.ModuleDict:
-        return nn.ModuleDict({task.name: task.loss for task in self.tasks if isinstance(task.loss, nn.Module)})
 
 
 @dataclass(frozen=True)

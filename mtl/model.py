@@ -52,6 +52,11 @@ class MultiTaskModel(nn.Module):
         return self.heads.parameters()
 
 
+def loss_modules(tasks: Sequence[Task]) -> nn.ModuleDict:
+    """The losses that are modules, by task: they may hold parameters and buffers."""
+    return nn.ModuleDict({task.name: task.loss for task in tasks if isinstance(task.loss, nn.Module)})
+
+
 def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Task]:
     """The tasks that this batch has a label for.
 

@@ -98,14 +98,14 @@ def overview(sweep: Path) -> str | None:
         return None
     summaries = [_read_json(job / "summary.json") for job in jobs]
     names = list(dict.fromkeys(name for summary in summaries for name in summary.get("test", {})))
+    statuses = [_read_json(job / "status.json") for job in jobs]
+    overrides = [_overrides(job) for job in jobs]
+    shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
     rows = []
-    for job, summary in zip(jobs, summaries, strict=True):
-        status = _read_json(job / "status.json")
-        test = summary.get("test", {})
-        rows.append([job.name, _overrides(job), status.get("status", "?"), *(test.get(name, "–") for name in names)])
-    failures = [
-        f"{job.name}: {status['error']}" for job in jobs if "error" in (status := _read_json(job / "status.json"))
-    ]
+    for job, given, status, summary in zip(jobs, overrides, statuses, summaries, strict=True):
+        own = " ".join(override for override in given if override not in shared)
+        rows.append([job.name, own, status["status"], *(summary.get("test", {}).get(name, "–") for name in names)])
+    failures = [f"job {j.name}: {s['error']}" for j, s in zip(jobs, statuses, strict=True) if "error" in s]
     return "\n".join([table(["job", "overrides", "status", *names], rows), *failures])
 
 
@@ -134,9 +134,11 @@ def draw_run(folder: Path) -> Path:
     for name in _pair_names(train)[:6]:
         _curve(cosines, train, name, name.removeprefix("conflict/cos/"), linewidth=1)
     cosines.axhline(0, color="0.5", linewidth=0.8)
+    largest = max((abs(v) for n in _pair_names(train) for r in train if (v := r.get(n)) is not None), default=1.0)
+    limit = min(1.05, max(0.05, 1.1 * largest))
     losses.set(title="loss", xlabel="step", yscale="log")
     metrics.set(title="val metrics", xlabel="step")
-    cosines.set(title="cosine of the tasks' gradients (below 0: conflict)", xlabel="step", ylim=(-1.05, 1.05))
+    cosines.set(title="cosine of the tasks' gradients (below 0: conflict)", xlabel="step", ylim=(-limit, limit))
     for axes in (losses, metrics, cosines):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -183,7 +185,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _overrides(job: Path) -> str:
+def _overrides(job: Path) -> list[str]:
     path = job / ".hydra" / "overrides.yaml"
     lines = path.read_text().splitlines() if path.is_file() else []
-    return " ".join(line.removeprefix("- ") for line in lines if line != "[]")
+    return [line.removeprefix("- ") for line in lines if line != "[]"]

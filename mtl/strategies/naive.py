@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.cut import Rows, with_gradient
+from mtl.cut import Rows, as_seen_by_heads
 from mtl.model import MultiTaskModel, Task, present_tasks
 from mtl.strategies.result import StepResult
 from mtl.weightings import weight_of
@@ -35,7 +35,7 @@ class Naive(nn.Module):
         present = present_tasks(tasks, targets)
         features = model.backbone(inputs)
         if measure:
-            features, leaves = with_gradient(features)
+            features, leaves = as_seen_by_heads(features)
         losses = {t.name: t.loss(model.heads[t.name](features), targets[t.name]) for t in present}
         weights = {name: weight_of(self.weighting, name, loss) for name, loss in losses.items()}
         gram = _gram(leaves, losses, weights) if measure and present else None

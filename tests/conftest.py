@@ -1,0 +1,61 @@
+"""What many tests need: a tiny run in this process, and real ones in another."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Two cores are shared by two test processes; and no test may reach for a W&B account or a hub.
+os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true", HF_HUB_OFFLINE="1")
+
+import torch
+
+torch.set_num_threads(1)
+
+TINY = ["trainer.max_steps=4", "trainer.val_every=2", "trainer.limit_val_batches=2", "data.batch_size=8", "tracker=jsonl"]
+
+
+@pytest.fixture
+def train_tiny(tmp_path):
+    """Train a few steps in this process; returns the run's folder."""
+    from mtl.config import load
+    from mtl.train import train
+
+    def run(*overrides, folder="run"):
+        train(load([*TINY, *overrides]), tmp_path / folder)
+        return tmp_path / folder
+
+    return run
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run one of our commands as a person would, in an empty folder."""
+
+    def run(*arguments, timeout=240, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind():
+    """Global switches that a run sets are set back."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    yield
+    torch.use_deterministic_algorithms(False)
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    logging.getLogger().setLevel(logging.WARNING)
