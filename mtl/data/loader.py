@@ -19,7 +19,7 @@ class Shuffled(Sampler[Key]):
 
     The order within an epoch is a function of ``(seed, epoch)``, so batch number n is the same however the run came
     to it. The last, smaller batch of an epoch is dropped, unless it is the only one. With ``shuffle=False`` every
-    epoch is in the data's own order.
+    epoch is the first one over again, in the data's own order.
     """
 
     def __init__(self, size: int, batch_size: int, per_epoch: int, seed: int, start: int = 0, shuffle: bool = True):
@@ -33,7 +33,7 @@ class Shuffled(Sampler[Key]):
             if self._shuffle:
                 order = np.random.default_rng((self._seed, epoch)).permutation(self._size)
             while batch < self._per_epoch:
-                yield epoch, order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist()
+                yield (epoch if self._shuffle else 0), order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist()
                 batch += 1
             epoch, batch = epoch + 1, 0
 
@@ -51,6 +51,7 @@ def make_loader(dataset: Any, keys: Any, seed: int, num_workers: int) -> DataLoa
         batch_size=None,
         sampler=keys,
         num_workers=num_workers,
+        generator=torch.Generator().manual_seed(seed),  # else every pass would draw from the global one
         pin_memory=torch.cuda.is_available(),
     )
 

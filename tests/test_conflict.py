@@ -1,0 +1,108 @@
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from mtl.conflict import conflict_metrics, cosines
+
+
+def gram_of(*rows):
+    rows = torch.tensor(rows, dtype=torch.float64)
+    return rows @ rows.T
+
+
+def reference(rows, tasks):
+    """The definitions of Yu et al., Senushkin et al. and Désidéri on the rows themselves, in NumPy."""
+    norms = np.linalg.norm(rows, axis=1)
+    pairs = list(combinations(range(len(rows)), 2))
+    cos = {(i, j): rows[i] @ rows[j] / norms[i] / norms[j] for i, j in pairs}
+    singular = np.linalg.svd(rows, compute_uv=False)
+    simplex = [{"type": "eq", "fun": lambda w: w.sum() - 1}]
+    start = np.full(len(rows), 1 / len(rows))
+    shortest = minimize(
+        lambda w: np.sum((w @ rows) ** 2), start, bounds=[(0, 1)] * len(rows), constraints=simplex,
+        method="SLSQP", options={"ftol": 1e-16, "maxiter": 1000},
+    )  # fmt: skip
+    return {
+        **{f"conflict/norm/{t}": n for t, n in zip(tasks, norms, strict=True)},
+        **{f"conflict/cos/{tasks[i]}~{tasks[j]}": c for (i, j), c in cos.items()},
+        "conflict/cos_mean": np.mean(list(cos.values())),
+        "conflict/cos_min": min(cos.values()),
+        "conflict/fraction": np.mean([c < 0 for c in cos.values()]),
+        "conflict/magnitude_similarity": np.mean(
+            [2 * norms[i] * norms[j] / (norms[i] ** 2 + norms[j] ** 2) for i, j in pairs]
+        ),
+        "conflict/condition_number": singular[0] / singular[-1],
+        "conflict/rank": len(rows),
+        "conflict/stationarity": math.sqrt(max(shortest.fun, 0)) / norms.mean(),
+        "conflict/cancellation": np.linalg.norm(rows.sum(0)) / norms.sum(),
+    }
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_against_the_definitions_on_the_rows(count, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(count, 20)) * 10.0 ** rng.uniform(-1, 1, size=(count, 1))
+    tasks = [f"t{i}" for i in range(count)]
+    metrics = conflict_metrics(torch.from_numpy(rows @ rows.T), tasks)
+    expected = reference(rows, tasks)
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, rel=2e-5, abs=1e-7), name
+    permuted = conflict_metrics(torch.from_numpy(rows[::-1] @ rows[::-1].T), tasks)
+    assert permuted != pytest.approx(expected, rel=1e-3)  # negative control: the names matter
+
+
+def test_closed_forms_for_two_tasks():
+    metrics = conflict_metrics(gram_of([3.0, 0.0], [-1.0, 1.0]), ["a", "b"])
+    assert metrics["conflict/cos/a~b"] == pytest.approx(-1 / math.sqrt(2))
+    assert metrics["conflict/fraction"] == 1
+    assert metrics["conflict/magnitude_similarity"] == pytest.approx(2 * 3 * math.sqrt(2) / 11)
+    assert metrics["conflict/cancellation"] == pytest.approx(math.sqrt(5) / (3 + math.sqrt(2)))
+    # the foot of the perpendicular from the origin on the segment between the two ends
+    assert metrics["conflict/stationarity"] == pytest.approx(3 / math.sqrt(17) / ((3 + math.sqrt(2)) / 2))
+
+
+def test_opposite_gradients_are_stationary_and_cancel():
+    metrics = conflict_metrics(gram_of([1.0, 2.0], [-1.0, -2.0]), ["a", "b"])
+    assert metrics["conflict/stationarity"] == pytest.approx(0, abs=1e-7)
+    assert metrics["conflict/cancellation"] == pytest.approx(0, abs=1e-7)
+    assert metrics["conflict/rank"] == 1
+
+
+def test_one_task_has_no_pairs():
+    metrics = conflict_metrics(gram_of([3.0, 4.0]), ["only"])
+    assert metrics == {
+        "conflict/norm/only": 5.0, "conflict/condition_number": 1.0, "conflict/rank": 1,
+        "conflict/stationarity": 1.0, "conflict/cancellation": 1.0,
+    }  # fmt: skip
+
+
+def test_a_zero_gradient_has_no_cosine():
+    metrics = conflict_metrics(gram_of([1.0, 0.0], [0.0, 0.0], [1.0, 1.0]), ["a", "zero", "c"])
+    assert "conflict/cos/a~zero" not in metrics and "conflict/cos/zero~c" not in metrics
+    assert metrics["conflict/cos_mean"] == pytest.approx(1 / math.sqrt(2))
+    assert metrics["conflict/norm/zero"] == 0 and metrics["conflict/stationarity"] == 0
+    assert torch.isnan(cosines(gram_of([1.0, 0.0], [0.0, 0.0]))[0, 1])
+
+
+def test_nothing_but_zero_gradients():
+    assert conflict_metrics(torch.zeros(2, 2), ["a", "b"]) == {"conflict/norm/a": 0.0, "conflict/norm/b": 0.0}
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_every_ratio_is_free_of_the_scale(scale):
+    gram = gram_of([1.0, 0.2], [-1.0, 1.0])
+    plain, scaled = (conflict_metrics(g, ["a", "b"]) for g in (gram, gram * scale))
+    for name in plain:
+        factor = math.sqrt(scale) if "norm/" in name else 1
+        assert scaled[name] == pytest.approx(plain[name] * factor, rel=1e-9), name
+
+
+def test_a_matrix_of_the_wrong_size_is_named():
+    with pytest.raises(ValueError, match=r"\(2, 2\), but there are 3 tasks"):
+        conflict_metrics(torch.eye(2), ["a", "b", "c"])

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from mtl.cut import CHUNK, Cut, Rows
+
+
+def rows_of(*vectors):
+    rows = Rows().start(len(vectors), [vectors[0]])
+    for vector in vectors:
+        rows.append([vector])
+    return rows
+
+
+def test_features_keep_their_nesting_and_what_is_not_differentiable():
+    z = torch.randn(2, 3, requires_grad=True)
+    features = {"a": (z * 2, [z * 3]), "ids": torch.arange(4), "note": "text", "none": None}
+    cut = Cut(features)
+    assert cut.features["note"] == "text" and cut.features["none"] is None
+    assert cut.features["ids"] is features["ids"]
+    assert isinstance(cut.features["a"], tuple) and isinstance(cut.features["a"][1], list)
+    assert all(leaf.is_leaf and leaf.requires_grad for leaf in cut.leaves) and len(cut.leaves) == 2
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["accumulated", "rows"])
+def test_what_lands_goes_through_the_trunk_once_and_unread_leaves_are_left_out(keep):
+    w = torch.tensor([2.0, 3.0], requires_grad=True)
+    unread = torch.tensor([1.0], requires_grad=True)
+    rows = Rows() if keep else None
+    cut = Cut((w * w, unread * 2), rows)
+    if keep:
+        rows.start(2, cut.leaves)
+    for factor in (1.0, 10.0):
+        (cut.features[0] * factor).sum().backward()
+        cut.land()
+    cut.backward()
+    assert torch.equal(w.grad, 2 * w.detach() * 11)
+    assert unread.grad is None
+    if keep:
+        assert rows.gram().tolist() == [[2.0, 20.0], [20.0, 200.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gram_matrix_of_long_rows_is_exact_where_one_matmul_is_not(dtype):
+    """1e-6 of the largest diagonal entry at 2^22 elements, against float64; a single float32 matmul is the control."""
+    torch.manual_seed(0)
+    vectors = [(torch.randn(2**22) + i).to(dtype) for i in range(3)]
+    exact = torch.stack([v.double() for v in vectors])
+    exact = exact @ exact.T
+    error = (rows_of(*vectors).gram() - exact).abs().max() / exact.diagonal().max()
+    assert error <= 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_rows_whose_squares_leave_float32(scale):
+    a, b = torch.tensor([3.0, 4.0]) * scale, torch.tensor([4.0, 3.0]) * scale
+    gram = rows_of(a, b).gram()
+    assert gram[0, 1] / gram[0, 0] == pytest.approx(24 / 25, rel=1e-5)
+    assert gram[0, 0] == pytest.approx(25 * scale**2, rel=1e-5)
+
+
+def test_float64_rows_are_multiplied_in_float64():
+    vector = torch.full((CHUNK + 3,), 1 + 1e-12, dtype=torch.float64)
+    assert rows_of(vector).gram().item() == pytest.approx((CHUNK + 3) * (1 + 2e-12), rel=1e-13)
+
+
+def test_buffers_are_kept_while_the_shapes_stay():
+    leaf = torch.ones(4, 5)
+    rows = Rows().start(3, [leaf])
+    rows.append([leaf])
+    kept = rows._buffers[0].data_ptr()
+    assert rows.start(3, [leaf])._buffers[0].data_ptr() == kept and rows.count == 0
+    assert rows.start(3, [torch.ones(4, 6)])._buffers[0].shape == (3, 4, 6)
