@@ -45,7 +45,7 @@ class Timm(nn.Module):
         if config is not None and config.fixed_input_size and image_size is not None:
             options.setdefault("img_size", image_size)  # its position embedding has a size of its own
         self.features = features
-        self.model = _create(name, pretrained, features, options)
+        self.model: Any = _create(name, pretrained, features, options)  # timm's models have more than nn.Module
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images ``[B, C, H, W]`` to the features."""
@@ -105,6 +105,8 @@ def _can_be_made(name: str, options: Mapping[str, Any]) -> bool:
 
 def _as_tokens(features: Tensor, last_axis_is_channels: bool) -> Tensor:
     """Maps ``[B, C, H, W]`` or ``[B, H, W, C]`` to ``[B, H*W, C]``; tokens stay."""
+    if not isinstance(features, Tensor):
+        raise ValueError(f"features=tokens: this model gives a {type(features).__name__}; use pooled or pyramid.")
     if features.dim() != 4:
         return features
     return features.flatten(1, 2) if last_axis_is_channels else features.flatten(2).transpose(1, 2)

@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
@@ -29,20 +30,20 @@ if TYPE_CHECKING:
 class TrainerConfig:
     """How long and how often. Steps are optimizer steps."""
 
-    max_steps: Optional[int] = None  # stop after so many steps …
-    max_epochs: Optional[int] = None  # … or passes over the training data, whichever comes first
-    val_every: Optional[int] = None  # steps between evaluations; null: after every epoch
+    max_steps: int | None = None  # stop after so many steps …
+    max_epochs: int | None = None  # … or passes over the training data, whichever comes first
+    val_every: int | None = None  # steps between evaluations; null: after every epoch
     log_every: int = 10  # steps between lines of metrics.jsonl
-    checkpoint_every: Optional[int] = None  # steps between writes of last.pt; null: at every evaluation
+    checkpoint_every: int | None = None  # steps between writes of last.pt; null: at every evaluation
     monitor: str = "loss/total"  # the metric of the val split that decides what is best.pt
     mode: str = "min"  # min | max
-    patience: Optional[int] = None  # stop after so many evaluations without a better one
-    grad_clip_norm: Optional[float] = None  # clip the gradient of all parameters to this norm
+    patience: int | None = None  # stop after so many evaluations without a better one
+    grad_clip_norm: float | None = None  # clip the gradient of all parameters to this norm
     num_workers: int = 0  # processes that load data; 0: the training process itself
     deterministic: bool = False  # torch's deterministic algorithms; an operation that has none is an error
-    limit_train_batches: Optional[int] = None  # batches of an epoch
-    limit_val_batches: Optional[int] = None  # batches of an evaluation, of test as well
-    overfit_batches: Optional[int] = None  # train and evaluate on the same first batches, in order
+    limit_train_batches: int | None = None  # batches of an epoch
+    limit_val_batches: int | None = None  # batches of an evaluation, of test as well
+    overfit_batches: int | None = None  # train and evaluate on the same first batches, in order
     fast_dev_run: bool = False  # one step, one batch an evaluation, no W&B: does it run at all?
 
 
@@ -50,11 +51,11 @@ class TrainerConfig:
 class TrackerConfig:
     """Where Weights & Biases finds the run; metrics.jsonl is always written."""
 
-    mode: Optional[str] = None  # online | offline | disabled; null: WANDB_MODE, else online where a key is known
+    mode: str | None = None  # online | offline | disabled; null: WANDB_MODE, else online where a key is known
     project: str = "mtl"
-    entity: Optional[str] = None
-    group: Optional[str] = None  # null: the sweep's folder
-    run_name: Optional[str] = None  # null: the overrides of the command line
+    entity: str | None = None
+    group: str | None = None  # null: the sweep's folder
+    run_name: str | None = None  # null: the overrides of the command line
     tags: list[str] = field(default_factory=list)  # beside those for data, backbone and strategy
 
 
@@ -62,7 +63,7 @@ class TrackerConfig:
 class ConflictConfig:
     """When the tasks' gradients are measured."""
 
-    every: Optional[int] = 10  # steps; null: never
+    every: int | None = 10  # steps; null: never
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Config:
     conflict: ConflictConfig = field(default_factory=ConflictConfig)
     seed: int = 0
     device: str = "auto"
-    resume: Optional[str] = None
+    resume: str | None = None
     name: str = MISSING
 
 
@@ -113,7 +114,7 @@ def load(overrides: Iterable[str] = ()) -> DictConfig:
 def check(cfg: DictConfig) -> None:
     """Raise ValueError, one sentence with the key, for every mistake that can be told without torch."""
     _check_keys(cfg, Config, "")
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
     for section in ("data", "backbone", "weighting", "strategy", "optimizer", "scheduler"):
@@ -132,7 +133,7 @@ def _check_keys(cfg: DictConfig, schema: type, prefix: str) -> None:
     accepted = {f.name: f for f in fields(schema)}
     for key in cfg:
         if key not in accepted:
-            raise ConfigError(f"{prefix}{key} is not a key of the configuration; {_instead(str(key), accepted)}.")
+            raise ConfigError(f"{prefix}{key!s} is not a key of the configuration; {_instead(str(key), accepted)}.")
     for key in accepted:
         default = accepted[key].default_factory
         if is_dataclass(default):
@@ -209,7 +210,9 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     try:
         return instantiate(node, _partial_=True, _convert_="all")(**filled)
     except Exception as error:
-        raise ConfigError(f"{key}: {_first_line(error.__cause__ or error)}") from error
+        # Hydra wraps what a nested component raised; any other cause is the constructor's own affair.
+        inner = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+        raise ConfigError(f"{key}: {_first_line(inner)}") from error
 
 
 def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
@@ -255,14 +258,12 @@ def _accepts(hint: Any, value: Any) -> bool:
         return any(_accepts(choice, value) for choice in typing.get_args(hint))
     if origin is Literal:
         return value in typing.get_args(hint)
-    if isinstance(value, bool):
-        return hint not in (str, type(None)) if inspect.isclass(hint) else True
     if hint is float:
-        return isinstance(value, int | float)
+        return isinstance(value, int | float) and not isinstance(value, bool)
     if hint in (int, str, bool):
-        return isinstance(value, hint)
+        return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     # Tensors, containers and functions are never written as one word or number.
-    return not inspect.isclass(hint) or hint is object
+    return hint is object or not inspect.isclass(origin or hint)
 
 
 def _takes(target: Any, name: str) -> bool:
@@ -353,7 +354,11 @@ def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:
 
     arguments = {key: value for key, value in node.items() if key != "backbone"}
     shared_arguments = dict(node.get("backbone") or {})
-    learned = (*parts.model.heads.parameters(), *strategy.parameters(), *loss_modules(parts.tasks).parameters())
+    learned = (
+        *parts.model.heads.parameters(),
+        *strategy.parameters(),
+        *loss_modules(parts.tasks).parameters(),
+    )
     groups = [
         {"params": [p for p in parts.model.shared_parameters() if p.requires_grad], **shared_arguments},
         {"params": [p for p in learned if p.requires_grad]},
@@ -403,7 +408,9 @@ def _rehearse_backbone(backbone: Any, inputs: Any) -> Any:
         with torch.no_grad():
             return backbone.eval()(inputs)
     except Exception as error:
-        raise ConfigError(f"backbone cannot take inputs of shape {_shape(inputs)}: {_first_line(error)}") from error
+        words = _first_line(error)
+        reason = words if isinstance(error, ValueError) else f"cannot take inputs of shape {_shape(inputs)}: {words}"
+        raise ConfigError(f"backbone: {reason}") from error
     finally:
         backbone.train(training)
 
@@ -423,7 +430,9 @@ def _rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, An
     finally:
         head.train(training)
     if hasattr(prediction, "numel") and prediction.numel() == 0:
-        raise ConfigError(f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more.")
+        raise ConfigError(
+            f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more."
+        )
     if task.name not in targets:
         return
     target = targets[task.name]
@@ -442,7 +451,9 @@ def _rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, An
         try:
             metric.update(prediction.detach(), target)
         except Exception as error:
-            raise ConfigError(f"The metric {task.name}/{metric_name} does not fit {pair}: {_first_line(error)}") from error
+            raise ConfigError(
+                f"The metric {task.name}/{metric_name} does not fit {pair}: {_first_line(error)}"
+            ) from error
         metric.reset()
 
 

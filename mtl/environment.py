@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-PACKAGES = ("mtl", "torch", "timm", "torchvision", "hydra-core", "omegaconf", "wandb", "torchmetrics", "numpy")
+PACKAGES = (
+    "mtl",
+    "torch",
+    "timm",
+    "torchvision",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "torchmetrics",
+    "numpy",
+)
 
 
 def find_device(name: str) -> torch.device:

@@ -17,9 +17,7 @@ class MLP(nn.Sequential):
                 f"in_features={in_features}, out_features={out_features} and "
                 f"hidden_features={hidden_features} must each be 1 or more."
             )
-        super().__init__(
-            nn.Linear(in_features, hidden_features), nn.GELU(), nn.Linear(hidden_features, out_features)
-        )
+        super().__init__(nn.Linear(in_features, hidden_features), nn.GELU(), nn.Linear(hidden_features, out_features))
 
 
 class PyramidPool(nn.Module):

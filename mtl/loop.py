@@ -39,7 +39,7 @@ class TrainState:
 
     model: MultiTaskModel
     tasks: list[Task]
-    strategy: nn.Module
+    strategy: Any
     optimizer: torch.optim.Optimizer
     scheduler: Any
     step: int = 0
@@ -111,13 +111,24 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
     p = plan(data, trainer)
     _announce(state, data, p)
     sampler = Shuffled(
-        len(data.train), data.batch_size, p.per_epoch, cfg.seed, state.step, shuffle=not trainer.overfit_batches
+        len(data.train),
+        data.batch_size,
+        p.per_epoch,
+        cfg.seed,
+        state.step,
+        shuffle=not trainer.overfit_batches,
     )
     batches = iter(make_loader(data.train, sampler, cfg.seed, trainer.num_workers))
     val_loader = split_loader(data, "val", cfg)
     parameters = [q for group in state.optimizer.param_groups for q in group["params"]]
     clock, conflicts = Clock(data.batch_size, device), Conflicts([task.name for task in state.tasks])
-    bar = tqdm(total=p.steps, initial=state.step, disable=None if sys.stderr.isatty() else True, leave=False, ncols=100)
+    bar = tqdm(
+        total=p.steps,
+        initial=state.step,
+        disable=None if sys.stderr.isatty() else True,
+        leave=False,
+        ncols=100,
+    )
 
     state.model.train()
     while state.step < p.steps:
@@ -325,7 +336,11 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: 
     return {
         "steps": state.step,
         "test": test,
-        "best": {"step": state.best_step, "monitor": state.best, "val": report.only_metrics(best[-1]) if best else {}},
+        "best": {
+            "step": state.best_step,
+            "monitor": state.best,
+            "val": report.only_metrics(best[-1]) if best else {},
+        },
         "last": {"val": report.only_metrics(val[-1]) if val else {}},
         "conflict": report.mean_conflict(train),
         "parameters": {
@@ -341,7 +356,12 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: 
 def _announce(state: TrainState, data: Any, p: Plan) -> None:
     shared = sum(q.numel() for q in state.model.shared_parameters())
     heads = sum(q.numel() for q in state.model.head_parameters())
-    log.info("tasks %s; parameters: %s shared, %s in heads", ", ".join(t.name for t in state.tasks), f"{shared:,}", f"{heads:,}")
+    log.info(
+        "tasks %s; parameters: %s shared, %s in heads",
+        ", ".join(t.name for t in state.tasks),
+        f"{shared:,}",
+        f"{heads:,}",
+    )
     log.info(
         "%d samples / batches of %d = %d steps an epoch; %d steps = %.1f epochs; evaluation every %d steps",
         len(data.train), data.batch_size, p.per_epoch, p.steps, p.epoch(p.steps), p.val_every,
@@ -372,7 +392,9 @@ def _step_plateau(scheduler: Any, evaluation: int, value: float) -> None:
         scheduler.step(evaluation, value)
 
 
-def _test_best(state: TrainState, data: Any, cfg: Any, tracker: Tracker, p: Plan, device: torch.device) -> dict[str, float]:
+def _test_best(
+    state: TrainState, data: Any, cfg: Any, tracker: Tracker, p: Plan, device: torch.device
+) -> dict[str, float]:
     best = tracker.folder / "checkpoints" / "best.pt"
     if best.exists():
         state.model.load_state_dict(checkpoint.load(best)["model"])

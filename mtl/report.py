@@ -71,8 +71,13 @@ def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def closing_words(folder: Path) -> str:
     """What a run ends with: its test metrics, its conflict metrics, and where everything is."""
     summary = _read_json(folder / "summary.json")
-    parts = [task_table(f"test, best model (step {summary['best']['step']})", summary["test"]), conflict_table(folder)]
-    return "\n\n".join(["", *(part for part in parts if part), f"Everything is in {folder}: {', '.join(_contents(folder))}"])
+    parts = [
+        task_table(f"test, best model (step {summary['best']['step']})", summary["test"]),
+        conflict_table(folder),
+    ]
+    return "\n\n".join(
+        ["", *(part for part in parts if part), f"Everything is in {folder}: {', '.join(_contents(folder))}"]
+    )
 
 
 def _contents(folder: Path) -> list[str]:

@@ -153,7 +153,12 @@ class _WandB:
         try:
             call()
         except Exception as error:
-            log.warning("W&B failed to %s (%s: %s): metrics.jsonl goes on without it.", what, type(error).__name__, error)
+            log.warning(
+                "W&B failed to %s (%s: %s): metrics.jsonl goes on without it.",
+                what,
+                type(error).__name__,
+                error,
+            )
             self._run = None
             try:
                 import wandb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     from mtl.tracking import Tracker
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     start = time.perf_counter()
     with Tracker(folder, cfg.tracker, config) as tracker:

@@ -15,7 +15,13 @@ import torch
 
 torch.set_num_threads(1)
 
-TINY = ["trainer.max_steps=4", "trainer.val_every=2", "trainer.limit_val_batches=2", "data.batch_size=8", "tracker=jsonl"]
+TINY = [
+    "trainer.max_steps=4",
+    "trainer.val_every=2",
+    "trainer.limit_val_batches=2",
+    "data.batch_size=8",
+    "tracker=jsonl",
+]
 
 
 @pytest.fixture

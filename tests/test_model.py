@@ -15,7 +15,11 @@ def names(targets):
 
 
 def test_a_task_is_absent_without_a_key_or_with_nothing_but_its_ignore_value_or_nan():
-    full = {"classes": torch.tensor([0, 1]), "map": torch.tensor([255, 3]), "number": torch.tensor([1.0, float("nan")])}
+    full = {
+        "classes": torch.tensor([0, 1]),
+        "map": torch.tensor([255, 3]),
+        "number": torch.tensor([1.0, float("nan")]),
+    }
     assert names(full) == ["classes", "map", "number"]
     assert names({"number": full["number"]}) == ["number"]
     assert names(full | {"map": torch.tensor([255, 255])}) == ["classes", "number"]

@@ -37,7 +37,12 @@ class Digits:
     targets = tuple(CLASSES)
 
     def __init__(
-        self, batch_size: int = 64, offset: int = 2, image_size: int = 32, pairs_per_digit: int = 8, seed: int = 0
+        self,
+        batch_size: int = 64,
+        offset: int = 2,
+        image_size: int = 32,
+        pairs_per_digit: int = 8,
+        seed: int = 0,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -70,7 +75,14 @@ class Pairs(Dataset):
     """The pairs of one split; sample ``i`` has source digit ``i mod n`` at the left."""
 
     def __init__(
-        self, scans: Tensor, labels: Tensor, offset: int, image_size: int, repeats: int, seed: int, redraw: bool
+        self,
+        scans: Tensor,
+        labels: Tensor,
+        offset: int,
+        image_size: int,
+        repeats: int,
+        seed: int,
+        redraw: bool,
     ) -> None:
         side = SIDE + offset
         self._left = torch.zeros(len(scans), 1, side, side)

@@ -33,7 +33,10 @@ class Shuffled(Sampler[Key]):
             if self._shuffle:
                 order = np.random.default_rng((self._seed, epoch)).permutation(self._size)
             while batch < self._per_epoch:
-                yield (epoch if self._shuffle else 0), order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist()
+                yield (
+                    (epoch if self._shuffle else 0),
+                    order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist(),
+                )
                 batch += 1
             epoch, batch = epoch + 1, 0
 

@@ -39,7 +39,11 @@ def test_gradients_agree_with_plain_autograd_of_the_weighted_sum(kind):
     sum(weights.get(t.name, 1.0) * t.loss(predictions[t.name], targets[t.name]) for t in tasks).backward()
     expected = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     assert distance(expected, detached) <= 1e-12
-    assert {name: weight.item() for name, weight in result.weights.items()} == {"task0": 0.3, "task1": 1.0, "task2": 2.5}
+    assert {name: weight.item() for name, weight in result.weights.items()} == {
+        "task0": 0.3,
+        "task1": 1.0,
+        "task2": 2.5,
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from mtl.evaluate import evaluate_checkpoint
+from mtl.report import only_metrics, read_metrics
+
+
+@pytest.mark.parametrize("weights", [[], ["losses.left.weight={_target_: torch.ones, _args_: [10]}"]])
+def test_a_checkpoint_alone_reproduces_its_metrics_to_the_last_bit(train_tiny, weights):
+    folder = train_tiny("trainer.max_steps=6", *[f"+{w}" for w in weights])
+    best = folder / "checkpoints" / "best.pt"
+    alone = best.rename(folder.parent / "alone.pt")
+    test = read_metrics(folder, "test")[0]
+    val = next(row for row in read_metrics(folder, "val") if row["step"] == test["step"])
+    assert evaluate_checkpoint(alone, "test") == only_metrics(test)
+    assert evaluate_checkpoint(alone, "val") == only_metrics(val)
+    assert only_metrics(test) != only_metrics(val)
+
+
+def test_the_command(train_tiny, command, tmp_path):
+    folder = train_tiny()
+    done = command("mtl.evaluate", str(folder), "--split", "val")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert json.loads(lines[-1]) == only_metrics(read_metrics(folder, "val")[-1])
+    assert lines[0].split() == ["run:", "val", "loss", "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.pt"], "mtl-eval: There is no checkpoint nowhere.pt."),
+        (["broken.pt"], "mtl-eval: broken.pt cannot be read as a checkpoint:"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_one_sentence(command, tmp_path, arguments, message):
+    (tmp_path / "broken.pt").write_text("text")
+    done = command("mtl.evaluate", *arguments)
+    assert done.returncode != 0 and done.stderr.startswith(message) and "Traceback" not in done.stderr
