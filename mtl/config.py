@@ -263,7 +263,7 @@ def _accepts(hint: Any, value: Any) -> bool:
     if hint in (int, str, bool):
         return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     # Tensors, containers and functions are never written as one word or number.
-    return hint is object or not inspect.isclass(origin or hint)
+    return hint in (Any, object) or not inspect.isclass(origin or hint)
 
 
 def _takes(target: Any, name: str) -> bool:

@@ -64,7 +64,7 @@ def test_features_that_a_model_does_not_give_are_named(stubborn, features, messa
 
 
 def test_an_option_that_timm_does_not_take_is_named(stubborn):
-    with pytest.raises(ConfigError, match="timm cannot make mtl_stubborn with .*unexpected keyword argument colour"):
+    with pytest.raises(ConfigError, match=r"timm cannot make mtl_stubborn with .*unexpected keyword argument colour"):
         build(load(["backbone.name=mtl_stubborn", "+backbone.options.colour=1"]))
 
 

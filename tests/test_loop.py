@@ -34,7 +34,7 @@ def test_what_a_run_leaves_behind(train_tiny, strategy):
     ]  # fmt: skip
     train, val, test = (read_metrics(folder, split) for split in ("train", "val", "test"))
     assert [row["step"] for row in train] == [1, 2, 3, 4] and [row["step"] for row in val] == [2, 4]
-    measured = [row["step"] for row in train if CONFLICT_NAMES <= row.keys()]
+    measured = [row["step"] for row in train if row.keys() >= CONFLICT_NAMES]
     assert measured == [1, 3, 4]
     assert train[0].keys() == PLACE | TRAIN_NAMES | CONFLICT_NAMES
     assert train[1].keys() == PLACE | TRAIN_NAMES | {"memory/peak"}
