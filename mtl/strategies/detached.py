@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mtl.cut import Cut, Rows
 from mtl.model import MultiTaskModel, Task, present_tasks
 from mtl.strategies.result import StepResult
-from mtl.weightings import weight_of
+from mtl.weightings import Weighting, weight_of
 
 
 class Detached(nn.Module):
@@ -18,7 +18,7 @@ class Detached(nn.Module):
     memory is O(V + d) and not O(K V + d) for K heads with V outputs. Source: Gloeckle et al. 2024, figure 2.
     """
 
-    def __init__(self, weighting: nn.Module) -> None:
+    def __init__(self, weighting: Weighting) -> None:
         super().__init__()
         self.weighting = weighting
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtl.cut import Rows, as_seen_by_heads
 from mtl.model import MultiTaskModel, Task, present_tasks
 from mtl.strategies.result import StepResult
-from mtl.weightings import weight_of
+from mtl.weightings import Weighting, weight_of
 
 
 class Naive(nn.Module):
@@ -19,7 +19,7 @@ class Naive(nn.Module):
     head, down to the features, and none through the trunk.
     """
 
-    def __init__(self, weighting: nn.Module) -> None:
+    def __init__(self, weighting: Weighting) -> None:
         super().__init__()
         self.weighting = weighting
 

@@ -1,18 +1,19 @@
 """Loss weightings: each scales a task's loss before that task's own backward.
 
-A weighting is a module with ``forward(task, loss) -> scaled loss``. What it learns gets its gradient from
-that expression.
+A weighting is a module with ``forward(task, loss) -> scaled loss``, or ``weights(losses)`` where it needs the
+losses of all tasks first; see the class Weighting.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtl.weightings.equal import Equal
 from mtl.weightings.static import Static
+from mtl.weightings.weighting import Weighting
 
-__all__ = ["Equal", "Static", "weight_of"]
+__all__ = ["Equal", "Static", "Weighting", "weight_of"]
 
 
-def weight_of(weighting: nn.Module, task: str, loss: Tensor) -> Tensor:
+def weight_of(weighting: Weighting, task: str, loss: Tensor) -> Tensor:
     """The weight of ``task``: the derivative of its scaled loss with respect to ``loss``, a scalar.
 
     ``loss.backward(weight)`` then has the effect of ``weighting(task, loss).backward()`` for any weighting,

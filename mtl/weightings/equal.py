@@ -1,7 +1,9 @@
-from torch import Tensor, nn
+from torch import Tensor
+
+from mtl.weightings.weighting import Weighting
 
 
-class Equal(nn.Module):
+class Equal(Weighting):
     """Every task's loss as it is: the gradient is that of the plain sum of the losses."""
 
     def forward(self, task: str, loss: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from mtl.weightings.weighting import Weighting
 
 
-class Static(nn.Module):
+class Static(Weighting):
     """A fixed weight a task; a task that ``weights`` does not name keeps weight 1.
 
     A weight of 0 keeps the task's head at rest and its gradient out of the trunk, while its loss is still
