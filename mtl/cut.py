@@ -23,90 +23,157 @@ class Cut:
     """The features, detached from the trunk, so that every head's gradient stops and is seen here.
 
     ``features`` may be a tensor or any nesting of tuples, lists and dicts of tensors. Heads run on
-    ``cut.features``; what their backwards leave on the leaves goes on into the trunk by ``cut.backward()``,
-    once, whatever the number of heads.
+    ``cut.features``; call ``land()`` after each head's backward, and ``backward()`` once after the last one: one
+    backward through the trunk, whatever the number of heads.
 
-    With ``rows`` given, the gradient of each task is also kept as one row: call ``land()`` after each head's
-    backward. The sum that goes into the trunk is formed in the same order either way, so keeping rows
-    changes no bit of the training.
+    With ``rows`` given, the gradient of each task is also kept as one row. The sum that goes into the trunk is
+    formed in the same order either way, so keeping rows changes no bit of the training.
     """
 
     def __init__(self, features: Any, rows: Rows | None = None) -> None:
-        flat, self._structure = pytree.tree_flatten(features)
-        self._trunk = [t for t in flat if _is_differentiable(t)]
+        flat, structure = pytree.tree_flatten(features)
+        self.trunk: list[Tensor] = [t for t in flat if _is_differentiable(t)]
         detached = [t.detach().requires_grad_() if _is_differentiable(t) else t for t in flat]
         self.leaves: list[Tensor] = [t for t in detached if _is_differentiable(t)]
-        self.features = pytree.tree_unflatten(detached, self._structure)
+        self.features = pytree.tree_unflatten(detached, structure)
         self._rows = rows
         self._sum: list[Tensor | None] = [None] * len(self.leaves)
 
-    def land(self) -> None:
-        """Take what the last head's backward left on the leaves as that task's row."""
-        if self._rows is None:
-            return  # the leaves' own .grad is the accumulator
+    def land(self, factor: float = 1.0) -> None:
+        """Take what the last head's backward left on the leaves, and add ``factor`` times it to the sum."""
         gradients = [leaf.grad for leaf in self.leaves]
-        self._rows.append(gradients)
+        if self._rows is not None:
+            self._rows.append(gradients)
         for i, (leaf, gradient) in enumerate(zip(self.leaves, gradients, strict=True)):
-            total = self._sum[i]
-            if total is None:
-                self._sum[i] = gradient
-            elif gradient is not None:
-                total.add_(gradient)
             leaf.grad = None
+            total = self._sum[i]
+            if gradient is not None:
+                gradient = gradient if factor == 1 else gradient.mul_(factor)
+                self._sum[i] = gradient if total is None else total.add_(gradient)
 
     def backward(self, gradients: Sequence[Tensor | None] | None = None) -> None:
-        """Send ``gradients`` (default: the sum of all that landed) through the trunk, in one backward.
+        """Send ``gradients`` (default: the sum of what landed) through the trunk, in one backward.
 
         A leaf that no head read has no gradient and is left out, and so is a frozen trunk's.
         """
-        if gradients is None:
-            gradients = self._sum if self._rows is not None else [leaf.grad for leaf in self.leaves]
-        pairs = [(z, g) for z, g in zip(self._trunk, gradients, strict=True) if g is not None and z.requires_grad]
+        gradients = self._sum if gradients is None else gradients
+        pairs = [(z, g) for z, g in zip(self.trunk, gradients, strict=True) if g is not None and z.requires_grad]
         if pairs:
             torch.autograd.backward([z for z, _ in pairs], [g for _, g in pairs])
 
 
-class Rows:
-    """One row a task: its gradient with respect to the features, flattened.
+def push_through(
+    trunk: Sequence[Tensor], gradients: Sequence[Tensor], parameters: Sequence[Tensor], keep_graph: bool = True
+) -> tuple:
+    """One vector-Jacobian product: ``gradients`` at the trunk's output, as they are at its parameters.
 
-    The rows of every leaf lie in one buffer ``[K, *leaf.shape]`` of the leaf's dtype. A ``Rows`` that is kept
-    from step to step keeps its buffers: fresh memory costs eight times the copy into it.
+    None for a parameter that the features do not depend on. ``keep_graph``: there will be another one.
+    """
+    pairs = [(z, g) for z, g in zip(trunk, gradients, strict=True) if z.requires_grad]
+    outputs, vectors = [z for z, _ in pairs], [g for _, g in pairs]
+    return torch.autograd.grad(outputs, parameters, vectors, retain_graph=keep_graph, allow_unused=True)
+
+
+class Rows:
+    """One row a task: its gradient with respect to the features (or other ``leaves``), flattened.
+
+    All leaves of one dtype lie side by side in one buffer ``[K, n]``. A ``Rows`` that is kept from step to step
+    keeps its buffers: fresh memory costs eight times the copy into it.
     """
 
     def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
         self.count = 0
+        self._layout: Any = None
+        self._buffers: list[Tensor] = []
+        self._slots: list[tuple[int, slice, torch.Size]] = []  # of each leaf: its buffer, where in it, its shape
 
     def start(self, tasks: int, leaves: Sequence[Tensor]) -> Rows:
         """Empty the buffers and make them fit up to ``tasks`` rows over ``leaves``."""
         self.count = 0
-        wanted = [(tasks, leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
-        if wanted != [(len(b), b.shape[1:], b.dtype, b.device) for b in self._buffers]:
-            self._buffers = [torch.empty((k, *s), dtype=t, device=d) for k, s, t, d in wanted]
+        layout = (tasks, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        if layout != self._layout:
+            self._layout = layout
+            kinds = list(dict.fromkeys((leaf.dtype, leaf.device) for leaf in leaves))
+            lengths = [0] * len(kinds)
+            self._slots = []
+            for leaf in leaves:
+                i = kinds.index((leaf.dtype, leaf.device))
+                self._slots.append((i, slice(lengths[i], lengths[i] + leaf.numel()), leaf.shape))
+                lengths[i] += leaf.numel()
+            self._buffers = [
+                torch.empty(tasks, n, dtype=dtype, device=device)
+                for n, (dtype, device) in zip(lengths, kinds, strict=True)
+            ]
         return self
 
     def append(self, gradients: Sequence[Tensor | None]) -> None:
-        """Copy one task's gradients in as the next row; ``None`` is a leaf that its head did not read."""
-        for buffer, gradient in zip(self._buffers, gradients, strict=True):
+        """Copy one task's gradients in as the next row; ``None`` is a leaf that it does not depend on."""
+        for (i, where, shape), gradient in zip(self._slots, gradients, strict=True):
+            target = self._buffers[i][self.count, where]
             if gradient is None:
-                buffer[self.count].zero_()
+                target.zero_()
             else:
-                buffer[self.count].copy_(gradient)
+                target.view(shape).copy_(gradient)
         self.count += 1
+
+    def scale(self, weights: Sequence[Tensor]) -> None:
+        """Multiply each row by its weight, in place."""
+        for block in self.blocks():
+            for row, weight in zip(block, weights, strict=True):
+                row.mul_(weight.to(row.dtype))
+
+    def blocks(self) -> list[Tensor]:
+        """The rows as matrices ``[K, n_i]``, side by side: element by element, in the buffers themselves."""
+        return [buffer[: self.count] for buffer in self._buffers]
+
+    def row(self, task: int) -> list[Tensor]:
+        """Row ``task`` in the shapes of the leaves."""
+        return self.shaped([buffer[task] for buffer in self._buffers])
+
+    def shaped(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Vectors ``[n_i]``, one a block, as tensors in the shapes of the leaves."""
+        return [vectors[i][where].view(shape) for i, where, shape in self._slots]
 
     def gram(self) -> Tensor:
         """The Gram matrix ``[K, K]``, G_ij = <g_i, g_j>, in float64 on the CPU.
 
         Exact to 1e-6 of its largest diagonal entry for rows of 2^24 elements.
         """
-        blocks = [b[: self.count].flatten(1) for b in self._buffers]
-        total = sum((_gram(b, torch.float32) for b in blocks), torch.zeros(self.count, self.count).double()).cpu()
-        squares = total.diagonal()
-        # Elements below 1e-19 or above 1e19 leave float32's range when squared: such rows, and zero rows,
-        # which cannot be told from them by their squares, are worth the slower float64 sum.
-        if not torch.isfinite(total).all() or (squares < 1e-30).any():
-            total = sum((_gram(b, torch.float64) for b in blocks), torch.zeros_like(total)).cpu()
-        return total
+        return gram(self.blocks())
+
+    def batch_summed_gram(self) -> Tensor:
+        """The Gram matrix of the rows summed over the batch, the first axis of every leaf."""
+        blocks = self.blocks()
+        return gram([blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots])
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
+        return self.shaped([_combine(block, weights) for block in self.blocks()])
+
+
+def gram(blocks: Sequence[Tensor]) -> Tensor:
+    """The Gram matrix of rows that lie side by side in ``blocks`` [K, n_i]; see Rows.gram."""
+    device, count = blocks[0].device, len(blocks[0])
+
+    def summed(dtype: torch.dtype) -> Tensor:
+        zero = torch.zeros(count, count, dtype=torch.float64, device=device)
+        return sum((_gram(block, dtype) for block in blocks), zero).cpu()
+
+    total = summed(torch.float32)
+    # Elements below 1e-19 or above 1e19 leave float32's range when squared: such rows, and zero rows, which
+    # cannot be told from them by their squares, are worth the slower float64 sum.
+    if not torch.isfinite(total).all() or (total.diagonal() < 1e-30).any():
+        total = summed(torch.float64)
+    return total
+
+
+def _combine(block: Tensor, weights: Tensor) -> Tensor:
+    if block.dtype in (torch.float32, torch.float64):
+        return weights.to(block) @ block
+    total = torch.zeros_like(block[0], dtype=torch.float32)  # low precision is added up in float32
+    for row, weight in zip(block, weights.tolist(), strict=True):
+        total.add_(row, alpha=weight)
+    return total.to(block.dtype)
 
 
 def as_seen_by_heads(features: Any) -> tuple[Any, list[Tensor]]:

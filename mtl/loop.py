@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from mtl import checkpoint, environment, report
 from mtl.config import Parts
-from mtl.conflict import conflict_metrics, cosines
+from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.data.loader import Shuffled, in_order, make_loader
 from mtl.memory import PeakMemory
 from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
-from mtl.strategies import StepResult
+from mtl.strategies import AuditResult, StepResult, revisit
 from mtl.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -137,15 +137,18 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
             inputs, targets = to_device(next(batches), device)
         step = state.step + 1
         measure = cfg.conflict.every is not None and _due(step, cfg.conflict.every, p.steps)
-        logged = measure or _due(step, trainer.log_every, p.steps)
+        audit = cfg.conflict.audit_every is not None and step % cfg.conflict.audit_every == 0
+        logged = measure or audit or _due(step, trainer.log_every, p.steps)
         state.optimizer.zero_grad()
         with clock.one_step():
-            result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=measure)
+            result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=measure, audit=audit)
             if trainer.grad_clip_norm is not None:
                 grad_norm = nn.utils.clip_grad_norm_(parameters, trainer.grad_clip_norm)
             elif logged:
                 grad_norm = nn.utils.get_total_norm([q.grad for q in parameters if q.grad is not None])
             state.optimizer.step()
+        if state.strategy.weighting.revisits:
+            revisit(state.strategy.weighting, state.model, state.tasks, inputs, targets)
         learning_rate = state.optimizer.param_groups[-1]["lr"]
         _step_scheduler(state.scheduler, step)
         state.step = step
@@ -156,6 +159,8 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
             row = loss_metrics(result) | {"grad_norm": grad_norm.item(), "lr": learning_rate}
             if result.gram is not None:
                 row |= conflicts.update(result.gram, list(result.losses))
+            if result.audit is not None:
+                row |= audit_metrics(result.audit)
             row |= clock.read()
             tracker.log("train", step, p.epoch(step), row)
             bar.set_postfix_str(f"loss {row['loss/total']:.4f}" if "loss/total" in row else "")
@@ -173,7 +178,7 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
             _step_plateau(state.scheduler, step // p.val_every, metrics[trainer.monitor])
             log.info("%s", report.task_table(f"step {step}: val", metrics))
             if (matrix := conflicts.mean()) is not None:
-                tracker.image("conflict/cos", step, report.heat_map(matrix))
+                tracker.image("train/conflict/cos", step, report.heat_map(matrix))
             if improved:
                 save(state, cfg, tracker.folder / "checkpoints" / "best.pt", {"val": metrics})
             stop = trainer.patience is not None and step - state.best_step >= trainer.patience * p.val_every
@@ -255,6 +260,12 @@ def loss_metrics(result: StepResult) -> dict[str, float]:
     row = {f"loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
     row["loss/total"] = sum(losses)
     return row | {f"weight/{name}": weight for name, weight in zip(names, weights, strict=True)}
+
+
+def audit_metrics(audit: AuditResult) -> dict[str, float]:
+    """What a parameter-space check found, by the logged names."""
+    assert audit.features is not None and audit.parameters is not None
+    return agreement_metrics(audit.features, audit.parameters, audit.tasks, audit.weights)
 
 
 class Conflicts:

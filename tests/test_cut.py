@@ -69,4 +69,4 @@ def test_buffers_are_kept_while_the_shapes_stay():
     rows.append([leaf])
     kept = rows._buffers[0].data_ptr()
     assert rows.start(3, [leaf])._buffers[0].data_ptr() == kept and rows.count == 0
-    assert rows.start(3, [torch.ones(4, 6)])._buffers[0].shape == (3, 4, 6)
+    assert rows.start(3, [torch.ones(4, 6)])._buffers[0].shape == (3, 24)

@@ -83,7 +83,8 @@ def test_a_head_of_ones_own_from_a_folder_outside_with_yaml_only(tmp_path, comma
         "defaults:\n  - /head@left: cosine\n  - /head@sum: linear\nleft: {classes: 10}\nsum: {out_features: 19}\n"
     )
     (tmp_path / "my_conf" / "losses" / "mine.yaml").write_text(
-        "left: {_target_: torch.nn.CrossEntropyLoss}\nsum: {_target_: torch.nn.CrossEntropyLoss, label_smoothing: 0.1}\n"
+        "left: {_target_: torch.nn.CrossEntropyLoss}\n"
+        "sum: {_target_: torch.nn.CrossEntropyLoss, label_smoothing: 0.1}\n"
     )
     done = command("mtl.train", "-cd", "my_conf", "heads=mine", "losses=mine", *TINY)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,10 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 
+class SolverError(RuntimeError):
+    """A solver did not reach its accuracy. Nothing falls back to other weights in silence."""
+
+
 def min_norm_weights(gram: Tensor) -> Tensor:
     """The weights on the simplex that give the shortest direction: argmin_{w >= 0, sum w = 1} w' G w.
 

@@ -1,12 +1,15 @@
 """Gradient strategies: who calls backward on what.
 
-A strategy is a module with ``step(model, tasks, inputs, targets, measure=False) -> StepResult``. After it,
-every parameter's ``.grad`` holds, added to what was there, what the optimizer should see. With ``measure``
-the result has the tasks' Gram matrix in it; measuring never changes the gradients.
+A strategy is a module with ``step(model, tasks, inputs, targets, measure=False, audit=False) -> StepResult``. After
+it, every parameter's ``.grad`` holds, added to what was there, what the optimizer should see. With ``measure`` the
+result has the tasks' Gram matrix in it, with ``audit`` the check of feature space against parameter space as well;
+neither changes the gradients.
 """
 
+from mtl.strategies.balanced import Balanced
 from mtl.strategies.detached import Detached
+from mtl.strategies.heads import revisit
 from mtl.strategies.naive import Naive
-from mtl.strategies.result import StepResult
+from mtl.strategies.result import AuditResult, StepResult
 
-__all__ = ["Detached", "Naive", "StepResult"]
+__all__ = ["AuditResult", "Balanced", "Detached", "Naive", "StepResult", "revisit"]

@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from mtl.cut import Cut, Rows
 from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.strategies.audit import Audit
+from mtl.strategies.heads import HeldGradients, run_heads
 from mtl.strategies.result import StepResult
-from mtl.weightings import Weighting, weight_of
+from mtl.weightings import Weighting
 
 
 class Detached(nn.Module):
@@ -16,11 +19,15 @@ class Detached(nn.Module):
 
     The gradient is that of the sum of the scaled losses, while one head's graph is alive at a time: peak
     memory is O(V + d) and not O(K V + d) for K heads with V outputs. Source: Gloeckle et al. 2024, figure 2.
+
+    A late weighting, which needs the losses of all tasks, costs one row a task and the heads' gradients held back
+    until the last head has run; still no graph but one head's.
     """
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
         self.weighting = weighting
+        self._audit = Audit()
 
     def step(
         self,
@@ -29,26 +36,26 @@ class Detached(nn.Module):
         inputs: Any,
         targets: Mapping[str, Any],
         measure: bool = False,
+        audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
         present = present_tasks(tasks, targets)
-        rows = Rows() if measure and present else None
+        measure = (measure or audit or self.weighting.needs_gram) and bool(present)
+        late = self.weighting.late and bool(present)
+        rows = Rows() if measure or late else None
         cut = Cut(model.backbone(inputs), rows)
         if rows is not None:
             rows.start(len(present), cut.leaves)
-        losses, weights = {}, {}
-        for task in present:
-            losses[task.name], weights[task.name] = self._head_step(model, task, cut, targets[task.name])
-        cut.backward()
-        if rows is None:
-            return StepResult(losses, weights)
-        return StepResult(losses, weights, gram=rows.gram(), space="features")
-
-    def _head_step(self, model: MultiTaskModel, task: Task, cut: Cut, target: Any) -> tuple[Tensor, Tensor]:
-        # A function of its own, so that nothing of this head's graph is referenced when the next one runs.
-        loss = task.loss(model.heads[task.name](cut.features), target)
-        weight = weight_of(self.weighting, task.name, loss)
-        if loss.requires_grad:  # not where a head without parameters ignores the features
-            loss.backward(weight)
-        cut.land()
-        return loss.detach(), weight
+        held = HeldGradients(model) if late else None
+        losses, weights = run_heads(model, present, targets, cut, self.weighting, held)
+        direction = None
+        if rows is not None and held is not None:
+            weights = self.weighting.weights(losses)
+            held.release(weights)
+            rows.scale(list(weights.values()))
+            direction = rows.combine(torch.ones(len(present)))
+        gram = rows.gram() if rows is not None and measure else None
+        with self._audit.around(model, cut.trunk, rows if audit else None, list(losses)) as found:
+            cut.backward(direction)
+        self.weighting.observe(losses, gram)
+        return StepResult(losses, weights, gram, None if gram is None else "features", found)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtl.cut import Rows, as_seen_by_heads
 from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.strategies.audit import Audit
 from mtl.strategies.result import StepResult
 from mtl.weightings import Weighting, weight_of
 
@@ -22,6 +23,7 @@ class Naive(nn.Module):
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
         self.weighting = weighting
+        self._audit = Audit()
 
     def step(
         self,
@@ -30,27 +32,36 @@ class Naive(nn.Module):
         inputs: Any,
         targets: Mapping[str, Any],
         measure: bool = False,
+        audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
         present = present_tasks(tasks, targets)
+        measure = (measure or audit or self.weighting.needs_gram) and bool(present)
         features = model.backbone(inputs)
+        leaves: list[Tensor] = []
         if measure:
             features, leaves = as_seen_by_heads(features)
         losses = {t.name: t.loss(model.heads[t.name](features), targets[t.name]) for t in present}
-        weights = {name: weight_of(self.weighting, name, loss) for name, loss in losses.items()}
-        gram = _gram(leaves, losses, weights) if measure and present else None
-        learning = [name for name, loss in losses.items() if loss.requires_grad]
-        if learning:
-            torch.autograd.backward([losses[name] for name in learning], [weights[name] for name in learning])
         detached = {name: loss.detach() for name, loss in losses.items()}
-        return StepResult(detached, weights, gram, None if gram is None else "features")
+        if self.weighting.late:
+            weights = self.weighting.weights(detached) if present else {}
+        else:
+            weights = {name: weight_of(self.weighting, name, loss) for name, loss in losses.items()}
+        rows = _rows(leaves, losses, weights) if measure else None
+        learning = [name for name, loss in losses.items() if loss.requires_grad]
+        with self._audit.around(model, leaves, rows if audit else None, list(losses)) as found:
+            if learning:
+                torch.autograd.backward([losses[name] for name in learning], [weights[name] for name in learning])
+        gram = None if rows is None else rows.gram()
+        self.weighting.observe(detached, gram)
+        return StepResult(detached, weights, gram, None if gram is None else "features", found)
 
 
-def _gram(leaves: Sequence[Tensor], losses: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+def _rows(leaves: Sequence[Tensor], losses: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Rows:
     rows = Rows().start(len(losses), leaves)
     for name, loss in losses.items():
         if loss.requires_grad:
             rows.append(torch.autograd.grad(loss, leaves, weights[name], retain_graph=True, allow_unused=True))
         else:
             rows.append([None] * len(leaves))
-    return rows.gram()
+    return rows

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from mtl.cut import Rows, push_through
+from mtl.model import MultiTaskModel
+from mtl.strategies.result import AuditResult
+
+ALL_TASKS = 4  # up to so many tasks every one is audited; above, one pair at a time
+
+
+class Audit(nn.Module):
+    """How well the features stand in for the parameters: the tasks' Gram matrix in both spaces, in one step.
+
+    Each audited row is pushed through the trunk, one vector-Jacobian product a row. With all tasks audited one of
+    them is saved: the step's own backward gives u = sum_i c_i p_i, so the last row is (u - sum_{i<K} c_i p_i) / c_K.
+    With more than four tasks one pair is audited, a different one each time.
+    """
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @contextmanager
+    def around(
+        self,
+        model: MultiTaskModel,
+        trunk: Sequence[Tensor],
+        rows: Rows | None,
+        tasks: Sequence[str],
+        coefficients: Tensor | None = None,
+    ) -> Iterator[AuditResult | None]:
+        """Audit the step whose trunk backward runs inside; the result is filled in at the end of the block.
+
+        ``rows`` are the tasks' rows at ``trunk`` (None: no audit); ``coefficients`` [K] (default: ones) says how much
+        of each goes into the trunk.
+        """
+        parameters = [p for p in model.shared_parameters() if p.requires_grad]
+        if rows is None or rows.count < 2 or not parameters or not any(z.requires_grad for z in trunk):
+            yield None
+            return
+        c = torch.ones(rows.count).double() if coefficients is None else coefficients.double().cpu()
+        order = self._order(c)
+        saved = len(order) == rows.count and bool(c[order[-1]] != 0)
+        pushed = Rows().start(len(order), parameters)
+        for task in order[: len(order) - saved]:
+            pushed.append(push_through(trunk, rows.row(task), parameters))
+        before = [None if p.grad is None else p.grad.clone() for p in parameters] if saved else []
+        result = AuditResult([tasks[i] for i in order])
+        yield result
+        if saved:
+            others = pushed.combine(c[order[:-1]])
+            pushed.append([_last(p, b, o, c[order[-1]]) for p, b, o in zip(parameters, before, others, strict=True)])
+        result.features = rows.gram()[order][:, order]
+        result.parameters = pushed.gram()
+
+    def _order(self, coefficients: Tensor) -> list[int]:
+        count = len(coefficients)
+        self.count += 1
+        if count > ALL_TASKS:
+            pairs = list(combinations(range(count), 2))
+            return list(pairs[int(self.count) * 7919 % len(pairs)])  # a prime step: neighbours in time differ
+        # The row that is not pushed is divided by its coefficient, so it is the one with the largest.
+        return coefficients.abs().argsort().tolist()
+
+
+def _last(parameter: Tensor, before: Tensor | None, others: Tensor, coefficient: Tensor) -> Tensor | None:
+    if parameter.grad is None:
+        return None
+    own = parameter.grad if before is None else parameter.grad - before
+    return (own - others) / coefficient.item()

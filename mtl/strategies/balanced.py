@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.cut import Cut, Rows, push_through
+from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.rules.solvers import SolverError
+from mtl.strategies.audit import Audit
+from mtl.strategies.heads import HeldGradients, run_heads
+from mtl.strategies.result import AuditResult, StepResult
+from mtl.weightings import Weighting
+
+log = logging.getLogger(__name__)
+
+SPACES = ("features", "features_sum", "parameters")
+
+
+class Balanced(nn.Module):
+    """Heads one at a time as in Detached; a rule turns the Gram matrix of their rows into one weight a task.
+
+    The trunk gets the direction ``scale * sum_i w_i g_i``. ``rule`` is any module ``gram [K, K] -> weights [K]``, or
+    one of mtl.rules that needs the rows themselves.
+
+    - ``space``: where the rows are compared. ``features``: flattened over the batch (Sener & Koltun 2018, MGDA-UB);
+      one trunk backward. ``features_sum``: summed over the batch first. ``parameters``: each row pushed through the
+      trunk, K trunk backwards and K copies of the trunk's gradient.
+    - ``every``: the rule runs every so many steps; the steps between are plain detached ones with the last weights.
+    - ``scale``: what puts the rule's weights on the scale where weights of one give the gradient of the sum of the
+      losses; ``tasks`` is the number of tasks in the batch.
+    - ``head_scale``: ``unit``, a head gets the gradient of its own scaled loss, or ``weights``, that times the rule's
+      weight. Published codes differ in it.
+    - ``on_solver_failure``: ``raise``, or ``skip``: the trunk stays where it is in that step, which is counted in
+      ``skipped``.
+    """
+
+    steps: Tensor
+    skipped: Tensor
+    last_weights: Tensor
+
+    def __init__(
+        self,
+        weighting: Weighting,
+        rule: nn.Module,
+        tasks: Sequence[str],
+        space: str = "features",
+        every: int = 1,
+        scale: float | str = 1.0,
+        head_scale: str = "unit",
+        on_solver_failure: str = "raise",
+    ) -> None:
+        super().__init__()
+        _check_choice("space", space, SPACES)
+        _check_choice("head_scale", head_scale, ("unit", "weights"))
+        _check_choice("on_solver_failure", on_solver_failure, ("raise", "skip"))
+        if every < 1:
+            raise ValueError(f"every={every} must be 1 or more.")
+        if isinstance(scale, str) and scale != "tasks":
+            raise ValueError(f"scale={scale} must be a number or tasks.")
+        self._needs_rows = getattr(rule, "needs_rows", False)
+        if self._needs_rows and (space != "features" or every != 1):
+            raise ValueError(
+                f"{type(rule).__name__} works on the rows themselves: it needs space=features and every=1, "
+                f"not space={space} and every={every}."
+            )
+        self.weighting = weighting
+        self.rule: Any = rule
+        self.space, self.every, self.scale, self.head_scale = space, every, scale, head_scale
+        self._skips = on_solver_failure == "skip"
+        self._tasks = list(tasks)
+        self._audit = Audit()
+        self._rows, self._parameter_rows = Rows(), Rows()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("last_weights", torch.ones(len(self._tasks), dtype=torch.float64))
+
+    def step(
+        self,
+        model: MultiTaskModel,
+        tasks: Sequence[Task],
+        inputs: Any,
+        targets: Mapping[str, Any],
+        measure: bool = False,
+        audit: bool = False,
+    ) -> StepResult:
+        """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
+        present = present_tasks(tasks, targets)
+        if not present:
+            return StepResult({}, {})
+        due = int(self.steps) % self.every == 0
+        self.steps += 1
+        names = [task.name for task in present]
+        scale = float(len(present)) if self.scale == "tasks" else float(self.scale)
+        keep = due or measure or audit or self.weighting.late or self.weighting.needs_gram
+        rows = self._rows if keep else None
+        cut = Cut(model.backbone(inputs), rows)
+        if rows is not None:
+            rows.start(len(present), cut.leaves)
+        held = HeldGradients(model) if self.weighting.late or self.head_scale == "weights" else None
+        known = {name: scale * weight for name, weight in zip(names, self._last(names).tolist(), strict=True)}
+        losses, weights = run_heads(model, present, targets, cut, self.weighting, held, None if keep else known)
+        late = self.weighting.weights(losses) if self.weighting.late else None
+        if rows is not None and late is not None:
+            weights = late
+            rows.scale([weights[name] for name in names])
+
+        if rows is None:  # a step between, its factors already applied
+            gram, found, rule_weights = None, None, self._last(names)
+            cut.backward()
+        else:
+            gram, found, rule_weights = self._balance(model, cut, rows, names, losses, due, scale, audit)
+        total = {name: scale * weight for name, weight in zip(names, rule_weights.tolist(), strict=True)}
+        if held is not None:
+            by_rule = total if self.head_scale == "weights" else dict.fromkeys(names, 1.0)
+            held.release({name: by_rule[name] * (1.0 if late is None else late[name]) for name in names})
+        self.weighting.observe(losses, gram)
+        weights = {name: weight * total[name] for name, weight in weights.items()}
+        return StepResult(losses, weights, gram, None if gram is None else self.space, found)
+
+    def _balance(
+        self,
+        model: MultiTaskModel,
+        cut: Cut,
+        rows: Rows,
+        names: list[str],
+        losses: Mapping[str, Tensor],
+        due: bool,
+        scale: float,
+        audit: bool,
+    ) -> tuple[Tensor, AuditResult | None, Tensor]:
+        """Weigh the rows and leave the trunk's gradient; the Gram matrix, the audit, and the rule's weights."""
+        in_parameters = self.space == "parameters"
+        parameters = [p for p in model.shared_parameters() if p.requires_grad] if in_parameters else []
+        compared = self._push_all(rows, cut, parameters) if in_parameters else rows
+        gram = compared.batch_summed_gram() if self.space == "features_sum" else compared.gram()
+        try:
+            direction, weights = self._direction(compared, gram, names, losses, due, scale)
+        except SolverError as error:
+            if not self._skips:
+                raise
+            self.skipped += 1
+            log.warning("the rule found no weights and the trunk skips a step (%d so far): %s", self.skipped, error)
+            return gram, None, torch.zeros(len(names)).double()
+        if in_parameters:
+            for parameter, gradient in zip(parameters, direction, strict=True):
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+            found = AuditResult(names, rows.gram(), gram) if audit else None
+        else:
+            with self._audit.around(model, cut.trunk, rows if audit else None, names, scale * weights) as found:
+                cut.backward(direction)
+        if found is not None and len(found.tasks) == len(names) and not self._needs_rows:
+            found.weights = self._hypothetical(found, losses)
+        return gram, found, weights
+
+    def _direction(
+        self, rows: Rows, gram: Tensor, names: list[str], losses: Mapping[str, Tensor], due: bool, scale: float
+    ) -> tuple[list[Tensor], Tensor]:
+        if self._needs_rows:
+            blocks, weights = self.rule.combine(rows.blocks(), gram, **self._context(self.rule.combine, names, losses))
+            return rows.shaped([scale * block for block in blocks]), weights.double().cpu()
+        weights = self._call_rule(self.rule, gram, names, losses) if due else self._last(names)
+        for name, weight in zip(names, weights, strict=True):
+            self.last_weights[self._tasks.index(name)] = weight
+        return rows.combine(scale * weights), weights
+
+    def _call_rule(self, rule: nn.Module, gram: Tensor, names: list[str], losses: Mapping[str, Tensor]) -> Tensor:
+        weights = rule(gram, **self._context(rule.forward, names, losses)).detach().double().cpu()
+        if not torch.isfinite(weights).all():
+            raise SolverError(f"{type(rule).__name__} gave weights that are not finite: {weights.tolist()}.")
+        return weights
+
+    def _context(self, function: Any, names: list[str], losses: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What a rule takes beside the matrix: other libraries' rules take nothing."""
+        offered = {
+            "losses": torch.stack([losses[name] for name in names]),
+            "present": [self._tasks.index(name) for name in names],
+        }
+        taken = inspect.signature(function).parameters
+        return {key: value for key, value in offered.items() if key in taken}
+
+    def _hypothetical(self, found: AuditResult, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """What the rule would make of either matrix, asked of copies that learn nothing from it."""
+        assert found.features is not None and found.parameters is not None
+        try:
+            return (
+                self._call_rule(copy.deepcopy(self.rule), found.features, found.tasks, losses),
+                self._call_rule(copy.deepcopy(self.rule), found.parameters, found.tasks, losses),
+            )
+        except SolverError:
+            return None
+
+    def _push_all(self, rows: Rows, cut: Cut, parameters: Sequence[Tensor]) -> Rows:
+        pushed = self._parameter_rows.start(rows.count, parameters)
+        for task in range(rows.count):
+            last = task == rows.count - 1
+            pushed.append(push_through(cut.trunk, rows.row(task), parameters, keep_graph=not last))
+        return pushed
+
+    def _last(self, names: Sequence[str]) -> Tensor:
+        return torch.stack([self.last_weights[self._tasks.index(name)] for name in names]).cpu()
+
+
+def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}={value} must be one of {', '.join(accepted)}.")

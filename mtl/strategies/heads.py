@@ -1,0 +1,87 @@
+"""Running the heads one by one, and holding back their gradients where a weight is known only afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.cut import Cut
+from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.weightings import Weighting, weight_of
+
+
+class HeldGradients:
+    """The heads' gradients, held back until their tasks' weights are known.
+
+    One set of gradients a head is kept, which is no more than the heads' own ``.grad`` unless they share parameters.
+    """
+
+    def __init__(self, model: MultiTaskModel) -> None:
+        self._model = model
+        self._before = [(p, p.grad) for p in model.head_parameters()]
+        self._held: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
+        for p, _ in self._before:
+            p.grad = None
+
+    def take(self, task: str) -> None:
+        """Take away what the backward of this task's head has left."""
+        parameters = [p for p in self._model.heads[task].parameters() if p.grad is not None]
+        self._held[task] = [(p, p.grad) for p in parameters if p.grad is not None]
+        for p in parameters:
+            p.grad = None
+
+    def release(self, weights: Mapping[str, Tensor | float]) -> None:
+        """Add every head's gradients, times its task's weight, to what was there before."""
+        for p, gradient in self._before:
+            p.grad = gradient
+        for task, held in self._held.items():
+            for p, gradient in held:
+                gradient = gradient * weights[task]
+                p.grad = gradient if p.grad is None else p.grad + gradient
+
+
+def run_heads(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    targets: Mapping[str, Any],
+    cut: Cut,
+    weighting: Weighting,
+    held: HeldGradients | None = None,
+    factors: Mapping[str, float] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Forward and backward of each head in turn on the cut features; returns losses and weights by task.
+
+    A late weighting's weights are not known yet: they are one here. ``factors`` multiply what goes into the trunk.
+    """
+    losses, weights = {}, {}
+    for task in tasks:
+        losses[task.name], weights[task.name] = _run_head(model, task, targets[task.name], cut, weighting)
+        if held is not None:
+            held.take(task.name)
+        cut.land(1.0 if factors is None else factors[task.name])
+    return losses, weights
+
+
+def _run_head(model: MultiTaskModel, task: Task, target: Any, cut: Cut, weighting: Weighting) -> tuple[Tensor, Tensor]:
+    # A function of its own, so that nothing of this head's graph is referenced when the next one runs.
+    loss = task.loss(model.heads[task.name](cut.features), target)
+    weight = torch.ones_like(loss) if weighting.late else weight_of(weighting, task.name, loss)
+    if loss.requires_grad:  # not where a head without parameters ignores the features
+        loss.backward(weight)
+    return loss.detach(), weight
+
+
+def revisit(
+    weighting: Weighting, model: MultiTaskModel, tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any]
+) -> None:
+    """Show a weighting that asks for it the same batch's losses after the update.
+
+    The extra forward pass runs as in training, but leaves the running statistics of normalisation layers alone.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        predictions = torch.func.functional_call(model, buffers, (inputs,))
+        weighting.revisit({t.name: t.loss(predictions[t.name], targets[t.name]) for t in present_tasks(tasks, targets)})
