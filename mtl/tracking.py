@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl always, Weights & Biases when it can; the run's status and summary."""
+"""Where a run's numbers go: metrics.jsonl always, Weights & Biases when it can; its status and summary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,8 @@ def _finite(value: Any) -> Any:
     """``value`` with null for what JSON has no number for: NaN and the infinities."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -40,11 +42,11 @@ def write_status(folder: Path, status: str, error: str | None = None) -> None:
 
 
 class Tracker:
-    """A run's record, as a context manager: ``metrics.jsonl`` in ``folder``, mirrored in W&B under the same names.
+    """A run's record, as a context manager: ``metrics.jsonl`` in ``folder``, mirrored in W&B, names and all.
 
     A row holds ``step``, ``epoch``, ``split`` and the metrics; in W&B the split stands before each name and
-    ``trainer/step`` is the x axis. A value that JSON has no number for (NaN, infinity) is written as null. W&B never
-    stops a run: if it fails, one warning is logged and the record goes on without it.
+    ``trainer/step`` is the x axis. A value that JSON has no number for (NaN, infinity) is written as null.
+    W&B never stops a run: if it fails, one warning is logged and the record goes on without it.
     """
 
     def __init__(self, folder: Path, settings: Any, config: dict[str, Any]) -> None:
@@ -59,8 +61,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
         self._wandb.finish(0 if kind is None else 1)
+        self._file.close()
 
     def log(self, split: str, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Add one row."""
@@ -84,50 +86,53 @@ class _WandB:
 
     def __init__(self, folder: Path, settings: Any, config: dict[str, Any]) -> None:
         self._run: Any = None
-        if settings.mode == "disabled" or (settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"):
-            return
-        self._guard("start", lambda: self._start(folder, settings, config))
+        self._environment = _wandb_environment()
+        mode = settings.mode or os.environ.get("WANDB_MODE") or None
+        if mode != "disabled":
+            self._guard("start", lambda: self._start(folder, settings, config, mode))
 
-    def _start(self, folder: Path, settings: Any, config: dict[str, Any]) -> None:
-        # Tables and media are staged here, so that a copied run folder is whole.
+    def _start(self, folder: Path, settings: Any, config: dict[str, Any], mode: str | None) -> None:
+        # What W&B would leave in the home folder (staged tables, its helper's logs) belongs to the run's.
         os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
-        (folder / "wandb").mkdir(exist_ok=True)
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
+        os.environ.pop("WANDB_MODE", None)  # it has been heard, and empty it is an error
         import wandb
 
-        wandb.setup(settings=wandb.Settings(silent=True))
-        options = dict(
-            project=settings.project,
-            entity=settings.entity,
-            dir=str(folder),
-            group=settings.group,
-            job_type="train",
-            name=settings.run_name,
-            tags=list(settings.tags),
-            config=config,
-            # Without it, a run that an earlier job of the sweep left open would be taken for this one.
-            reinit="finish_previous",
-            settings=wandb.Settings(
+        # Silent it also never prompts for a key.
+        wandb.setup(settings=wandb.Settings(silent=True, mode=mode or "online"))
+        # A run that something else left open would be taken for this one; login() sees no key beside it.
+        wandb.finish()
+        options: dict[str, Any] = {
+            "mode": mode or "online",
+            "project": settings.project,
+            "entity": settings.entity,
+            "dir": str(folder),
+            "group": settings.group,
+            "job_type": "train",
+            "name": settings.run_name,
+            "tags": [tag[:64] for tag in settings.tags],  # W&B's limit
+            "config": config,
+            "settings": wandb.Settings(
                 console="off",
-                init_timeout=30,
-                finish_timeout=60,  # W&B's own default waits for ever when the server does not answer
-                max_end_of_run_history_metrics=0,
-                max_end_of_run_summary_metrics=0,
+                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", 30)),
+                # W&B's own default waits for ever when the server does not answer.
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", 60)),
+                finish_timeout_raises=True,
             ),
-        )
-        # The argument beats WANDB_MODE, so it must not be given where the environment should decide.
-        mode = settings.mode or os.environ.get("WANDB_MODE") or ("online" if _knows_a_key() else "offline")
+        }
         try:
-            self._run = wandb.init(mode=mode, **options)
+            if mode is None and not wandb.login(prompt=False, verify=False):
+                options["mode"] = "offline"
+            self._run = wandb.init(**options)
         except Exception as error:
-            if mode != "online":
+            if options["mode"] == "offline":
                 raise
-            log.warning("W&B cannot be reached (%s): the run is recorded offline; `wandb sync` sends it.", error)
-            self._run = wandb.init(mode="offline", **options)
+            reason = str(error).split("\n")[0]
+            log.warning("W&B gives no run (%s): it is recorded offline, `wandb sync` sends it.", reason)
+            self._run = wandb.init(**options | {"mode": "offline"})
         self._run.define_metric("trainer/step")
         self._run.define_metric("*", step_metric="trainer/step")
-        if not self._run.disabled:
-            where = self._run.url or f"offline, {self._run.sync_dir}"
-            log.info("W&B run %s: %s", self._run.id, where)
+        log.info("W&B run %s: %s", self._run.id, self._run.url or f"offline, {self._run.sync_dir}")
 
     def log(self, row: dict[str, Any]) -> None:
         self._guard("log", lambda: self._run.log(row))
@@ -146,32 +151,38 @@ class _WandB:
     def finish(self, exit_code: int) -> None:
         self._guard("finish", lambda: self._run.finish(exit_code=exit_code))
         self._run = None
+        for name in _wandb_environment():
+            del os.environ[name]
+        os.environ.update(self._environment)
 
-    def _guard(self, what: str, call: Any) -> None:
+    def _guard(self, what: str, call: Callable[[], Any]) -> None:
         if self._run is None and what != "start":
             return
         try:
             call()
         except Exception as error:
             log.warning(
-                "W&B failed to %s (%s: %s): metrics.jsonl goes on without it.",
-                what,
-                type(error).__name__,
-                error,
-            )
+                "W&B failed to %s (%s). metrics.jsonl goes on without it%s.", what, _one_line(error),
+                f"; `wandb sync {self._run.sync_dir}` sends what was saved" if self._run is not None else "",
+            )  # fmt: skip
             self._run = None
-            try:
-                import wandb
-
-                wandb.teardown()  # so that the next job of a sweep gets a fresh one
-            except Exception as trouble:
-                log.debug("W&B could not be torn down: %s", trouble)
+            _reset()
 
 
-def _knows_a_key() -> bool:
-    import wandb
-
+def _reset() -> None:
+    """Give the next job of a sweep a fresh W&B, whatever became of this one's."""
     try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except Exception:
-        return False
+        import wandb
+
+        wandb.run = None  # it would stay the dead one, and login() sees no key beside a run
+        wandb.teardown()
+    except (Exception, SystemExit) as error:  # teardown() calls sys.exit where its helper was killed
+        log.debug("W&B could not be torn down: %s", _one_line(error))
+
+
+def _wandb_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
