@@ -64,6 +64,7 @@ class ConflictConfig:
     """When the tasks' gradients are measured."""
 
     every: int | None = 10  # steps; null: never
+    audit_every: int | None = None  # steps between checks of feature space against parameter space; null: never
 
 
 @dataclass
@@ -159,7 +160,8 @@ def _check_tasks(heads: list[str], losses: list[str]) -> None:
 
 def _check_values(cfg: DictConfig) -> None:
     counts = [(f"trainer.{f.name}", cfg.trainer[f.name]) for f in fields(TrainerConfig)]
-    for key, value in [*counts, ("conflict.every", cfg.conflict.every)]:
+    counts += [(f"conflict.{f.name}", cfg.conflict[f.name]) for f in fields(ConflictConfig)]
+    for key, value in counts:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least = 0 if key == "trainer.num_workers" else 1

@@ -61,6 +61,36 @@ def conflict_metrics(gram: Tensor, tasks: Sequence[str]) -> dict[str, float]:
     return metrics
 
 
+def agreement_metrics(
+    features: Tensor, parameters: Tensor, tasks: Sequence[str], weights: tuple[Tensor, Tensor] | None = None
+) -> dict[str, float]:
+    """How well the Gram matrix at the features [K, K] predicts that at the trunk's parameters [K, K].
+
+    - ``audit/cos/<a>~<b>``: the cosines in parameter space
+    - ``audit/cos_correlation``: Pearson's correlation of the cosines in both spaces over the pairs, of three tasks on
+    - ``audit/cos_error``: their mean absolute difference
+    - ``audit/sign_agreement``: share of pairs that agree on whether they conflict
+    - ``audit/update_cosine``: with what a rule makes of each matrix given as ``weights``, the cosine between the two
+      updates of the parameters
+    """
+    here, there = cosines(features), cosines(parameters)
+    pairs = [(i, j) for i, j in combinations(range(len(tasks)), 2) if torch.isfinite(here[i, j] + there[i, j])]
+    if not pairs:
+        return {}
+    metrics = {f"audit/cos/{tasks[i]}~{tasks[j]}": there[i, j].item() for i, j in pairs}
+    a, b = (torch.stack([matrix[i, j] for i, j in pairs]) for matrix in (here, there))
+    metrics["audit/cos_error"] = (a - b).abs().mean().item()
+    metrics["audit/sign_agreement"] = ((a < 0) == (b < 0)).double().mean().item()
+    if len(pairs) > 2 and a.std() > 0 and b.std() > 0:
+        metrics["audit/cos_correlation"] = torch.corrcoef(torch.stack([a, b]))[0, 1].item()
+    if weights is not None:
+        lengths = [_length(parameters.double(), w) for w in weights]
+        if min(lengths) > 0:
+            cosine = weights[0] @ parameters.double() @ weights[1] / lengths[0] / lengths[1]
+            metrics["audit/update_cosine"] = cosine.clamp(-1, 1).item()
+    return metrics
+
+
 def _pair_metrics(gram: Tensor, norms: Tensor, tasks: Sequence[str]) -> dict[str, float]:
     matrix = cosines(gram).tolist()
     pairs = [(i, j) for i, j in combinations(range(len(tasks)), 2) if norms[i] > 0 and norms[j] > 0]

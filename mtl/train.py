@@ -26,6 +26,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     from mtl.tracking import Tracker
 
     folder.mkdir(parents=True, exist_ok=True)
+    if cfg.trainer.fast_dev_run:
+        cfg.tracker.mode = "disabled"
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     start = time.perf_counter()

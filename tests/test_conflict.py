@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from mtl.conflict import conflict_metrics, cosines
+from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 
 
 def gram_of(*rows):
@@ -106,3 +106,32 @@ def test_every_ratio_is_free_of_the_scale(scale):
 def test_a_matrix_of_the_wrong_size_is_named():
     with pytest.raises(ValueError, match=r"\(2, 2\), but there are 3 tasks"):
         conflict_metrics(torch.eye(2), ["a", "b", "c"])
+
+
+def rotated(gram):
+    """The same matrix with other pairs in conflict."""
+    return gram * torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, -1, 1]]).double()
+
+
+def test_agreement_of_a_matrix_with_itself_and_with_its_opposite():
+    gram = gram_of([1.0, 0.0, 0.2], [0.5, 1.0, 0.0], [-1.0, 0.3, 2.0])
+    same = agreement_metrics(gram, 7 * gram, ["a", "b", "c"], (torch.ones(3).double(), torch.ones(3).double() * 2))
+    assert same["audit/cos_correlation"] == pytest.approx(1) and same["audit/update_cosine"] == pytest.approx(1)
+    assert same["audit/sign_agreement"] == 1 and same["audit/cos_error"] == pytest.approx(0, abs=1e-12)
+    other = agreement_metrics(gram, rotated(gram), ["a", "b", "c"])
+    cos = cosines(gram)
+    assert other["audit/cos/a~b"] == pytest.approx(-cos[0, 1].item())
+    assert other["audit/sign_agreement"] == pytest.approx(1 / 3)
+    assert other["audit/cos_error"] == pytest.approx(2 / 3 * (abs(cos[0, 1]) + abs(cos[1, 2])).item())
+    assert "audit/update_cosine" not in other
+
+
+def test_the_cosine_between_two_updates_is_that_of_the_vectors():
+    rows = torch.tensor([[1.0, 0.0, 2.0], [0.5, -1.0, 0.0]]).double()
+    a, b = torch.tensor([1.0, 3.0]).double(), torch.tensor([2.0, -1.0]).double()
+    found = agreement_metrics(torch.eye(2), rows @ rows.T, ["a", "b"], (a, b))["audit/update_cosine"]
+    assert found == pytest.approx(torch.cosine_similarity(a @ rows, b @ rows, dim=0).item())
+
+
+def test_nothing_agrees_on_a_zero_gradient():
+    assert agreement_metrics(torch.zeros(2, 2), torch.eye(2), ["a", "b"]) == {}

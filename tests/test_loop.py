@@ -195,3 +195,12 @@ def test_cosines_are_averaged_over_the_steps_in_which_both_tasks_were_there():
 def test_every_tensor_of_a_nesting_moves():
     moved = to_device(({"a": torch.ones(1)}, [torch.ones(1), "text"]), torch.device("meta"))
     assert moved[0]["a"].device.type == moved[1][0].device.type == "meta" and moved[1][1] == "text"
+
+
+@pytest.mark.parametrize("strategy", ["naive", "detached"])
+def test_the_parameter_space_check_is_logged_when_it_is_due(train_tiny, strategy):
+    folder = train_tiny(f"strategy={strategy}", "conflict.audit_every=2", "conflict.every=null")
+    audited = [row["step"] for row in read_metrics(folder, "train") if "audit/cos/left~right" in row]
+    assert audited == [2, 4]
+    row = read_metrics(folder, "train")[1]
+    assert row["audit/sign_agreement"] in (0, 1) and 0 <= row["audit/cos_error"] <= 2

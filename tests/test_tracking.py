@@ -217,7 +217,7 @@ def test_training_shows_a_heat_map_at_each_evaluation_and_stores_the_resolved_co
     run = recorded_run(tmp_path)
     images = [row for row in run.rows if any(name.endswith(".path") for name in row)]
     assert [row["trainer/step"] for row in images] == [2, 4]
-    assert all(any(name.startswith("conflict/cos.") for name in row) for row in images)
+    assert all(any(name.startswith("train/conflict/cos.") for name in row) for row in images)
     assert len(run.column("train/conflict/cos/left~right")) == 4
     assert set(run.axes.values()) == {"trainer/step"} and run.exit_code == 0
     assert run.config["trainer"]["max_steps"] == 4
@@ -266,9 +266,7 @@ def test_each_job_of_a_process_has_its_own_run_also_after_one_that_failed(tmp_pa
     assert [run.exit_code for run in runs] == [0, 1, 1, 1, 0]
 
 
-def test_a_run_that_something_else_left_open_is_not_taken_for_this_one(
-    online: WandbServer, tmp_path: Path
-) -> None:
+def test_a_run_that_something_else_left_open_is_not_taken_for_this_one(online: WandbServer, tmp_path: Path) -> None:
     import wandb
 
     (tmp_path / "other").mkdir()
@@ -316,9 +314,7 @@ def test_the_mode_is_the_configs_else_the_environments_else_online_with_a_key(
     assert warnings() == []
 
 
-def test_an_online_run_arrives_whole(
-    online: WandbServer, tmp_path: Path, warnings: Callable[[], list[str]]
-) -> None:
+def test_an_online_run_arrives_whole(online: WandbServer, tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
     told = settings(group="a-sweep", tags=["digits"])
     with Tracker(tmp_path, told, CONFIG) as tracker:
         for step in (1, 2, 3):
@@ -555,8 +551,6 @@ def helper_id() -> int:
         except OSError:  # it ended in the meantime
             continue
         state, parent, *_ = others.split()
-        if (
-            name == "wandb-core" and parent == str(os.getpid()) and state != "Z"
-        ):  # Z: killed by an earlier test
+        if name == "wandb-core" and parent == str(os.getpid()) and state != "Z":  # Z: killed by an earlier test
             return int(stat.parent.name)
     raise AssertionError("wandb-core does not run")
