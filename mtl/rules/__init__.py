@@ -1,9 +1,9 @@
 """What turns the tasks' gradients, mostly through their Gram matrix, into one weight a task.
 
-A rule is a module with ``forward(gram, losses=None) -> weights``; see ``Rule``. A rule that needs the rows themselves
-(``needs_rows``) has ``combine(rows, gram, losses=None, present=None) -> (direction, weights)`` in its place; one
-that keeps something for each task (``per_task_state``) takes ``present`` too. The solvers are exact to 1e-8 or
-raise ``SolverError``.
+A rule is a module with ``forward(gram, losses=None) -> weights``; see ``Rule``. A rule that needs the rows
+themselves (``needs_rows``) has ``combine(rows, gram, losses=None, present=None) -> (direction, weights)``
+in its place; one that keeps something for each task (``per_task_state``) takes ``present`` too. The solvers
+are exact to 1e-8 or raise ``SolverError``.
 """
 
 from mtl.rules.aligned_mtl import AlignedMTL

@@ -1,27 +1,29 @@
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from scipy.linalg.lapack import dgejsv
+from scipy.linalg import lapack
 
 from mtl.rules.rule import Array, Rule, require
-from mtl.rules.solvers import unit_rows
+from mtl.rules.solvers import SolverError, unit_rows
 
+_jacobi: Any = lapack.dgejsv  # one-sided Jacobi SVD; not in every version of scipy-stubs
 SCALES = {"min": np.min, "median": np.median, "mean": np.mean}
 
 
 class AlignedMTL(Rule):
     """The gradients' principal components, all given the same length; then the sum.
 
-    With the eigenvalues l and vectors V of G (of those that are not zero), B = sqrt(l_scale) V L^(-1/2) V' and w = B 1:
-    the nearest orthogonal system to the gradients, of condition number one. ``scale_mode``: l_scale is the smallest
-    (the paper's choice), the median or the mean of these eigenvalues.
+    With the eigenvalues l and vectors V of G (of those that are not zero), B = sqrt(l_scale) V L^(-1/2) V'
+    and w = B 1: the nearest orthogonal system to the gradients, of condition number one. ``scale_mode``:
+    l_scale is the smallest (the paper's choice), the median or the mean of these eigenvalues.
 
     Dependent gradients: directions that do not occur are left out, as in the paper. A zero gradient gets the
     weight zero.
 
-    Source: Senushkin et al. 2023, equation 9 and algorithm 1, with the task weights w_i = 1 of the official code.
-    The eigenvalues come from a one-sided Jacobi method on the scaled rows: eigh on G, which others use, loses
-    the small ones (1e-4 relative where norms are 1e6 apart). LibMTL's torch.symeig no longer exists in torch 2.
+    Source: Senushkin et al. 2023, equation 9 and algorithm 1, with the task weights w_i = 1 of the official
+    code. The eigenvalues come from a one-sided Jacobi method on the scaled rows: eigh on G, which others
+    use, loses the small ones (1e-4 relative where norms are 1e6 apart). LibMTL's torch.symeig no longer
+    exists in torch 2.
     """
 
     def __init__(self, scale_mode: Literal["min", "median", "mean"] = "min") -> None:
@@ -35,11 +37,16 @@ class AlignedMTL(Rule):
         if not len(rows.norms):
             return np.zeros(len(gram))
         relative = rows.norms / rows.norms.max()
-        # The rows in an orthonormal basis of their span, one a row; U holds the eigenvectors of their Gram matrix.
+        # The rows in an orthonormal basis of their span, one a row; U holds the eigenvectors of their Gram
+        # matrix.
         matrix = relative[:, None] * rows.factor.T
-        # joba=3: keep small singular values that come from badly scaled rows and columns; jobp=0: no perturbation.
-        values, vectors, _, work, _, info = dgejsv(matrix, joba=3, jobu=1, jobv=3, jobr=0, jobt=0, jobp=0)
-        require("LAPACK's dgejsv", info, "done", info == 0)
+        # joba=3: keep small singular values that come from badly scaled rows and columns; jobp=0: no
+        # perturbation.
+        values, vectors, _, work, _, info = _jacobi(matrix, joba=3, jobu=0, jobv=3, jobr=0, jobt=0, jobp=0)
+        if info:
+            raise SolverError(
+                f"The eigenvalues of {len(relative)} rows were not found: dgejsv returned {info}."
+            )
         values = values * (work[0] / work[1])
         scale = np.sqrt(SCALES[self.scale_mode](values**2))
         return rows.spread(vectors @ (vectors.sum(0) * scale / values))

@@ -1,7 +1,7 @@
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from mtl.rules.rule import Array, Rule, require
+from mtl.rules.rule import Array, Indices, Rule, require
 from mtl.rules.solvers import SolverError, least_distance, unit_rows
 
 # The conditions of optimality hold to this, relative to the mean gradient and the unit rows.
@@ -11,15 +11,17 @@ EXACT = 1e-11
 class CAGrad(Rule):
     """The direction near the mean gradient that is best for the task it serves worst.
 
-    max_d min_i <g_i, d> such that |d - g_0| <= c |g_0|, with g_0 the mean of the gradients; in the paper's dual form
-    d = g_0 + c |g_0| g_w / |g_w|, g_w = sum_i w_i g_i, w = argmin over the simplex of <g_w, g_0> + c |g_0| |g_w|.
+    max_d min_i <g_i, d> such that |d - g_0| <= c |g_0|, with g_0 the mean of the gradients; in the paper's
+    dual form d = g_0 + c |g_0| g_w / |g_w|, g_w = sum_i w_i g_i, w = argmin over the simplex of <g_w, g_0>
+    + c |g_0| |g_w|.
 
-    ``c`` >= 0: 0 gives the mean gradient; the paper takes c < 1, where the mean of the losses still converges. Where
-    no direction helps every task (a Pareto-stationary point), d is what DualProj finds, if it lies in the ball: no
-    task is hurt. If g_0 is zero, the weights are 1/K. A zero gradient has no say in the minimum and keeps its 1/K.
+    ``c`` >= 0: 0 gives the mean gradient; the paper takes c < 1, where the mean of the losses still
+    converges. Where no direction helps every task (a Pareto-stationary point), d is what DualProj finds, if
+    it lies in the ball: no task is hurt. If g_0 is zero, the weights are 1/K. A zero gradient has no say in
+    the minimum and keeps its 1/K.
 
-    Source: Liu et al. 2021, equation 3 and algorithm 1. The official code divides by 1 + c (toy) or 1 + c^2 and
-    multiplies by K, LibMTL divides by 1 + c^2 only; the paper does neither. TorchJD returns zero at a
+    Source: Liu et al. 2021, equation 3 and algorithm 1. The official code divides by 1 + c (toy) or 1 + c^2
+    and multiplies by K, LibMTL divides by 1 + c^2 only; the paper does neither. TorchJD returns zero at a
     Pareto-stationary point. They use general solvers; here the optimum is found exactly, see ``_nearest``.
     """
 
@@ -46,10 +48,11 @@ class CAGrad(Rule):
 def _nearest(factor: Array, mean: Array, slope: Array, radius: float) -> Array:
     """The v >= 0 of the best direction d = mean + sum v_i u_i with |d - mean| <= radius; |mean| = 1.
 
-    For a guaranteed gain m, let x(m) be the shortest x with <u_i, mean + x> >= m slope_i for all i (slope_i = 1 / |g_i|
-    in units of the largest). |x(m)| is convex and grows with m; wanted is the largest m with |x(m)| <= radius. As
-    long as the same inequalities are tight, |x(m)|^2 is a quadratic in m: its root is the next m, until the
-    inequalities that are tight at m are those at its root. A bracket around m catches what strays.
+    For a guaranteed gain m, let x(m) be the shortest x with <u_i, mean + x> >= m slope_i for all i (slope_i
+    = 1 / |g_i| in units of the largest). |x(m)| is convex and grows with m; wanted is the largest m with
+    |x(m)| <= radius. As long as the same inequalities are tight, |x(m)|^2 is a quadratic in m: its root is
+    the next m, until the inequalities that are tight at m are those at its root. A bracket around m catches
+    what strays.
     """
     own = factor.T @ mean
     low, high = float((own / slope).min()), 1 + radius
@@ -78,10 +81,10 @@ def _nearest(factor: Array, mean: Array, slope: Array, radius: float) -> Array:
 
 
 def _on_support(factor: Array, own: Array, slope: Array, radius: float) -> tuple[float | None, Array]:
-    """The gain m for which the shortest x with <u_i, mean + x> = m slope_i has the length ``radius``, and its v."""
+    """The gain m for which the shortest x with <u_i, mean + x> = m slope_i is ``radius`` long, and its v."""
     if not factor.shape[1]:
         return None, own
-    upper = np.linalg.qr(factor, mode="r")
+    upper = np.linalg.qr(factor).R
     if np.abs(upper.diagonal()).min() < 1e-12:
         return None, own
     p, q = solve_triangular(upper, np.stack([slope, own], 1), trans=1, check_finite=False).T
@@ -95,7 +98,7 @@ def _on_support(factor: Array, own: Array, slope: Array, radius: float) -> tuple
 
 
 def _is_optimal(
-    factor: Array, own: Array, slope: Array, gain: float, tight: Array, multipliers: Array
+    factor: Array, own: Array, slope: Array, gain: float, tight: Indices, multipliers: Array
 ) -> bool:
     gains = own + factor.T @ (factor[:, tight] @ multipliers)
     size = EXACT * (1 + np.abs(multipliers).sum())

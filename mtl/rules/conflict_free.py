@@ -6,16 +6,17 @@ from mtl.rules.solvers import unit_rows
 
 
 class ConFIG(Rule):
-    """The direction with the same positive cosine to every gradient, as long as the gradients' projections on it.
+    """The direction with one positive cosine to every gradient, as long as the gradients' projections on it.
 
-    With U the unit rows: u = U^+ 1 / |U^+ 1| and d = (sum_i <g_i, u>) u. In terms of the correlation matrix C and
-    the norms n: c = C^+ 1, |U^+ 1|^2 = c'Cc, w = c / n * (n'Cc) / (c'Cc).
+    With U the unit rows: u = U^+ 1 / |U^+ 1| and d = (sum_i <g_i, u>) u. In terms of the correlation matrix
+    C and the norms n: c = C^+ 1, |U^+ 1|^2 = c'Cc, w = c / n * (n'Cc) / (c'Cc).
 
-    Dependent gradients: the pseudo-inverse makes the cosines as equal as they can be in the sense of least squares;
-    where that is the zero direction (two opposite gradients), the weights are zero. A zero gradient has no direction
-    and gets the weight zero.
+    Dependent gradients: the pseudo-inverse makes the cosines as equal as they can be in the sense of least
+    squares; where that is the zero direction (two opposite gradients), the weights are zero. A zero
+    gradient has no direction and gets the weight zero.
 
-    Source: Liu et al. 2024, equations 2 and 3. The official code inverts the [K, n] matrix; the K x K one is enough.
+    Source: Liu et al. 2024, equations 2 and 3. The official code inverts the [K, n] matrix; the K x K one
+    is enough.
     """
 
     def weigh(self, gram: Array) -> Array:

@@ -11,15 +11,18 @@ from mtl.rules.rule import Array, TaskRule, require, task_indices
 class DBMTL(RowRule, TaskRule):
     """Running averages of the gradients, all scaled to the norm of the longest, and summed.
 
-    h_k <- b_t h_k + (1 - b_t) g_k with b_t = ``beta`` / t^``sigma``, t counting the batches that task k was in; the
-    direction is sum_k a_k h_k with a_k = max_j |h_j| / |h_k|. The paper's loss balancing, the logarithm of each
-    loss, is a weighting (weighting=log), and with it the g_k are the gradients of log L_k.
+    h_k <- b_t h_k + (1 - b_t) g_k with b_t = ``beta`` / t^``sigma``, t counting the batches that task k was
+    in; the direction is sum_k a_k h_k with a_k = max_j |h_j| / |h_k|. The paper's loss balancing, the
+    logarithm of each loss, is a weighting (weighting=log), and with it the g_k are the gradients of log
+    L_k.
 
-    h_k starts at the first gradient of its task. A zero average gets the weight one and adds nothing; averages of
-    absent tasks stay as they are. The averages need rows whose elements mean the same in every batch.
+    h_k starts at the first gradient of its task. A zero average gets the weight one and adds nothing;
+    averages of absent tasks stay as they are. The averages need rows whose elements mean the same in every
+    batch.
 
-    Source: Lin et al. 2023, "Dual-balancing for multi-task learning", equations 3 and 4. The authors' code (LibMTL)
-    starts the averages at zero without a correction, which makes the first steps a tenth of their size.
+    Source: Lin et al. 2023, "Dual-balancing for multi-task learning", equations 3 and 4. The authors' code
+    (LibMTL) starts the averages at zero without a correction, which makes the first steps a tenth of their
+    size.
     """
 
     def __init__(self, num_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> None:

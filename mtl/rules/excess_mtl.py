@@ -9,14 +9,14 @@ from mtl.rules.rule import Array, TaskRule, require, task_indices
 
 
 class ExcessMTL(RowRule, TaskRule):
-    """Tasks get weight by how far they still are from their own optimum, estimated from their gradients' history.
+    """Tasks get weight by how far they are from their own optimum, estimated from their gradients' history.
 
-    S_k <- S_k + g_k^2, element by element; the excess risk e_k = sum g_k^2 / sqrt(S_k), relative to the first one of
-    its task that was not zero; w_k <- w_k exp(``eta`` e_k), then scaled to sum to the number of tasks present. The
-    direction is sum_k w_k g_k.
+    S_k <- S_k + g_k^2, element by element; the excess risk e_k = sum g_k^2 / sqrt(S_k), relative to the
+    first one of its task that was not zero; w_k <- w_k exp(``eta`` e_k), then scaled to sum to the number
+    of tasks present. The direction is sum_k w_k g_k.
 
-    A zero gradient has no excess risk: its weight falls behind. Sums and weights of absent tasks stay as they are. S
-    needs rows whose elements mean the same in every batch.
+    A zero gradient has no excess risk: its weight falls behind. Sums and weights of absent tasks stay as
+    they are. S needs rows whose elements mean the same in every batch.
 
     Source: He et al. 2024, "Robust multi-task learning with excess risks", equation 5 and algorithm 1.
     """

@@ -15,10 +15,10 @@ STATIONARY = 1e-6
 
 
 def fair_weights(rows: UnitRows, alpha: float) -> Array:
-    """The w > 0 with (G w)_i = w_i^(-1/alpha), for ``rows`` none of which is zero; alpha = 1 is Nash's equation.
+    """The w > 0 with (G w)_i = w_i^(-1/alpha), for ``rows`` that are not zero; alpha = 1 is Nash's equation.
 
-    With n the norms in units of the largest and w_i = b_i x_i / n_i, b_i = n_i^((1 - alpha) / (1 + alpha)) (x = 1
-    solves it for orthogonal rows), it is the stationarity of a strictly convex potential over x > 0,
+    With n the norms in units of the largest and w_i = b_i x_i / n_i, b_i = n_i^((1 - alpha) / (1 + alpha))
+    (x = 1 solves it for orthogonal rows), it is the stationarity of a strictly convex potential over x > 0,
 
         1/2 (b x)'C (b x) + sum_i b_i^2 p(x_i),   p'(x) = -x^(-1/alpha),
 
@@ -41,31 +41,34 @@ def fair_weights(rows: UnitRows, alpha: float) -> Array:
 def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
     """The y = b x at the minimum, to the last digits of float64. None where it runs away to infinity."""
     x = np.ones_like(base)
-    gradient, size = _gradient(rows.correlation, base, x, power)
+    gradient, error = _gradient(rows.correlation, base, x, power)
     for _ in range(200):
-        curvature = power * x ** (-power - 1)
-        _, step, failed = dposv(rows.correlation + np.diag(curvature), -gradient)
+        hessian = rows.correlation.copy()
+        hessian.flat[:: len(x) + 1] += power * x ** (-power - 1)
+        _, step, failed = dposv(hessian, -gradient)
         if failed:
             return None
         slope, relative = gradient @ step, step / (base * x)
-        length = min(1.0, 0.9 / max(-relative.min(), 1e-300))
-        last = (np.abs(gradient) / size).max() < 1e-12
+        length = min(1.0, 0.99 / max(-relative.min(), 1e-300))
         for _ in range(60):
             new = x * (1 + length * relative)
-            gradient, size = _gradient(rows.correlation, base, new, power)
-            # The potential is convex: a slope that has turned upwards says that the step was too long.
-            if last or gradient @ step <= -0.1 * slope:
+            new_gradient, new_error = _gradient(rows.correlation, base, new, power)
+            # The potential is convex: a slope that has turned upwards says that the step was too long. Very
+            # near the minimum the slope is rounding, and the error tells.
+            if error < 1e-6 or new_error < 0.01 * error or new_gradient @ step <= -0.1 * slope:
                 break
             length /= 2
-        x = new
-        if last:
+        if error < 1e-9 and new_error >= 0.5 * error:  # as good as rounding lets it be
             return base * x
-        if np.linalg.norm(rows.factor @ (base * x)) < STATIONARY * (base @ x):
+        x, gradient, error = new, new_gradient, new_error
+        if x.max() > 1.5 and np.linalg.norm(rows.factor @ (base * x)) < STATIONARY * (base @ x):
             return None
     return None
 
 
-def _gradient(correlation: Array, base: Array, x: Array, power: float) -> tuple[Array, Array]:
-    """The potential's gradient in y = b x, and the size of what cancels in it."""
+def _gradient(correlation: Array, base: Array, x: Array, power: float) -> tuple[Array, float]:
+    """The potential's gradient in y = b x, and its largest entry relative to what makes it up."""
     image, bargain = correlation @ (base * x), base * x**-power
-    return image - bargain, np.abs(image) + bargain + 1e-3 * np.abs(correlation) @ (base * x)
+    # The last term is what rounding leaves where large weights cancel.
+    size = np.abs(image) + bargain + 1e-6 * (np.abs(correlation) @ (base * x))
+    return image - bargain, float(np.abs((image - bargain) / size).max())

@@ -3,22 +3,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtl.rules.rule import Array, Random, new_generator, require
 from mtl.rules.rows import RowRule, masked_weights
+from mtl.rules.rule import Array, Random, new_generator, require
 
 
 class GradDrop(Random, RowRule):
-    """Where the tasks' signs disagree, one sign is drawn for each element, and the other sign's gradients are dropped.
+    """Where the tasks' signs disagree, one sign is drawn for each element and the other one is dropped.
 
-    For each element P = (1 + sum_k g_k / sum_k |g_k|) / 2 and U uniform on [0, 1): the positive g_k stay if P > U, the
-    negative ones if P < U; the direction is sum_k (l_k + (1 - l_k) M_k) g_k with M the mask and l the ``leak`` (one
-    number for all tasks or one a task; 0 is the paper's default, 1 the plain sum). A zero gradient adds nothing.
+    For each element P = (1 + sum_k g_k / sum_k |g_k|) / 2 and U uniform on [0, 1): the positive g_k stay if
+    P > U, the negative ones if P < U; the direction is sum_k (l_k + (1 - l_k) M_k) g_k with M the mask and
+    l the ``leak`` (one number for all tasks or one a task; 0 is the paper's default, 1 the plain sum). A
+    zero gradient adds nothing.
 
     U comes from the rule's own generator on the CPU, so that it is the same on every device.
 
-    Source: Chen et al. 2020, algorithm 1, in the form for gradients that are not separated by sample: the sign of
-    the activations and the sum over the batch, which that algorithm puts in front for activations, need a batch axis
-    that a row does not have. LibMTL has one leak for all tasks.
+    Source: Chen et al. 2020, algorithm 1, in the form for gradients that are not separated by sample: the
+    sign of the activations and the sum over the batch, which that algorithm puts in front for activations,
+    need a batch axis that a row does not have. LibMTL has one leak for all tasks.
     """
 
     def __init__(self, leak: float | Sequence[float] = 0.0, seed: int = 0) -> None:

@@ -11,20 +11,20 @@ MARGIN = 1e-8
 
 
 class GradVac(Random, TaskRule):
-    """Each gradient is turned until its cosines with the others reach their running averages; then all are summed.
+    """Each gradient is turned until its cosines reach their running averages; then all are summed.
 
-    For every task i, over the others j != i in random order, with h_i = g_i at first, c = cos(h_i, g_j) and the
-    target t = t_ij, an average kept over the steps that starts at 0: where c < t,
+    For every task i, over the others j != i in random order, with h_i = g_i at first, c = cos(h_i, g_j) and
+    the target t = t_ij, an average kept over the steps that starts at 0: where c < t,
 
         h_i <- h_i + |h_i| (t sqrt(1 - c^2) - c sqrt(1 - t^2)) / (|g_j| sqrt(1 - t^2)) g_j,
 
     and then always t_ij <- (1 - beta) t_ij + beta c. The direction is sum_i h_i; at t = 0 it is PCGrad's.
 
-    ``num_tasks`` sizes the averages; ``present`` names the tasks that a matrix is about, the averages of absent
-    tasks stay. A zero gradient has no cosine: its weight is one, its averages stay, it turns nobody.
+    ``num_tasks`` sizes the averages; ``present`` names the tasks that a matrix is about, the averages of
+    absent tasks stay. A zero gradient has no cosine: its weight is one, its averages stay, it turns nobody.
 
-    Source: Wang et al. 2021, equation 4 and algorithm 1, over whole gradients and not a layer at a time. beta is the
-    paper's 0.01; LibMTL and TorchJD have 0.5.
+    Source: Wang et al. 2021, equation 4 and algorithm 1, over whole gradients and not a layer at a time.
+    beta is the paper's 0.01; LibMTL and TorchJD have 0.5.
     """
 
     def __init__(self, num_tasks: int, beta: float = 0.01, seed: int = 0) -> None:

@@ -7,16 +7,16 @@ from mtl.rules.solvers import unit_rows
 class IMTLG(Rule):
     """The direction whose projections onto all gradients are equal, with weights that sum to one.
 
-    sum_k a_k = 1 and <d, g_k / |g_k|> equal for all k, d = sum_k a_k g_k: a = C^+ 1 / n up to its scale, with C the
-    correlation matrix and n the norms. Weights may be negative, as in the paper.
+    sum_k a_k = 1 and <d, g_k / |g_k|> equal for all k, d = sum_k a_k g_k: a = C^+ 1 / n up to its scale,
+    with C the correlation matrix and n the norms. Weights may be negative, as in the paper.
 
-    Where dependent gradients allow no such direction (1 is outside the range of C), all projections can be equal
-    only at zero: the weights are the projection of 1 onto the kernel of C, over n, and the direction is zero. Where
-    the paper's sum of the weights is zero, their absolute values are made to sum to one instead. A zero gradient
-    has no direction to project onto and gets the weight zero.
+    Where dependent gradients allow no such direction (1 is outside the range of C), all projections can be
+    equal only at zero: the weights are the projection of 1 onto the kernel of C, over n, and the direction
+    is zero. Where the paper's sum of the weights is zero, their absolute values are made to sum to one
+    instead. A zero gradient has no direction to project onto and gets the weight zero.
 
-    Source: Liu et al. 2021, equation 6 (IMTL-G). The official code and LibMTL invert the paper's matrix and give
-    infinities for zero or identical gradients.
+    Source: Liu et al. 2021, equation 6 (IMTL-G). The official code and LibMTL invert the paper's matrix and
+    give infinities for zero or identical gradients.
     """
 
     def weigh(self, gram: Array) -> Array:

@@ -6,12 +6,12 @@ from mtl.rules.rule import Array, Rule, require
 class Krum(Rule):
     """The mean of the ``selected`` gradients that lie nearest to their neighbours.
 
-    With f = ``byzantine`` gradients that may be anything, the score of g_i is the sum of its squared distances to the
-    K - f - 2 nearest others; the lowest scores are taken. Gradients whose scores are equal at the limit share what is
-    left, so that the order of the tasks does not matter.
+    With f = ``byzantine`` gradients that may be anything, the score of g_i is the sum of its squared
+    distances to the K - f - 2 nearest others; the lowest scores are taken. Gradients whose scores are equal
+    at the limit share what is left, so that the order of the tasks does not matter.
 
-    The paper wants K > 2f + 2. Fewer tasks than f + 3 leave no neighbour to count: one is used then, and a single
-    task gets the weight one. A zero gradient is a point like any other.
+    The paper wants K > 2f + 2. Fewer tasks than f + 3 leave no neighbour to count: one is used then, and a
+    single task gets the weight one. A zero gradient is a point like any other.
 
     Source: Blanchard et al. 2017, section 4. TorchJD sums distances that are not squared.
     """

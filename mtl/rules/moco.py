@@ -13,16 +13,17 @@ from mtl.rules.solvers import onto_simplex
 class MoCo(RowRule, TaskRule):
     """Running averages of the gradients, and weights that follow the shortest direction among them.
 
-    y_k <- y_k - b_t (y_k - g_k), b_t = ``beta`` / t^``beta_sigma``; l <- P(l - c_t (Y Y' + ``rho`` I) l) with P the
-    projection onto the simplex and c_t = ``gamma`` / t^``gamma_sigma``; the direction is sum_k l_k y_k. t counts the
-    batches that a task was in.
+    y_k <- y_k - b_t (y_k - g_k), b_t = ``beta`` / t^``beta_sigma``; l <- P(l - c_t (Y Y' + ``rho`` I) l)
+    with P the projection onto the simplex and c_t = ``gamma`` / t^``gamma_sigma``; the direction is sum_k
+    l_k y_k. t counts the batches that a task was in.
 
-    y_k starts at the first gradient of its task, l at equal weights. What is kept of absent tasks stays; the weights
-    of those present move on their own and are put back with the sum that they had. A zero gradient draws weight, as
-    in MGDA. The averages need rows whose elements mean the same in every batch.
+    y_k starts at the first gradient of its task, l at equal weights. What is kept of absent tasks stays;
+    the weights of those present move on their own and are put back with the sum that they had. A zero
+    gradient draws weight, as in MGDA. The averages need rows whose elements mean the same in every batch.
 
-    Source: Fernando et al. 2023, algorithm 1, without the projection of y onto a ball of unknown radius. LibMTL takes
-    a softmax for the projection, which keeps the weights nearly equal, and scales gradients by loss over norm.
+    Source: Fernando et al. 2023, algorithm 1, without the projection of y onto a ball of unknown radius.
+    LibMTL takes a softmax for the projection, which keeps the weights nearly equal, and scales gradients by
+    loss over norm.
     """
 
     def __init__(

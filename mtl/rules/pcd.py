@@ -7,18 +7,20 @@ from mtl.rules.solvers import UnitRows, least_distance, unit_rows
 
 
 class PCD(TaskRule):
-    """Priority-constrained descent: as near to the primary task's gradient as leaves every other task some progress.
+    """Priority-constrained descent: near the primary gradient, with some progress for every other task.
 
-    min_d |d - h_1|^2 / 2 such that <h_j, d> >= tau |h_j|^2 for the secondary tasks j, h_i = g_i / sqrt(v_i + eps), v_i
-    the bias-corrected running average of |g_i|^2 with decay ``beta``; d is then given the length of g_1.
+    min_d |d - h_1|^2 / 2 such that <h_j, d> >= tau |h_j|^2 for the secondary tasks j, h_i = g_i / sqrt(v_i
+    + eps), v_i the bias-corrected running average of |g_i|^2 with decay ``beta``; d is then given the
+    length of g_1.
 
-    ``primary`` is the index of the primary task. If the constraints contradict each other, the direction is g_1; if
-    d is zero or g_1 is, the weights are zero. A zero secondary gradient constrains nothing and gets the weight zero.
-    Averages of absent tasks stay as they are. A batch without the primary task has no priority to keep: weights of one.
+    ``primary`` is the index of the primary task. If the constraints contradict each other, the direction is
+    g_1; if d is zero or g_1 is, the weights are zero. A zero secondary gradient constrains nothing and gets
+    the weight zero. Averages of absent tasks stay as they are. A batch without the primary task has no
+    priority to keep: weights of one.
 
-    Source: "Not all objectives are born equal: priority-constrained descent for hierarchical multi-objective
-    optimization" (TMLR 2026, arXiv 2606.29521). The reference enumerates the sets of tight constraints; the same
-    minimum is found here as a least distance problem.
+    Source: "Not all objectives are born equal: priority-constrained descent for hierarchical
+    multi-objective optimization" (TMLR 2026, arXiv 2606.29521). The reference enumerates the sets of tight
+    constraints; the same minimum is found here as a least distance problem.
     """
 
     def __init__(

@@ -8,11 +8,13 @@ from mtl.rules.rule import Array, Indices, TaskRule
 class RotoGradScale(TaskRule):
     """The half of RotoGrad that equalises norms: every gradient gets the same length, the sum is taken.
 
-    d = C sum_k g_k / |g_k|, C = sum_k a_k |g_k|, a_k the share of |g_k| / |g_k^0| in their sum, g_k^0 the first gradient
-    of the task that was not zero. A task that has progressed less than the others since its start pulls C towards
-    its own norm. A zero gradient has no direction and gets the weight zero; absent tasks keep their g_k^0.
+    d = C sum_k g_k / |g_k|, C = sum_k a_k |g_k|, a_k the share of |g_k| / |g_k^0| in their sum, g_k^0 the
+    first gradient of the task that was not zero. A task that has progressed less than the others since its
+    start pulls C towards its own norm. A zero gradient has no direction and gets the weight zero; absent
+    tasks keep their g_k^0.
 
-    The other half, a learned rotation of the features before each head, is not a rule on gradients and not here.
+    The other half, a learned rotation of the features before each head, is not a rule on gradients and not
+    here.
 
     Source: Javaloy & Valera 2022, equations 7 to 9.
     """
@@ -30,5 +32,7 @@ class RotoGradScale(TaskRule):
         alive = norms > 0
         ratios = norms[alive] / kept[tasks][alive]
         weights = np.zeros(len(norms))
+        if not alive.any():
+            return weights
         weights[alive] = (ratios @ norms[alive]) / ratios.sum() / norms[alive]
         return weights

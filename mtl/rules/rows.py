@@ -53,8 +53,8 @@ class RowRule(Rule):
 class KeptRows(nn.Module):
     """Rows of every task that are kept from step to step, in float32 or better, where the rows are.
 
-    Their memory is taken at first use, when their lengths are known, or when a state is loaded. ``counts`` [K] says
-    how often each task was seen.
+    Their memory is taken at first use, when their lengths are known, or when a state is loaded. ``counts``
+    [K] says how often each task was seen.
     """
 
     def __init__(self, num_tasks: int) -> None:
@@ -71,8 +71,8 @@ class KeptRows(nn.Module):
         lengths, new = [b.shape[1] for b in self.rows], [b.shape[1] for b in like]
         if lengths != new:
             raise ValueError(
-                f"The kept rows have {lengths} elements and the new ones {new}: a rule that keeps rows needs batches "
-                "of one size, or a space whose rows do not depend on the batch."
+                f"The kept rows have {lengths} elements and the new ones {new}: a rule that keeps rows needs "
+                "batches of one size, or a space whose rows do not depend on the batch."
             )
         self.rows = [kept.to(block.device) for kept, block in zip(self.rows, like, strict=True)]
         return [kept[torch.as_tensor(tasks, device=kept.device)] for kept in self.rows]
@@ -83,8 +83,8 @@ class KeptRows(nn.Module):
             kept[torch.as_tensor(tasks, device=kept.device)] = block
         self.counts[tasks] += 1
 
-    def move_towards(self, new: list[Tensor], tasks: np.ndarray, shares: Array) -> list[Tensor]:
-        """Running averages: y <- y + share (g - y), and y <- g for a task that was never seen; returns the y."""
+    def move_towards(self, new: list[Tensor], tasks: np.ndarray, shares: np.ndarray) -> list[Tensor]:
+        """Running averages: y <- y + share (g - y), y <- g for a task that was never seen; returns the y."""
         shares = np.where(self.counts[tasks] == 0, 1.0, shares)
         averaged = []
         for kept, block in zip(self.take(new, tasks), new, strict=True):
@@ -108,7 +108,7 @@ class KeptRows(nn.Module):
 
 
 def masked_weights(rows: list[Tensor], factors: list[Tensor]) -> Tensor:
-    """What elementwise ``factors`` on ``rows`` come to as weights: <factor * g, g> / <g, g>, zero for a zero row."""
+    """What elementwise ``factors`` come to as weights: <factor * g, g> / <g, g>, zero for a zero row."""
     shape, device = len(rows[0]), rows[0].device
     used, whole = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
     largest = torch.stack([block.abs().amax(1).double() for block in rows if block.shape[1]]).amax(0)

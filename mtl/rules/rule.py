@@ -21,8 +21,8 @@ class Rule(nn.Module):
     whatever dtype and device come in. A subclass implements ``weigh`` on a float64 array. Anything else with
     such a ``forward`` serves as a rule as well; this class only does what all of ours would repeat.
 
-    A Gram matrix with a value that is not finite gives weights of NaN and leaves every state as it was, so that
-    the gradient shows it: a GradScaler then skips the step, as in plain training.
+    A Gram matrix with a value that is not finite gives weights of NaN and leaves every state as it was, so
+    that the gradient shows it: a GradScaler then skips the step, as in plain training.
 
     ``needs_rows``: the rule works on the rows themselves, by ``combine`` and not by ``forward``.
     ``per_task_state``: the rule takes ``present``, the indices of the tasks that the matrix is about.
@@ -43,16 +43,17 @@ class Rule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} works on rows: call combine(rows, gram).")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rule:
-        # The state stays in float64 on the CPU, where the weights are computed: a model's .to(device) or .half()
-        # must not cost a transfer a step or the averages their digits. Kept rows follow the rows that come in.
+        # The state stays in float64 on the CPU, where the weights are computed: a model's .to(device) or
+        # .half() must not cost a transfer a step or the averages their digits. Kept rows follow the rows
+        # that come in.
         return self
 
 
 class TaskRule(Rule):
     """A rule with state for each of ``num_tasks`` tasks; a subclass implements ``weigh_tasks``.
 
-    ``present`` gives the indices of the tasks in this batch, in the order of the matrix; None means all. What is
-    kept of absent tasks stays as it is.
+    ``present`` gives the indices of the tasks in this batch, in the order of the matrix; None means all.
+    What is kept of absent tasks stays as it is.
     """
 
     per_task_state = True
@@ -70,7 +71,7 @@ class TaskRule(Rule):
     def forward(
         self, gram: Tensor, losses: Tensor | None = None, present: Sequence[int] | None = None
     ) -> Tensor:
-        """Return the weights ``[K]`` for the Gram matrix ``[K, K]`` of the ``present`` tasks; update the state."""
+        """Return the weights for the Gram matrix of the ``present`` tasks, and update the state."""
         matrix = as_matrix(gram)
         tasks = task_indices(len(matrix), self.num_tasks, present)
         if not np.isfinite(matrix).all():
@@ -86,7 +87,7 @@ class TaskRule(Rule):
             saved = state_dict.get(prefix + name)
             if saved is not None and saved.shape != buffer.shape:
                 raise ValueError(
-                    f"{type(self).__name__}.{name} was saved for {len(saved)} tasks, but num_tasks={self.num_tasks}."
+                    f"{type(self).__name__} was saved for {len(saved)} tasks, but num_tasks={self.num_tasks}."
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

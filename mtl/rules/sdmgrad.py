@@ -9,17 +9,17 @@ from mtl.rules.solvers import onto_simplex
 class SDMGrad(TaskRule):
     """The shortest direction near the mean, approached by a few steps of projected gradient descent a call.
 
-    Minimises |sum w_i g_i + lambda g_0|^2 / 2 over the simplex, g_0 the mean gradient, from the weights of the last
-    call: ``iterations`` times w <- P(w - lr velocity), velocity <- momentum velocity + G (w + lambda/K). The
-    direction is (sum w_i g_i + lambda g_0) / (1 + lambda). G is taken in units of the squared mean norm; the velocity
-    starts at zero in every call.
+    Minimises |sum w_i g_i + lambda g_0|^2 / 2 over the simplex, g_0 the mean gradient, from the weights of
+    the last call: ``iterations`` times w <- P(w - lr velocity), velocity <- momentum velocity + G (w +
+    lambda/K). The direction is (sum w_i g_i + lambda g_0) / (1 + lambda). G is taken in units of the
+    squared mean norm; the velocity starts at zero in every call.
 
-    The paper draws independent batches for the two factors of G, so that its expectation is that of the true
-    gradients' Gram matrix. Here both are the same batch, one third of the cost: the diagonal then also holds the
-    gradients' variance, which leans the weights away from noisy tasks.
+    The paper draws independent batches for the two factors of G, so that its expectation is that of the
+    true gradients' Gram matrix. Here both are the same batch, one third of the cost: the diagonal then also
+    holds the gradients' variance, which leans the weights away from noisy tasks.
 
-    ``present``: the weights of these tasks are solved for on their own and put back with the sum that they had. A
-    zero gradient draws weight, as in MGDA.
+    ``present``: the weights of these tasks are solved for on their own and put back with the sum that they
+    had. A zero gradient draws weight, as in MGDA.
 
     Source: Xiao et al. 2023, equation 5 and algorithm 1; the defaults are the official code's. That code also
     multiplies by K, clips to the norm 1 and holds one batch three times where it means three.
@@ -59,6 +59,6 @@ class SDMGrad(TaskRule):
 
 
 def share(kept: Array, tasks: Indices) -> tuple[Array, float]:
-    """The kept weights of ``tasks``, made to sum to one (equal where they are all zero), and what they sum to."""
+    """The kept weights of ``tasks``, made to sum to one (equal if all are zero), and their sum."""
     total = float(kept[tasks].sum())
     return (kept[tasks] / total if total > 0 else np.full(len(tasks), 1 / len(tasks))), total

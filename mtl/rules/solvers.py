@@ -1,7 +1,7 @@
 """Small exact solvers that rules and conflict metrics share; float64 throughout.
 
-Every one works on the *correlation* matrix, the Gram matrix of the rows scaled to unit norm: what is known of a
-short row is then as exact as what is known of a long one, however far their norms lie apart.
+Every one works on the *correlation* matrix, the Gram matrix of the rows scaled to unit norm: what is known
+of a short row is then as exact as what is known of a long one, however far their norms lie apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dsyevd
 from scipy.optimize import nnls
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class UnitRows(NamedTuple):
 
     def spread(self, values: Array, zero: float = 0.0) -> Array:
         """Values of the k rows as values of all K tasks; the tasks with a zero row get ``zero``."""
+        if len(values) == len(self.alive):
+            return values
         full = np.full(len(self.alive), zero)
         full[self.alive] = values
         return full
@@ -50,15 +53,20 @@ def unit_rows(gram: Array) -> UnitRows:
     """
     squares = gram.diagonal()
     alive = squares > SMALLEST_SQUARE
-    norms = np.sqrt(squares[alive])
+    if not alive.all():
+        gram, squares = gram[np.ix_(alive, alive)], squares[alive]
+    norms = np.sqrt(squares)
     # Not divided by the product of two norms, which may leave float64's range.
-    correlation = (gram[np.ix_(alive, alive)] / norms[:, None] / norms).clip(-1, 1)
-    if len(norms) == 0:
+    correlation = np.clip(gram / norms[:, None] / norms, -1, 1)
+    if not len(norms):
         return UnitRows(alive, norms, correlation, correlation)
-    eigenvalues, vectors = np.linalg.eigh(correlation)
-    kept = eigenvalues > RANK_TOLERANCE * len(norms) * eigenvalues[-1]
-    factor = np.sqrt(eigenvalues[kept])[:, None] * vectors[:, kept].T
-    if eigenvalues[0] < -RANK_TOLERANCE * len(norms) * eigenvalues[-1]:
+    eigenvalues, vectors, failed = dsyevd(correlation)
+    if failed:
+        raise SolverError(f"The eigenvalues of a correlation matrix of {len(norms)} rows were not found.")
+    noise = RANK_TOLERANCE * len(norms) * eigenvalues[-1]
+    first = int(eigenvalues.searchsorted(noise))
+    factor = np.sqrt(eigenvalues[first:])[:, None] * vectors[:, first:].T
+    if eigenvalues[0] < -noise:
         correlation = factor.T @ factor
     return UnitRows(alive, norms, correlation, factor)
 
@@ -69,26 +77,32 @@ def nonnegative(matrix: Array, right: Array) -> Array:
         solution, _ = nnls(matrix, right, maxiter=50 * matrix.shape[1])
     except RuntimeError as error:
         raise SolverError(f"Non-negative least squares on {matrix.shape[1]} rows did not finish.") from error
+    # The gradient has to be zero where the solution is positive and must not be negative elsewhere.
     gradient = matrix.T @ (matrix @ solution - right)
-    norms = np.linalg.norm(matrix, axis=0)
-    scale = norms * (np.linalg.norm(right) + norms @ solution) + 1e-300
-    violation = np.maximum(-gradient, np.where(solution > 0, np.abs(gradient), 0)) / scale
+    gradient[solution == 0] = np.minimum(gradient[solution == 0], 0)
+    norms = np.sqrt(np.einsum("rk,rk->k", matrix, matrix))
+    violation = np.abs(gradient) / (norms * (np.sqrt(right @ right) + norms @ solution) + 1e-300)
     if not violation.max(initial=0) <= TOLERANCE:
         raise SolverError(f"Non-negative least squares missed the optimum by {violation.max():.1e}.")
     return solution
 
 
 def least_distance(factor: Array, least: Array) -> Array | None:
-    """The multipliers v >= 0 of argmin_x |x| such that u_i'x >= least_i; x = sum v_i u_i. None where no x exists.
+    """The v >= 0 of argmin_x |x| such that u_i'x >= least_i, with x = sum v_i u_i. None where no x exists.
 
-    ``factor`` [r, k] has the u_i as its columns. Problem LDP of Lawson and Hanson 1974, chapter 23, section 4.
+    ``factor`` [r, k] has the u_i as its columns. Problem LDP of Lawson and Hanson 1974, chapter 23, section
+    4.
     """
     system = np.concatenate([factor, least[None]])
     right = np.zeros(len(system))
     right[-1] = 1
     solution = nonnegative(system, right)
-    slack = 1 - least @ solution  # the square of the residual: zero where the inequalities contradict
-    return solution / slack if slack > 1e-14 else None
+    # The residual is (F u, h'u - 1), its last entry minus its square: zero where the inequalities contradict.
+    # The square has the more digits when it is small.
+    residual = factor @ solution
+    if np.linalg.norm(residual) <= 1e-10 * solution.sum():
+        return None if solution.any() else solution
+    return solution / (residual @ residual + (1 - least @ solution) ** 2)
 
 
 def shortest(rows: UnitRows) -> Array:
@@ -107,8 +121,8 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     ``gram`` [K, K] -> [K], float64. A zero row is itself the shortest direction and gets all the weight,
     shared with the other zero rows. Source of the problem: Désidéri 2012; Sener & Koltun 2018, equation 3.
 
-    Solved exactly as non-negative least squares: with C = F'F the correlation matrix, minimise
-    |F v|^2 + (1 - a'v)^2 over v >= 0 with a_i = min n / n_i; its solution, times a and divided by its sum, is w.
+    Solved exactly as non-negative least squares: with C = F'F the correlation matrix, minimise |F v|^2 + (1
+    - a'v)^2 over v >= 0 with a_i = min n / n_i; its solution, times a and divided by its sum, is w.
     """
     rows = unit_rows(gram.detach().to("cpu", torch.float64).numpy())
     zero = ~rows.alive
@@ -124,8 +138,7 @@ def onto_dual_cone(factor: Array, target: Array) -> Array:
 
 
 def onto_simplex(values: Array, total: float = 1.0) -> Array:
-    """The nearest point to ``values`` with no negative entry and the sum ``total`` (Duchi et al. 2008, figure 1)."""
+    """The nearest non-negative point to ``values`` with the sum ``total`` (Duchi et al. 2008, figure 1)."""
     ordered = np.sort(values)[::-1]
-    excess = (np.cumsum(ordered) - total) / np.arange(1, len(values) + 1)
-    positive = np.flatnonzero(ordered > excess)
-    return np.maximum(values - excess[positive[-1] if len(positive) else 0], 0)
+    excess = (ordered.cumsum() - total) / np.arange(1, len(values) + 1)
+    return np.maximum(values - excess.max(), 0)

@@ -3,15 +3,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtl.rules.rule import Array, require
 from mtl.rules.rows import RowRule, masked_weights
+from mtl.rules.rule import Array, require
 
 
 class TrimmedMean(RowRule):
-    """Of each element the ``trim`` largest and smallest values are dropped; the mean of the others is the direction.
+    """Of each element the ``trim`` largest and smallest values are dropped and the others averaged.
 
-    Fewer than 2 trim + 1 tasks leave nothing: then as many are dropped as leave one value or two, which is the median.
-    A zero gradient is a row of values like any other. It does not matter which of two equal values is dropped.
+    Fewer than 2 trim + 1 tasks leave nothing: then as many are dropped as leave one value or two, which is
+    the median. A zero gradient is a row of values like any other. It does not matter which of two equal
+    values is dropped.
 
     Source: Yin et al. 2018, definition 2, with a number of values in place of their share.
     """

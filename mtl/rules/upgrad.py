@@ -7,12 +7,12 @@ from mtl.rules.solvers import UnitRows, onto_dual_cone, unit_rows
 class UPGrad(Rule):
     """Each gradient is moved as little as makes it conflict with no task; then they are averaged.
 
-    d = (1/K) sum_i argmin_d |d - g_i| such that <d, g_j> >= 0 for all j. It conflicts with no task; with two tasks,
-    K times it is PCGrad's direction. At a Pareto-stationary point it may be zero. A zero gradient keeps its 1/K
-    and constrains nothing.
+    d = (1/K) sum_i argmin_d |d - g_i| such that <d, g_j> >= 0 for all j. It conflicts with no task; with
+    two tasks, K times it is PCGrad's direction. At a Pareto-stationary point it may be zero. A zero
+    gradient keeps its 1/K and constrains nothing.
 
-    Source: Quinton & Rey 2024, "Jacobian descent for multi-objective optimization", equation 5. Solved exactly;
-    TorchJD adds 1e-4 to the diagonal, which leaves conflicts where norms differ.
+    Source: Quinton & Rey 2024, "Jacobian descent for multi-objective optimization", equation 5. Solved
+    exactly; TorchJD adds 1e-4 to the diagonal, which leaves conflicts where norms differ.
     """
 
     def weigh(self, gram: Array) -> Array:
@@ -32,11 +32,11 @@ def _projections(rows: UnitRows) -> Array:
 
 
 def _exchange(correlation: Array, rounds: int = 6) -> tuple[Array, np.ndarray]:
-    """All projections at once: guess which multipliers are positive, solve for them, exchange those that are wrong.
+    """All projections at once: guess which multipliers are positive, solve for them, exchange wrong ones.
 
-    Row i: s and whether it is optimal, as measured by the conditions themselves: s >= 0, (C (e_i + s))_j >= 0, and one
-    of the two zero for every j. It is right in two or three rounds for nearly all rows of most matrices; the
-    rest is for the slower method that always ends.
+    Row i: s and whether it is optimal, as measured by the conditions themselves: s >= 0, (C (e_i + s))_j >=
+    0, and one of the two zero for every j. It is right in two or three rounds for nearly all rows of most
+    matrices; the rest is for the slower method that always ends.
     """
     count = len(correlation)
     added, solved = np.zeros((count, count)), np.zeros(count, dtype=bool)
@@ -46,7 +46,8 @@ def _exchange(correlation: Array, rounds: int = 6) -> tuple[Array, np.ndarray]:
         if not len(todo):
             break
         mask = active[todo]
-        # A ridge below rounding keeps dependent rows from stopping the others; whether it mattered is measured next.
+        # A ridge below rounding keeps dependent rows from stopping the others; whether it mattered is
+        # measured next.
         system = correlation * (mask[:, :, None] & mask[:, None, :])
         system[:, np.arange(count), np.arange(count)] += np.where(mask, 1e-15, 1)
         try:
