@@ -1,13 +1,13 @@
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg.lapack import dgejsv
 
 from mtl.rules.rule import Array, Rule, require
 from mtl.rules.solvers import SolverError, unit_rows
 
-_jacobi: Any = lapack.dgejsv  # one-sided Jacobi SVD; not in every version of scipy-stubs
-SCALES = {"min": np.min, "median": np.median, "mean": np.mean}
+SCALES: dict[str, Callable[[Array], Any]] = {"min": np.min, "median": np.median, "mean": np.mean}
 
 
 class AlignedMTL(Rule):
@@ -37,12 +37,10 @@ class AlignedMTL(Rule):
         if not len(rows.norms):
             return np.zeros(len(gram))
         relative = rows.norms / rows.norms.max()
-        # The rows in an orthonormal basis of their span, one a row; U holds the eigenvectors of their Gram
-        # matrix.
+        # One row a task, in an orthonormal basis of their span: the left vectors are the eigenvectors of G.
         matrix = relative[:, None] * rows.factor.T
-        # joba=3: keep small singular values that come from badly scaled rows and columns; jobp=0: no
-        # perturbation.
-        values, vectors, _, work, _, info = _jacobi(matrix, joba=3, jobu=0, jobv=3, jobr=0, jobt=0, jobp=0)
+        # joba=3 keeps small singular values that come from badly scaled rows; jobv=3 leaves out the right vectors.
+        values, vectors, _, work, _, info = dgejsv(matrix, joba=3, jobu=0, jobv=3)
         if info:
             raise SolverError(
                 f"The eigenvalues of {len(relative)} rows were not found: dgejsv returned {info}."

@@ -30,12 +30,20 @@ def fair_weights(rows: UnitRows, alpha: float) -> Array:
     unit = rows.norms.max()
     base = (rows.norms / unit) ** exponent
     scaled = _newton(rows, base, 1 / alpha)
-    if scaled is None:
+    if scaled is None or _gains_nothing(rows, scaled):
         hull = shortest(rows._replace(norms=np.ones_like(rows.norms)))
-        if np.linalg.norm(rows.factor @ hull) > 2 * STATIONARY:
-            raise SolverError(f"Newton's method did not solve G w = w^(-1/{alpha:g}) for {len(hull)} tasks.")
-        scaled = len(hull) * hull
+        if np.linalg.norm(rows.factor @ hull) <= 2 * STATIONARY:
+            scaled = len(hull) * hull
+    if scaled is None:
+        raise SolverError(f"Newton's method did not solve G w = w^(-1/{alpha:g}) for {len(base)} tasks.")
     return scaled / rows.norms * unit**exponent
+
+
+def _gains_nothing(rows: UnitRows, scaled: Array) -> bool:
+    """Whether some unit row gains nothing; so it is wherever a combination z of them is shorter than STATIONARY,
+    because sum_i z_i <u_i, d> = <sum_i z_i u_i, d> with every <u_i, d> positive."""
+    direction = rows.factor @ scaled
+    return bool((rows.factor.T @ direction).min() <= 2 * STATIONARY * np.linalg.norm(direction))
 
 
 def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
