@@ -59,7 +59,11 @@ def cagrad_gap(gram, weights, c):
         square = point @ gram[alive][:, alive] @ point - 1e-14 * (point @ norms) ** 2
         bounds.append(point @ (gram @ mean)[alive] + radius * square.clamp(min=0).sqrt())
     worst = (gram @ weights)[alive].min()
-    return outside, (min(bounds) - worst) / (norms.min() * length), 1e-14 * (added.abs()[alive] @ norms / length)
+    return (
+        outside,
+        (min(bounds) - worst) / (norms.min() * length),
+        1e-14 * (added.abs()[alive] @ norms / length),
+    )
 
 
 @pytest.mark.parametrize("c", [0.01, 0.5, 0.99, 2.0])
@@ -159,7 +163,15 @@ def test_fairness(name):
 
 
 def test_nash_equation_without_any_allowance():
-    for matrix in ["eight", "common part", "forty", "sixty-four", "ratio 1e6", "ratio 1e6, common part", "tiny"]:
+    for matrix in [
+        "eight",
+        "common part",
+        "forty",
+        "sixty-four",
+        "ratio 1e6",
+        "ratio 1e6, common part",
+        "tiny",
+    ]:
         weights = rules.NashMTL()(GRAMS[matrix])
         assert (weights * (GRAMS[matrix] @ weights) - 1).abs().max() <= 1e-8, matrix
 
