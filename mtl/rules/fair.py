@@ -1,0 +1,82 @@
+"""The equation that Nash-MTL and FairGrad share, solved exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dposv
+
+from mtl.rules.solvers import SolverError, UnitRows, shortest
+
+Array = NDArray[np.float64]
+
+# A direction shorter than this share of what it is summed from is cancellation: no agreement exists.
+STATIONARY = 1e-6
+
+
+def fair_weights(rows: UnitRows, alpha: float) -> Array:
+    """The w > 0 with (G w)_i = w_i^(-1/alpha), for ``rows`` that are not zero; alpha = 1 is Nash's equation.
+
+    With n the norms in units of the largest and w_i = b_i x_i / n_i, b_i = n_i^((1 - alpha) / (1 + alpha))
+    (x = 1 solves it for orthogonal rows), it is the stationarity of a strictly convex potential over x > 0,
+
+        1/2 (b x)'C (b x) + sum_i b_i^2 p(x_i),   p'(x) = -x^(-1/alpha),
+
+    which damped Newton steps minimise. The minimum exists, also for dependent rows, unless some non-negative
+    combination of the rows is zero: a Pareto-stationary point, where no direction helps every task. There the
+    answer is that combination, with weights K z_i / n_i (z on the simplex): its direction is zero.
+    """
+    exponent = (1 - alpha) / (1 + alpha)
+    unit = rows.norms.max()
+    base = (rows.norms / unit) ** exponent
+    scaled = _newton(rows, base, 1 / alpha)
+    if scaled is None or _gains_nothing(rows, scaled):
+        hull = shortest(rows._replace(norms=np.ones_like(rows.norms)))
+        if np.linalg.norm(rows.factor @ hull) <= 2 * STATIONARY:
+            scaled = len(hull) * hull
+    if scaled is None:
+        raise SolverError(f"Newton's method did not solve G w = w^(-1/{alpha:g}) for {len(base)} tasks.")
+    return scaled / rows.norms * unit**exponent
+
+
+def _gains_nothing(rows: UnitRows, scaled: Array) -> bool:
+    """Whether some unit row gains nothing; so it is wherever a combination z of them is shorter than STATIONARY,
+    because sum_i z_i <u_i, d> = <sum_i z_i u_i, d> with every <u_i, d> positive."""
+    direction = rows.factor @ scaled
+    return bool((rows.factor.T @ direction).min() <= 2 * STATIONARY * np.linalg.norm(direction))
+
+
+def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
+    """The y = b x at the minimum, to the last digits of float64. None where it runs away to infinity."""
+    x = np.ones_like(base)
+    gradient, error = _gradient(rows.correlation, base, x, power)
+    for _ in range(200):
+        hessian = rows.correlation.copy()
+        hessian.flat[:: len(x) + 1] += power * x ** (-power - 1)
+        _, step, failed = dposv(hessian, -gradient)
+        if failed:
+            return None
+        slope, relative = gradient @ step, step / (base * x)
+        length = min(1.0, 0.99 / max(-relative.min(), 1e-300))
+        for _ in range(60):
+            new = x * (1 + length * relative)
+            new_gradient, new_error = _gradient(rows.correlation, base, new, power)
+            # The potential is convex: a slope that has turned upwards says that the step was too long. Very
+            # near the minimum the slope is rounding, and the error tells.
+            if error < 1e-6 or new_error < 0.01 * error or new_gradient @ step <= -0.1 * slope:
+                break
+            length /= 2
+        if error < 1e-9 and new_error >= 0.5 * error:  # as good as rounding lets it be
+            return base * x
+        x, gradient, error = new, new_gradient, new_error
+        if x.max() > 1.5 and np.linalg.norm(rows.factor @ (base * x)) < STATIONARY * (base @ x):
+            return None
+    return None
+
+
+def _gradient(correlation: Array, base: Array, x: Array, power: float) -> tuple[Array, float]:
+    """The potential's gradient in y = b x, and its largest entry relative to what makes it up."""
+    image, bargain = correlation @ (base * x), base * x**-power
+    # The last term is what rounding leaves where large weights cancel.
+    size = np.abs(image) + bargain + 1e-6 * (np.abs(correlation) @ (base * x))
+    return image - bargain, float(np.abs((image - bargain) / size).max())

@@ -1,0 +1,55 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtl.rules.rows import RowRule, masked_weights
+from mtl.rules.rule import Array, Random, new_generator, require
+
+
+class GradDrop(Random, RowRule):
+    """Where the tasks' signs disagree, one sign is drawn for each element and the other one is dropped.
+
+    For each element P = (1 + sum_k g_k / sum_k |g_k|) / 2 and U uniform on [0, 1): the positive g_k stay if
+    P > U, the negative ones if P < U; the direction is sum_k (l_k + (1 - l_k) M_k) g_k with M the mask and
+    l the ``leak`` (one number for all tasks or one a task; 0 is the paper's default, 1 the plain sum). A
+    zero gradient adds nothing.
+
+    U comes from the rule's own generator on the CPU, so that it is the same on every device.
+
+    Source: Chen et al. 2020, algorithm 1, in the form for gradients that are not separated by sample: the
+    sign of the activations and the sum over the batch, which that algorithm puts in front for activations,
+    need a batch axis that a row does not have. LibMTL has one leak for all tasks.
+    """
+
+    def __init__(self, leak: float | Sequence[float] = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        leaks = [leak] if isinstance(leak, int | float) else list(leak)
+        require("leak", leak, "from 0 to 1", bool(leaks) and all(0 <= value <= 1 for value in leaks))
+        self.leaks = leaks
+        self.generator = new_generator(seed)
+
+    def mix(
+        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the masked sum, and the share of each gradient that is in it."""
+        leak = self._leak(len(gram), present)
+        factors, direction = [], []
+        for block in rows:
+            wide = block.to(torch.promote_types(block.dtype, torch.float32))
+            size = wide.abs().sum(0)
+            purity = 0.5 * (1 + wide.sum(0) / size.where(size > 0, 1))
+            draw = torch.rand(block.shape[1], generator=self.generator, dtype=torch.float32).to(wide)
+            mask = ((wide > 0) & (purity > draw)) | ((wide < 0) & (purity < draw))
+            share = leak.to(wide)[:, None]
+            factors.append(share + (1 - share) * mask)
+            direction.append((factors[-1] * wide).sum(0))
+        return direction, masked_weights(rows, factors)
+
+    def _leak(self, count: int, present: Sequence[int] | None) -> Tensor:
+        if len(self.leaks) == 1:
+            return torch.full((count,), float(self.leaks[0]))
+        tasks = range(count) if present is None else present
+        if max(tasks, default=-1) >= len(self.leaks) or (present is None and count != len(self.leaks)):
+            raise ValueError(f"leak={self.leaks} must be one number, or one for each task.")
+        return torch.tensor([float(self.leaks[task]) for task in tasks])

@@ -1,0 +1,37 @@
+import numpy as np
+
+from mtl.rules.rule import Array, Rule, require
+
+
+class Krum(Rule):
+    """The mean of the ``selected`` gradients that lie nearest to their neighbours.
+
+    With f = ``byzantine`` gradients that may be anything, the score of g_i is the sum of its squared
+    distances to the K - f - 2 nearest others; the lowest scores are taken. Gradients whose scores are equal
+    at the limit share what is left, so that the order of the tasks does not matter.
+
+    The paper wants K > 2f + 2. Fewer tasks than f + 3 leave no neighbour to count: one is used then, and a
+    single task gets the weight one. A zero gradient is a point like any other.
+
+    Source: Blanchard et al. 2017, section 4. TorchJD sums distances that are not squared.
+    """
+
+    def __init__(self, byzantine: int = 1, selected: int = 1) -> None:
+        super().__init__()
+        require("byzantine", byzantine, "0 or more", byzantine >= 0)
+        require("selected", selected, "1 or more", selected >= 1)
+        self.byzantine, self.selected = byzantine, selected
+
+    def weigh(self, gram: Array) -> Array:
+        """Return the weights, of sum one."""
+        count = len(gram)
+        squares = gram / max(gram.diagonal().max(), 1e-300)
+        distances = np.maximum(squares.diagonal()[:, None] + squares.diagonal() - 2 * squares, 0)
+        np.fill_diagonal(distances, np.inf)
+        neighbours = max(count - self.byzantine - 2, 1)
+        scores = np.sort(distances, 1)[:, : min(neighbours, count - 1)].sum(1)
+        selected = min(self.selected, count)
+        limit = np.sort(scores)[selected - 1]
+        equal = np.abs(scores - limit) <= 1e-12 * count
+        taken = (scores < limit) & ~equal
+        return (taken + equal * ((selected - taken.sum()) / equal.sum())) / selected

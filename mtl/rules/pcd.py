@@ -1,0 +1,82 @@
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl.rules.rule import Array, Indices, TaskRule, require
+from mtl.rules.solvers import UnitRows, least_distance, unit_rows
+
+
+class PCD(TaskRule):
+    """Priority-constrained descent: near the primary gradient, with some progress for every other task.
+
+    min_d |d - h_1|^2 / 2 such that <h_j, d> >= tau |h_j|^2 for the secondary tasks j, h_i = g_i / sqrt(v_i
+    + eps), v_i the bias-corrected running average of |g_i|^2 with decay ``beta``; d is then given the
+    length of g_1.
+
+    ``primary`` is the index of the primary task. If the constraints contradict each other, the direction is
+    g_1; if d is zero or g_1 is, the weights are zero. A zero secondary gradient constrains nothing and gets
+    the weight zero. Averages of absent tasks stay as they are. A batch without the primary task has no
+    priority to keep: weights of one.
+
+    Source: "Not all objectives are born equal: priority-constrained descent for hierarchical
+    multi-objective optimization" (TMLR 2026, arXiv 2606.29521). The reference enumerates the sets of tight
+    constraints; the same minimum is found here as a least distance problem.
+    """
+
+    def __init__(
+        self, num_tasks: int, primary: int = 0, tau: float = 0.02, beta: float = 0.999, eps: float = 1e-8
+    ) -> None:
+        super().__init__(num_tasks)
+        require("primary", primary, f"a task index from 0 to {num_tasks - 1}", 0 <= primary < num_tasks)
+        require("tau", tau, "from 0 to 1", 0 <= tau <= 1)
+        require("beta", beta, "0 or more and below 1", 0 <= beta < 1)
+        require("eps", eps, "0 or more", 0 <= eps < np.inf)
+        self.primary, self.tau, self.beta, self.eps = primary, tau, beta, eps
+        self.squares: Tensor
+        self.counts: Tensor
+        self.register_buffer("squares", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(num_tasks, dtype=torch.int64))
+
+    def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
+        """Return the weights, and update the averages."""
+        averages = self._update(gram.diagonal(), tasks)
+        if self.primary not in tasks:
+            return np.ones(len(tasks))
+        first = int(np.flatnonzero(tasks == self.primary)[0])
+        rows = unit_rows(gram)
+        weights = np.zeros(len(tasks))
+        if not rows.alive[first]:
+            return weights
+        own = int(rows.alive[:first].sum())
+        lengths = rows.norms / np.sqrt(averages[rows.alive] + self.eps)
+        added = _constrained(rows, own, lengths, self.tau)
+        if added is None:
+            weights[first] = 1
+            return weights
+        added[own] += lengths[own]  # d in terms of unit rows
+        length = np.linalg.norm(rows.factor @ added)
+        if length <= 1e-10 * lengths[own]:
+            return weights
+        return rows.spread(added * (rows.norms[own] / rows.norms) / length)
+
+    def _update(self, squares: Array, tasks: Indices) -> Array:
+        """The averages of ``tasks``, corrected for their start at zero."""
+        kept, counts = self.squares.numpy(), self.counts.numpy()
+        kept[tasks] = self.beta * kept[tasks] + (1 - self.beta) * squares.clip(0)
+        counts[tasks] += 1
+        return kept[tasks] / (1 - self.beta ** counts[tasks])
+
+
+def _constrained(rows: UnitRows, own: int, lengths: Array, tau: float) -> Array | None:
+    """The multipliers of the unit rows in d - h_1; None where the constraints contradict each other."""
+    others = np.flatnonzero(np.arange(len(lengths)) != own)
+    added = np.zeros(len(lengths))
+    if len(others):
+        least = tau * lengths[others] - lengths[own] * rows.correlation[others, own]
+        # In units of the primary's length, or of what is asked for where that is more.
+        unit = np.abs(least).max() or 1.0
+        multipliers = least_distance(rows.factor[:, others], least / unit)
+        if multipliers is None:
+            return None
+        added[others] = multipliers * unit
+    return added

@@ -1,0 +1,38 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtl.rules.rows import RowRule, masked_weights
+from mtl.rules.rule import Array, require
+
+
+class TrimmedMean(RowRule):
+    """Of each element the ``trim`` largest and smallest values are dropped and the others averaged.
+
+    Fewer than 2 trim + 1 tasks leave nothing: then as many are dropped as leave one value or two, which is
+    the median. A zero gradient is a row of values like any other. It does not matter which of two equal
+    values is dropped.
+
+    Source: Yin et al. 2018, definition 2, with a number of values in place of their share.
+    """
+
+    def __init__(self, trim: int = 1) -> None:
+        super().__init__()
+        require("trim", trim, "0 or more", trim >= 0)
+        self.trim = trim
+
+    def mix(
+        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the trimmed mean, and the share of each gradient that is in it."""
+        count = len(gram)
+        trim = min(self.trim, (count - 1) // 2)
+        direction, factors = [], []
+        for block in rows:
+            wide = block.to(torch.promote_types(block.dtype, torch.float32))
+            values, order = wide.sort(0)
+            direction.append(values[trim : count - trim].mean(0))
+            kept = torch.zeros_like(wide).scatter_(0, order[trim : count - trim], 1 / (count - 2 * trim))
+            factors.append(kept)
+        return direction, masked_weights(rows, factors)
