@@ -333,12 +333,16 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     parts = build_parts(cfg)
     _check_monitor(cfg.trainer.monitor, parts.tasks)
     names = [task.name for task in parts.tasks]
-    weighting = make("weighting", cfg.weighting, tasks=names)
-    strategy = make("strategy", cfg.strategy, weighting=weighting, tasks=names).to(parts.device)
+    p = plan(parts.data, cfg.trainer)
+    weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=p.per_epoch, seed=cfg.seed)
+    offered = {"weighting": weighting, "tasks": names}
+    if "rule" in cfg.strategy:
+        offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
+    own = {key: value for key, value in cfg.strategy.items() if key not in offered}
+    strategy = make("strategy", own, **offered).to(parts.device)
     optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
     # The length of the run, under the names that torch's and timm's schedulers have for it.
-    steps = plan(parts.data, cfg.trainer).steps
-    length = {"t_initial": steps, "T_max": steps, "total_steps": steps}
+    length = {"t_initial": p.steps, "T_max": p.steps, "total_steps": p.steps}
     scheduler = make("scheduler", cfg.scheduler, optimizer=optimizer, mode=cfg.trainer.mode, **length)
     state = TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler)
     if cfg.resume is not None:

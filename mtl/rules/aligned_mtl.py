@@ -42,9 +42,7 @@ class AlignedMTL(Rule):
         # joba=3 keeps small singular values that come from badly scaled rows; jobv=3 leaves out the right vectors.
         values, vectors, _, work, _, info = dgejsv(matrix, joba=3, jobu=0, jobv=3)
         if info:
-            raise SolverError(
-                f"The eigenvalues of {len(relative)} rows were not found: dgejsv returned {info}."
-            )
+            raise SolverError(f"The eigenvalues of {len(relative)} rows were not found: dgejsv returned {info}.")
         values = values * (work[0] / work[1])
         scale = np.sqrt(SCALES[self.scale_mode](values**2))
         return rows.spread(vectors @ (vectors.sum(0) * scale / values))

@@ -97,9 +97,7 @@ def _on_support(factor: Array, own: Array, slope: Array, radius: float) -> tuple
     return root, solve_triangular(upper, root * p - q, check_finite=False)
 
 
-def _is_optimal(
-    factor: Array, own: Array, slope: Array, gain: float, tight: Indices, multipliers: Array
-) -> bool:
+def _is_optimal(factor: Array, own: Array, slope: Array, gain: float, tight: Indices, multipliers: Array) -> bool:
     gains = own + factor.T @ (factor[:, tight] @ multipliers)
     size = EXACT * (1 + np.abs(multipliers).sum())
     return bool(multipliers.min() >= -size and (gains - gain * slope).min() >= -size)

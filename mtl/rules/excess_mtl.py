@@ -27,17 +27,13 @@ class ExcessMTL(RowRule, TaskRule):
         super().__init__(num_tasks)
         require("eta", eta, "above 0", 0 < eta < np.inf)
         self.eta = eta
-        self.history = KeptRows(
-            num_tasks
-        )  # holds sqrt(S): squares of small gradients would leave float32's range
+        self.history = KeptRows(num_tasks)  # holds sqrt(S): squares of small gradients would leave float32's range
         self.first: Tensor
         self.logits: Tensor
         self.register_buffer("first", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64))
 
-    def mix(
-        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the weighted sum of the gradients, and the weights; update sums and weights."""
         tasks = task_indices(len(gram), self.num_tasks, present)
         excess = self._excess(rows, tasks)

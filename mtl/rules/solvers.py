@@ -115,10 +115,6 @@ def shortest(rows: UnitRows) -> Array:
     return weights / weights.sum()
 
 
-class SolverError(RuntimeError):
-    """A solver did not reach its accuracy. Nothing falls back to other weights in silence."""
-
-
 def min_norm_weights(gram: Tensor) -> Tensor:
     """The weights on the simplex that give the shortest direction: argmin_{w >= 0, sum w = 1} w' G w.
 

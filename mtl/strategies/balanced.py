@@ -171,7 +171,8 @@ class Balanced(nn.Module):
 
     def _call_rule(self, rule: nn.Module, gram: Tensor, names: list[str], losses: Mapping[str, Tensor]) -> Tensor:
         weights = rule(gram, **self._context(rule.forward, names, losses)).detach().double().cpu()
-        if not torch.isfinite(weights).all():
+        # A matrix that is not finite gives such weights, so that the gradient shows it, as in plain training.
+        if torch.isfinite(gram).all() and not torch.isfinite(weights).all():
             raise SolverError(f"{type(rule).__name__} gave weights that are not finite: {weights.tolist()}.")
         return weights
 
