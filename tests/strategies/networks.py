@@ -87,3 +87,10 @@ def distance(a, b):
     """|a - b| / |a| over all parameters together."""
     difference = sum((a[n] - b[n]).double().square().sum() for n in a).sqrt()
     return (difference / sum(a[n].double().square().sum() for n in a).sqrt()).item()
+
+
+class Tiny(nn.Sequential):
+    """The smallest trunk that the digits can be run on."""
+
+    def __init__(self, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(image_size**2, 8), nn.Dropout(0.1), nn.Tanh())
