@@ -104,6 +104,7 @@ def load(overrides: Iterable[str] = ()) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(composed)  # what ${hydra:…} refers to
+    composed.name = str(composed.name)
     with open_dict(composed):
         del composed["hydra"]
     return composed

@@ -1,6 +1,8 @@
 """Every strategy with every weighting trains the digits, and goes on after a state round trip to the last bit."""
 
+import copy
 import io
+from functools import cache
 
 import pytest
 import torch
@@ -17,10 +19,27 @@ SETTING = [
 ]  # fmt: skip
 
 
+@cache
+def composed(*overrides):
+    return load([*SETTING, *overrides])
+
+
 def built(*overrides):
-    parts, state = build(load([*SETTING, *overrides]))
+    return built_from(composed(*overrides))
+
+
+def built_from(cfg):
+    parts, state = build(cfg)
     state.model.train()
     return parts.data, state
+
+
+def combined(strategy, weighting):
+    """Both choices in one configuration; composing each pair anew would take most of the test's time."""
+    cfg = copy.deepcopy(composed())
+    cfg.strategy = composed(f"strategy={strategy}").strategy
+    cfg.weighting = composed(f"weighting={weighting}").weighting
+    return cfg
 
 
 def take_steps(data, state, numbers):
@@ -57,14 +76,14 @@ def same(a, b):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_trains_and_goes_on_to_the_last_bit(strategy, weighting):
-    choices = [f"strategy={strategy}", f"weighting={weighting}"]
-    data, whole = built(*choices)
+    cfg = combined(strategy, weighting)
+    data, whole = built_from(cfg)
     before = [p.detach().clone() for p in whole.model.parameters()]
     take_steps(data, whole, range(2))
     middle = stored(whole)
     take_steps(data, whole, range(2, 6))
     assert all(not torch.equal(p, q) for p, q in zip(before, whole.model.parameters(), strict=True))
-    data, rest = built(*choices)
+    data, rest = built_from(cfg)
     take_steps(data, rest, range(1))  # a state of its own, which loading has to replace
     rest.load_state_dict(middle)
     take_steps(data, rest, range(2, 6))
