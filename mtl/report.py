@@ -1,13 +1,18 @@
-"""Text tables and pictures of runs, from their folders alone. Needs no torch."""
+"""Text tables and pictures of runs, from their folders alone.
+
+Needs no torch, and loads NumPy and matplotlib only to draw: the command line imports this before it answers.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 CELL = 32  # pixels of a heat map's cell
 
@@ -116,6 +121,7 @@ def overview(sweep: Path) -> str | None:
 
 def heat_map(matrix: Any) -> np.ndarray:
     """A matrix of cosines as pixels ``[H, W, 3]``: blue agrees, red fights, grey is not known."""
+    import numpy as np
     from matplotlib import colormaps
 
     values = np.asarray(matrix, dtype=float)
@@ -154,6 +160,8 @@ def draw_run(folder: Path) -> Path:
 
 
 def _draw_matrix(figure: Any, axes: Any, tasks: list[str], train: list[dict[str, Any]]) -> None:
+    import numpy as np
+
     values = np.full((len(tasks), len(tasks)), np.nan)
     np.fill_diagonal(values, 1.0)
     for name in _pair_names(train):
@@ -183,7 +191,7 @@ def _pair_names(rows: list[dict[str, Any]]) -> list[str]:
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     values = [row[name] for row in rows if row.get(name) is not None]
-    return float(np.mean(values)) if values else float("nan")
+    return fmean(values) if values else float("nan")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
