@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
-    from mtl.loop import TrainState
+    from mtl.loop import Parts, TrainState
 
 
 @dataclass
@@ -281,20 +281,11 @@ def _first_line(error: BaseException) -> str:
     return text.split("\n")[0]
 
 
-@dataclass
-class Parts:
-    """What a configuration comes to before anything is trained: all that an evaluation needs."""
-
-    data: Any
-    model: Any
-    tasks: list
-    device: Any
-
-
 def build_parts(cfg: DictConfig) -> Parts:
     """Build data, model and tasks, and rehearse them on two samples. ConfigError for every mistake."""
     from mtl.data.loader import in_order, make_loader
     from mtl.environment import find_device
+    from mtl.loop import Parts
     from mtl.model import MultiTaskModel, Task
 
     try:
@@ -385,7 +376,7 @@ def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:
 def _check_monitor(monitor: str, tasks: list) -> None:
     names = ["loss/total", *(f"loss/{task.name}" for task in tasks)]
     names += [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
-    if monitor not in names:
+    if monitor.removeprefix("val/") not in names:
         raise ConfigError(f"trainer.monitor={monitor} is not a metric of this run; there are {', '.join(names)}.")
 
 

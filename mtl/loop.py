@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mtl import checkpoint, environment, report
-from mtl.config import Parts
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.data.loader import Shuffled, in_order, make_loader
 from mtl.memory import PeakMemory
@@ -31,6 +31,16 @@ from mtl.strategies import AuditResult, StepResult, revisit
 from mtl.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """What a configuration comes to before anything is trained: all that an evaluation needs."""
+
+    data: Any
+    model: MultiTaskModel
+    tasks: list[Task]
+    device: torch.device
 
 
 @dataclass
@@ -122,76 +132,73 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
     val_loader = split_loader(data, "val", cfg)
     parameters = [q for group in state.optimizer.param_groups for q in group["params"]]
     clock, conflicts = Clock(data.batch_size, device), Conflicts([task.name for task in state.tasks])
-    bar = tqdm(
-        total=p.steps,
-        initial=state.step,
-        disable=None if sys.stderr.isatty() else True,
-        leave=False,
-        ncols=100,
-    )
-
     state.model.train()
-    while state.step < p.steps:
-        # --- one training step
-        with clock.waiting_for_data():
-            inputs, targets = to_device(next(batches), device)
-        step = state.step + 1
-        measure = cfg.conflict.every is not None and _due(step, cfg.conflict.every, p.steps)
-        audit = cfg.conflict.audit_every is not None and step % cfg.conflict.audit_every == 0
-        logged = measure or audit or _due(step, trainer.log_every, p.steps)
-        state.optimizer.zero_grad()
-        with clock.one_step():
-            result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=measure, audit=audit)
-            if trainer.grad_clip_norm is not None:
-                grad_norm = nn.utils.clip_grad_norm_(parameters, trainer.grad_clip_norm)
-            elif logged:
-                grad_norm = nn.utils.get_total_norm([q.grad for q in parameters if q.grad is not None])
-            state.optimizer.step()
-        if state.strategy.weighting.revisits:
-            revisit(state.strategy.weighting, state.model, state.tasks, inputs, targets)
-        learning_rate = state.optimizer.param_groups[-1]["lr"]
-        _step_scheduler(state.scheduler, step)
-        state.step = step
-        bar.update()
+    hidden = None if sys.stderr.isatty() else True
+    with (
+        tqdm(total=p.steps, initial=state.step, disable=hidden, leave=False, ncols=100) as bar,
+        logging_redirect_tqdm(),
+    ):
+        while state.step < p.steps:
+            # --- one training step
+            with clock.waiting_for_data():
+                inputs, targets = to_device(next(batches), device)
+            step = state.step + 1
+            measure = cfg.conflict.every is not None and _due(step, cfg.conflict.every, p.steps)
+            audit = cfg.conflict.audit_every is not None and step % cfg.conflict.audit_every == 0
+            logged = measure or audit or _due(step, trainer.log_every, p.steps)
+            state.optimizer.zero_grad()
+            with clock.one_step():
+                result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=measure, audit=audit)
+                if trainer.grad_clip_norm is not None:
+                    grad_norm = nn.utils.clip_grad_norm_(parameters, trainer.grad_clip_norm)
+                elif logged:
+                    grad_norm = nn.utils.get_total_norm([q.grad for q in parameters if q.grad is not None])
+                state.optimizer.step()
+            if state.strategy.weighting.revisits:
+                revisit(state.strategy.weighting, state.model, state.tasks, inputs, targets)
+            learning_rate = state.optimizer.param_groups[-1]["lr"]
+            _step_scheduler(state.scheduler, step)
+            state.step = step
+            bar.update()
 
-        # --- once in a while: the losses, and the conflict between the tasks where it was measured
-        if logged:
-            row = loss_metrics(result) | {"grad_norm": grad_norm.item(), "lr": learning_rate}
-            if result.gram is not None:
-                row |= conflicts.update(result.gram, list(result.losses))
-            if result.audit is not None:
-                row |= audit_metrics(result.audit)
-            row |= clock.read()
-            tracker.log("train", step, p.epoch(step), row)
-            bar.set_postfix_str(f"loss {row['loss/total']:.4f}" if "loss/total" in row else "")
-            if bar.disable and _due(step, 10 * trainer.log_every, p.steps):
-                log.info("step %d of %d: %s", step, p.steps, report.one_line(row))
+            # --- once in a while: the losses, and the conflict between the tasks where it was measured
+            if logged:
+                row = loss_metrics(result) | {"grad_norm": grad_norm.item(), "lr": learning_rate}
+                if result.gram is not None:
+                    row |= conflicts.update(result.gram, list(result.losses))
+                if result.audit is not None:
+                    row |= audit_metrics(result.audit)
+                row |= clock.read()
+                tracker.log("train", step, p.epoch(step), row)
+                bar.set_postfix_str(f"loss {row['loss/total']:.4f}" if "loss/total" in row else "")
+                if bar.disable and _due(step, 10 * trainer.log_every, p.steps):
+                    log.info("step %d of %d: %s", step, p.steps, report.one_line(row))
 
-        # --- once in a while: evaluation, the best model, early stopping
-        stop = False
-        if step % p.val_every == 0 or step == p.steps:
-            metrics = evaluate(state.model, state.tasks, val_loader, device)
-            tracker.log("val", step, p.epoch(step), metrics)
-            improved = _improves(metrics[trainer.monitor], state.best, trainer.mode)
-            if improved:
-                state.best, state.best_step = metrics[trainer.monitor], step
-            _step_plateau(state.scheduler, step // p.val_every, metrics[trainer.monitor])
-            log.info("%s", report.task_table(f"step {step}: val", metrics))
-            if (matrix := conflicts.mean()) is not None:
-                tracker.image("train/conflict/cos", step, report.heat_map(matrix))
-            if improved:
-                save(state, cfg, tracker.folder / "checkpoints" / "best.pt", {"val": metrics})
-            stop = trainer.patience is not None and step - state.best_step >= trainer.patience * p.val_every
+            # --- once in a while: evaluation, the best model, early stopping
+            stop = False
+            if step % p.val_every == 0 or step == p.steps:
+                metrics = evaluate(state.model, state.tasks, val_loader, device)
+                tracker.log("val", step, p.epoch(step), metrics)
+                value = metrics.get(trainer.monitor.removeprefix("val/"), math.nan)
+                improved = _improves(value, state.best, trainer.mode)
+                if improved:
+                    state.best, state.best_step = value, step
+                _step_plateau(state.scheduler, step // p.val_every, value)
+                log.info("%s", report.task_table(f"step {step}: val", metrics))
+                if (matrix := conflicts.mean()) is not None:
+                    tracker.image("train/conflict/cos", step, report.heat_map(matrix))
+                if improved:
+                    save(state, cfg, tracker.folder / "checkpoints" / "best.pt", {"val": metrics})
+                stop = trainer.patience is not None and step - state.best_step >= trainer.patience * p.val_every
 
-        # --- once in a while: what a resumed run goes on from
-        if step % p.checkpoint_every == 0 or step == p.steps or stop:
-            save(state, cfg, tracker.folder / "checkpoints" / "last.pt", {})
-        if stop:
-            log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
-            break
-        clock.resume()
+            # --- once in a while: what a resumed run goes on from
+            if step % p.checkpoint_every == 0 or step == p.steps or stop:
+                save(state, cfg, tracker.folder / "checkpoints" / "last.pt", {})
+            if stop:
+                log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
+                break
+            clock.resume()
 
-    bar.close()
     return _test_best(state, data, cfg, tracker, p, device)
 
 
@@ -344,6 +351,7 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: 
     """The content of summary.json."""
     train, val = report.read_metrics(folder, "train"), report.read_metrics(folder, "val")
     best = [row for row in val if row["step"] == state.best_step]
+    last = train[-1] if train else {}
     return {
         "steps": state.step,
         "test": test,
@@ -358,8 +366,8 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: 
             "shared": sum(p.numel() for p in state.model.shared_parameters()),
             "heads": {name: sum(p.numel() for p in head.parameters()) for name, head in state.model.heads.items()},
         },
-        "seconds": {"total": seconds, "step": train[-1]["time/step"], "data": train[-1]["time/data"]},
-        "memory/peak": train[-1].get("memory/peak"),
+        "seconds": {"total": seconds, "step": last.get("time/step"), "data": last.get("time/data")},
+        "memory/peak": last.get("memory/peak"),
         "versions": environment.describe(),
     }
 
@@ -407,7 +415,7 @@ def _test_best(
     state: TrainState, data: Any, cfg: Any, tracker: Tracker, p: Plan, device: torch.device
 ) -> dict[str, float]:
     best = tracker.folder / "checkpoints" / "best.pt"
-    if best.exists():
+    if best.exists():  # not where the monitored metric was never a number
         state.model.load_state_dict(checkpoint.load(best)["model"])
     metrics = evaluate(state.model, state.tasks, split_loader(data, "test", cfg), device)
     tracker.log("test", state.best_step, p.epoch(state.best_step), metrics)
