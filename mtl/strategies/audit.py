@@ -22,11 +22,17 @@ class Audit(nn.Module):
     With more than four tasks one pair is audited, a different one each time.
     """
 
-    count: Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.count = 0
+
+    def get_extra_state(self) -> int:
+        """How many audits there were: it decides which pair comes next."""
+        return self.count
+
+    def set_extra_state(self, state: int) -> None:
+        """Go on from there."""
+        self.count = state
 
     @contextmanager
     def around(
@@ -66,7 +72,7 @@ class Audit(nn.Module):
         self.count += 1
         if count > ALL_TASKS:
             pairs = list(combinations(range(count), 2))
-            return list(pairs[int(self.count) * 7919 % len(pairs)])  # a prime step: neighbours in time differ
+            return list(pairs[self.count * 7919 % len(pairs)])  # a prime step: neighbours in time differ
         # The row that is not pushed is divided by its coefficient, so it is the one with the largest.
         return coefficients.abs().argsort().tolist()
 

@@ -40,10 +40,6 @@ class Balanced(nn.Module):
       ``skipped``.
     """
 
-    steps: Tensor
-    skipped: Tensor
-    last_weights: Tensor
-
     def __init__(
         self,
         weighting: Weighting,
@@ -64,10 +60,10 @@ class Balanced(nn.Module):
         if isinstance(scale, str) and scale != "tasks":
             raise ValueError(f"scale={scale} must be a number or tasks.")
         self._needs_rows = getattr(rule, "needs_rows", False)
-        if self._needs_rows and (space != "features" or every != 1):
+        if self._needs_rows and (space == "features_sum" or every != 1):
             raise ValueError(
-                f"{type(rule).__name__} works on the rows themselves: it needs space=features and every=1, "
-                f"not space={space} and every={every}."
+                f"{type(rule).__name__} works on the rows themselves: it needs space=features or parameters, and "
+                f"every=1, not space={space} and every={every}."
             )
         self.weighting = weighting
         self.rule: Any = rule
@@ -76,9 +72,21 @@ class Balanced(nn.Module):
         self._tasks = list(tasks)
         self._audit = Audit()
         self._rows, self._parameter_rows = Rows(), Rows()
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("last_weights", torch.ones(len(self._tasks), dtype=torch.float64))
+        # Numbers that every step reads: no buffers, which would follow the model to its device.
+        self.steps, self.skipped = 0, 0
+        self.last_weights = dict.fromkeys(tasks, 1.0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The steps, the skipped ones, and each task's last weight."""
+        return {"steps": self.steps, "skipped": self.skipped, "last_weights": dict(self.last_weights)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from another run's; ValueError if it had other tasks."""
+        if list(state["last_weights"]) != self._tasks:
+            saved = ", ".join(state["last_weights"])
+            raise ValueError(f"The strategy was saved with the tasks {saved}; it has {', '.join(self._tasks)}.")
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.last_weights = dict(state["last_weights"])
 
     def step(
         self,
@@ -93,7 +101,7 @@ class Balanced(nn.Module):
         present = present_tasks(tasks, targets)
         if not present:
             return StepResult({}, {})
-        due = int(self.steps) % self.every == 0
+        due = self.steps % self.every == 0
         self.steps += 1
         names = [task.name for task in present]
         scale = float(len(present)) if self.scale == "tasks" else float(self.scale)
@@ -165,8 +173,7 @@ class Balanced(nn.Module):
             blocks, weights = self.rule.combine(rows.blocks(), gram, **self._context(self.rule.combine, names, losses))
             return rows.shaped([scale * block for block in blocks]), weights.double().cpu()
         weights = self._call_rule(self.rule, gram, names, losses) if due else self._last(names)
-        for name, weight in zip(names, weights, strict=True):
-            self.last_weights[self._tasks.index(name)] = weight
+        self.last_weights |= zip(names, weights.tolist(), strict=True)
         return rows.combine(scale * weights), weights
 
     def _call_rule(self, rule: nn.Module, gram: Tensor, names: list[str], losses: Mapping[str, Tensor]) -> Tensor:
@@ -204,7 +211,7 @@ class Balanced(nn.Module):
         return pushed
 
     def _last(self, names: Sequence[str]) -> Tensor:
-        return torch.stack([self.last_weights[self._tasks.index(name)] for name in names]).cpu()
+        return torch.tensor([self.last_weights[name] for name in names], dtype=torch.float64)
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -264,3 +264,36 @@ def test_one_trunk_backward_in_feature_space_and_one_a_task_in_parameter_space()
         calls.clear()
         gradients(balanced(Fixed(*range(5)), tasks, space=space), model, tasks, inputs, targets, measure=True)
         assert len(calls) == expected
+
+
+def test_the_state_of_other_tasks_is_refused():
+    saved = Balanced(Equal(), Fixed(1.0), ["a", "b"]).state_dict()
+    with pytest.raises(ValueError, match="saved with the tasks a, b; it has a, c"):
+        Balanced(Equal(), Fixed(1.0), ["a", "c"]).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("space", ["features", "parameters"])
+def test_a_rule_on_rows_gives_the_direction_itself(space):
+    class Signs(nn.Module):
+        """The sign of the sum, element by element: no weighted sum of the rows."""
+
+        needs_rows = True
+
+        def combine(self, rows, gram):
+            return [block.sum(0).sign() for block in rows], torch.ones(len(gram))
+
+    model, tasks, inputs, targets = make("tokens", 3)
+    plain, _ = gradients(Detached(Equal()), model, tasks, inputs, targets)
+    found, _ = gradients(balanced(Signs(), tasks, space=space, scale=2.0), model, tasks, inputs, targets)
+    if space == "parameters":
+        for name, gradient in plain.items():
+            expected = 2 * gradient.sign() if name.startswith("backbone") else gradient
+            assert torch.equal(found[name], expected)
+        return
+    torch.manual_seed(1)
+    z = model.backbone(inputs)
+    d = z.detach().requires_grad_()
+    sum(t.loss(model.heads[t.name](d), targets[t.name]) for t in tasks).backward()
+    expected = torch.autograd.grad(z, list(model.backbone.parameters()), 2 * d.grad.sign())
+    for (name, _), gradient in zip(model.backbone.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(found[f"backbone.{name}"], gradient, rtol=1e-10, atol=1e-12)
