@@ -32,9 +32,7 @@ class DBMTL(RowRule, TaskRule):
         self.beta, self.sigma = beta, sigma
         self.average = KeptRows(num_tasks)
 
-    def mix(
-        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the sum of the scaled averages, and their scales; update the averages."""
         tasks = task_indices(len(gram), self.num_tasks, present)
         decays = self.beta / (self.average.counts[tasks] + 1.0) ** self.sigma

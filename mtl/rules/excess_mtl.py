@@ -18,26 +18,22 @@ class ExcessMTL(RowRule, TaskRule):
     A zero gradient has no excess risk: its weight falls behind. Sums and weights of absent tasks stay as
     they are. S needs rows whose elements mean the same in every batch.
 
-    Source: He et al. 2024, "Robust multi-task learning with excess risks", equations 6, 7 and 9. The official code
-    takes the first excess risks as they are, which lets the first step decide between tasks of different scales;
-    here they are relative from the start.
+    Source: He et al. 2024, "Robust multi-task learning with excess risks", equations 6, 7 and 9. The
+    official code takes the first excess risks as they are, which lets the first step decide between tasks
+    of different scales; here they are relative from the start.
     """
 
     def __init__(self, num_tasks: int, eta: float = 1.0) -> None:
         super().__init__(num_tasks)
         require("eta", eta, "above 0", 0 < eta < np.inf)
         self.eta = eta
-        self.history = KeptRows(
-            num_tasks
-        )  # holds sqrt(S): squares of small gradients would leave float32's range
+        self.history = KeptRows(num_tasks)  # holds sqrt(S): squares of small gradients would leave float32's range
         self.first: Tensor
         self.logits: Tensor
         self.register_buffer("first", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64))
 
-    def mix(
-        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the weighted sum of the gradients, and the weights; update sums and weights."""
         tasks = task_indices(len(gram), self.num_tasks, present)
         excess = self._excess(rows, tasks)
@@ -55,7 +51,7 @@ class ExcessMTL(RowRule, TaskRule):
         for kept, block in zip(self.history.take(rows, tasks), rows, strict=True):
             root = torch.hypot(kept, block.to(kept.dtype))
             share = block / root.where(root > 0, 1)  # at most one in size
-            excess += (block.double() * share.double()).sum(1).cpu()
+            excess += (block * share).sum(1, dtype=torch.float64).cpu()
             roots.append(root)
         self.history.put(roots, tasks)
         return excess.numpy()

@@ -40,8 +40,11 @@ def fair_weights(rows: UnitRows, alpha: float) -> Array:
 
 
 def _gains_nothing(rows: UnitRows, scaled: Array) -> bool:
-    """Whether some unit row gains nothing; so it is wherever a combination z of them is shorter than STATIONARY,
-    because sum_i z_i <u_i, d> = <sum_i z_i u_i, d> with every <u_i, d> positive."""
+    """Whether some unit row gains nothing.
+
+    So it is wherever a combination z of them is shorter than STATIONARY: every <u_i, d> is positive, and
+    their mean by z is <sum_i z_i u_i, d>.
+    """
     direction = rows.factor @ scaled
     return bool((rows.factor.T @ direction).min() <= 2 * STATIONARY * np.linalg.norm(direction))
 
@@ -51,6 +54,8 @@ def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
     x = np.ones_like(base)
     gradient, error = _gradient(rows.correlation, base, x, power)
     for _ in range(200):
+        if error < 1e-14:
+            return base * x
         hessian = rows.correlation.copy()
         hessian.flat[:: len(x) + 1] += power * x ** (-power - 1)
         _, step, failed = dposv(hessian, -gradient)
@@ -77,6 +82,6 @@ def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
 def _gradient(correlation: Array, base: Array, x: Array, power: float) -> tuple[Array, float]:
     """The potential's gradient in y = b x, and its largest entry relative to what makes it up."""
     image, bargain = correlation @ (base * x), base * x**-power
-    # The last term is what rounding leaves where large weights cancel.
-    size = np.abs(image) + bargain + 1e-6 * (np.abs(correlation) @ (base * x))
+    # The last term stands for what rounding leaves where large weights cancel.
+    size = np.abs(image) + bargain + 1e-6 * (base @ x)
     return image - bargain, float(np.abs((image - bargain) / size).max())

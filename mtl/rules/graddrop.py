@@ -29,9 +29,7 @@ class GradDrop(Random, RowRule):
         self.leaks = leaks
         self.generator = new_generator(seed)
 
-    def mix(
-        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the masked sum, and the share of each gradient that is in it."""
         leak = self._leak(len(gram), present)
         factors, direction = [], []

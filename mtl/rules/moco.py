@@ -46,9 +46,7 @@ class MoCo(RowRule, TaskRule):
         self.weights: Tensor
         self.register_buffer("weights", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
 
-    def mix(
-        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the weighted sum of the averages, and the weights; update both."""
         tasks = task_indices(len(gram), self.num_tasks, present)
         times = self.average.counts[tasks] + 1.0

@@ -33,19 +33,13 @@ class RowRule(Rule):
         """
         matrix = as_matrix(gram)
         if any(len(block) != len(matrix) for block in rows):
-            raise ValueError(
-                f"The Gram matrix is about {len(matrix)} tasks, but there are {len(rows[0])} rows."
-            )
+            raise ValueError(f"The Gram matrix is about {len(matrix)} tasks, but there are {len(rows[0])} rows.")
         if not np.isfinite(matrix).all():
-            return [block.sum(0) for block in rows], torch.full(
-                (len(matrix),), torch.nan, dtype=torch.float64
-            )
+            return [block.sum(0) for block in rows], torch.full((len(matrix),), torch.nan, dtype=torch.float64)
         direction, weights = self.mix([block.detach() for block in rows], matrix, present)
         return [d.to(block.dtype) for d, block in zip(direction, rows, strict=True)], weights
 
-    def mix(
-        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return direction and weights for rows whose Gram matrix is finite."""
         raise NotImplementedError
 
@@ -100,31 +94,28 @@ class KeptRows(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from rows and counts; ValueError where they are of another number of tasks."""
         if len(state["counts"]) != len(self.counts):
-            raise ValueError(
-                f"The rows were kept for {len(state['counts'])} tasks, but num_tasks={len(self.counts)}."
-            )
+            raise ValueError(f"The rows were kept for {len(state['counts'])} tasks, but num_tasks={len(self.counts)}.")
         self.counts = np.array(state["counts"], dtype=np.int64)
         self.rows = [block.clone() for block in state["rows"]]
 
 
 def masked_weights(rows: list[Tensor], factors: list[Tensor]) -> Tensor:
     """What elementwise ``factors`` come to as weights: <factor * g, g> / <g, g>, zero for a zero row."""
-    shape, device = len(rows[0]), rows[0].device
-    used, whole = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
-    largest = torch.stack([block.abs().amax(1).double() for block in rows if block.shape[1]]).amax(0)
+    used, whole = torch.zeros(2, len(rows[0]), dtype=torch.float64, device=rows[0].device)
     for block, factor in zip(rows, factors, strict=True):
-        squares = (block.double() / largest.where(largest > 0, 1)[:, None]).square()
-        whole += squares.sum(1)
-        used += (factor * squares).sum(1)
+        whole += _squares(block)
+        used += _squares(block * factor.sqrt())
     return (used / whole.where(whole > 0, 1)).cpu()
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
 
 def weighted_sum(rows: list[Tensor], weights: Tensor | Array) -> list[Tensor]:
     """sum_k w_k g_k, a leaf at a time, in float32 or better."""
     kinds = [torch.promote_types(block.dtype, torch.float32) for block in rows]
-    return [
-        torch.as_tensor(weights).to(b.device, kind) @ b.to(kind) for b, kind in zip(rows, kinds, strict=True)
-    ]
+    return [torch.as_tensor(weights).to(b.device, kind) @ b.to(kind) for b, kind in zip(rows, kinds, strict=True)]
 
 
 def gram_of(rows: list[Tensor]) -> Array:

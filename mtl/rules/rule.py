@@ -34,9 +34,7 @@ class Rule(nn.Module):
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         """Return the weights ``[K]`` for the Gram matrix ``[K, K]``."""
         matrix = as_matrix(gram)
-        return torch.from_numpy(
-            self.weigh(matrix) if np.isfinite(matrix).all() else np.full(len(matrix), np.nan)
-        )
+        return torch.from_numpy(self.weigh(matrix) if np.isfinite(matrix).all() else np.full(len(matrix), np.nan))
 
     def weigh(self, gram: Array) -> Array:
         """Return the weights for a finite, symmetric Gram matrix."""
@@ -68,9 +66,7 @@ class TaskRule(Rule):
         )
         self.num_tasks = num_tasks
 
-    def forward(
-        self, gram: Tensor, losses: Tensor | None = None, present: Sequence[int] | None = None
-    ) -> Tensor:
+    def forward(self, gram: Tensor, losses: Tensor | None = None, present: Sequence[int] | None = None) -> Tensor:
         """Return the weights for the Gram matrix of the ``present`` tasks, and update the state."""
         matrix = as_matrix(gram)
         tasks = task_indices(len(matrix), self.num_tasks, present)
@@ -121,9 +117,7 @@ def new_generator(seed: int) -> torch.Generator:
 def as_matrix(gram: Tensor) -> Array:
     """The Gram matrix as a symmetric float64 array; ValueError where it is not square."""
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
-        raise ValueError(
-            f"The Gram matrix must be square and not empty, but its shape is {list(gram.shape)}."
-        )
+        raise ValueError(f"The Gram matrix must be square and not empty, but its shape is {list(gram.shape)}.")
     matrix = gram.detach().to("cpu", torch.float64).numpy()
     return 0.5 * (matrix + matrix.T)
 

@@ -22,9 +22,7 @@ class TrimmedMean(RowRule):
         require("trim", trim, "0 or more", trim >= 0)
         self.trim = trim
 
-    def mix(
-        self, rows: list[Tensor], gram: Array, present: Sequence[int] | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the trimmed mean, and the share of each gradient that is in it."""
         count = len(gram)
         trim = min(self.trim, (count - 1) // 2)

@@ -16,9 +16,7 @@ def rows_of(count: int, size: int, seed: int = 0) -> Tensor:
 
 def apart(rows: Tensor, ratio: float) -> Tensor:
     """Rows with norms spread evenly, in the logarithm, from 1 to ``ratio``."""
-    return (
-        rows / rows.norm(dim=1, keepdim=True) * torch.logspace(0, 1, len(rows), base=ratio).double()[:, None]
-    )
+    return rows / rows.norm(dim=1, keepdim=True) * torch.logspace(0, 1, len(rows), base=ratio).double()[:, None]
 
 
 def with_rows(rows: Tensor, **replaced: Tensor) -> Tensor:

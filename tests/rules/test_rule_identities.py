@@ -24,9 +24,7 @@ def test_two_tasks_nash_imtl_config_and_the_normalised_sum_are_parallel(matrix):
 
 
 def test_three_tasks_nash_and_config_differ():
-    assert (
-        direction(rules.NashMTL(), ROWS["three"]) - direction(rules.ConFIG(), ROWS["three"])
-    ).norm() > 1e-3
+    assert (direction(rules.NashMTL(), ROWS["three"]) - direction(rules.ConFIG(), ROWS["three"])).norm() > 1e-3
 
 
 @pytest.mark.parametrize("matrix", PAIRS)
@@ -62,9 +60,7 @@ def test_fairgrad_one_is_nash(matrix):
 
 
 def test_fairgrad_two_is_not_nash():
-    assert not torch.allclose(
-        rules.FairGrad(alpha=2.0)(GRAMS["eight"]), rules.NashMTL()(GRAMS["eight"]), rtol=0.01
-    )
+    assert not torch.allclose(rules.FairGrad(alpha=2.0)(GRAMS["eight"]), rules.NashMTL()(GRAMS["eight"]), rtol=0.01)
 
 
 def test_fairgrad_goes_to_the_sum():
@@ -110,6 +106,4 @@ def test_aligned_mtl_makes_an_orthogonal_system():
         # The sum of the rows of an orthogonal system with U'V' in common with the rows themselves.
         left, _, right = torch.linalg.svd(rows, full_matrices=False)
         expected = scale(values).sqrt() * (left @ right).sum(0)
-        torch.testing.assert_close(
-            rules.AlignedMTL(mode)(rows @ rows.T) @ rows, expected, rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(rules.AlignedMTL(mode)(rows @ rows.T) @ rows, expected, rtol=1e-9, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The rules against other ways to the same answer: brute force, general optimizers, many digits, other libraries."""
+"""The rules against other ways to the same answer: brute force, general optimizers, many digits, peers."""
 
 import mpmath
 import numpy as np
@@ -92,9 +92,7 @@ def test_aligned_mtl_against_sixty_digits(ratio, size):
         kept = [i for i in range(5) if values[i] > 1e-25 * max(values)]
         weights = mpmath.zeros(5, 1)
         for i in kept:
-            weights += (
-                vectors[:, i] * sum(vectors[:, i]) * mpmath.sqrt(min(values[k] for k in kept) / values[i])
-            )
+            weights += vectors[:, i] * sum(vectors[:, i]) * mpmath.sqrt(min(values[k] for k in kept) / values[i])
         expected = torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
     gram = rows @ rows.T
     torch.testing.assert_close(rules.AlignedMTL()(gram), expected, rtol=1e-8, atol=0)
@@ -113,10 +111,7 @@ def test_fairness_against_many_digits(alpha):
 
         def equation(*weights):
             image = matrix * mpmath.matrix(weights)
-            return [
-                value - weight ** (-1 / mpmath.mpf(alpha))
-                for value, weight in zip(image, weights, strict=True)
-            ]
+            return [value - weight ** (-1 / mpmath.mpf(alpha)) for value, weight in zip(image, weights, strict=True)]
 
         found = mpmath.findroot(equation, [mpmath.mpf(w) for w in (1.01 * ours).tolist()])
         expected = torch.tensor([float(weight) for weight in found], dtype=torch.float64)

@@ -176,6 +176,16 @@ def test_nash_equation_without_any_allowance():
         assert (weights * (GRAMS[matrix] @ weights) - 1).abs().max() <= 1e-8, matrix
 
 
+def test_nash_normalised_ignores_the_size_of_all_gradients():
+    gram = GRAMS["eight"]
+    weights = rules.NashMTL(normalize=True)(gram)
+    normalised = gram / gram.norm()
+    assert (weights * (normalised @ weights) - 1).abs().max() <= 1e-12
+    for other in ("tiny", "huge"):
+        torch.testing.assert_close(rules.NashMTL(normalize=True)(GRAMS[other]), weights, rtol=1e-9, atol=0)
+    assert not torch.allclose(rules.NashMTL()(GRAMS["tiny"]), rules.NashMTL()(gram))
+
+
 def test_fairness_notices_another_alpha():
     assert fair_error(GRAMS["eight"], rules.FairGrad(1.1)(GRAMS["eight"]), 1.0) > 1e-2
 
@@ -224,7 +234,8 @@ def test_pcd_constraints():
         weights = rules.PCD(len(rows), tau=tau, eps=0)(GRAMS[matrix])
         direction = weights @ rows
         torch.testing.assert_close(direction.norm(), rows[0].norm())
-        # After one step the normalised gradients are the unit ones. The direction is d = scale * (u_0 + sum v u):
+        # After one step the normalised gradients are the unit ones. The direction is d = scale * (u_0 + sum
+        # v u):
         units = rows / rows.norm(dim=1, keepdim=True)
         products = weights * rows.norm(dim=1)
         multipliers = products / (products[0] - 0)

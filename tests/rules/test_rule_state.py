@@ -92,10 +92,7 @@ def test_what_is_kept_of_absent_tasks_stays(name):
     for key, value in rule.named_buffers():
         absent = value[[1, 3]]
         assert torch.equal(absent, before[key][[1, 3]]), key
-    assert (
-        any(not torch.equal(value, before[key]) for key, value in rule.named_buffers())
-        or name == "RotoGradScale"
-    )
+    assert any(not torch.equal(value, before[key]) for key, value in rule.named_buffers()) or name == "RotoGradScale"
 
 
 @pytest.mark.parametrize("name", ["SDMGrad", "MoCo"])
