@@ -21,9 +21,10 @@ class AlignedMTL(Rule):
     weight zero.
 
     Source: Senushkin et al. 2023, equation 9 and algorithm 1, with the task weights w_i = 1 of the official
-    code. The eigenvalues come from a one-sided Jacobi method on the scaled rows: eigh on G, which others
-    use, loses the small ones (1e-4 relative where norms are 1e6 apart). LibMTL's torch.symeig no longer
-    exists in torch 2.
+    code, which calls the mean "rmse" and takes the lower of two middle eigenvalues for the median. The
+    eigenvalues come from a one-sided Jacobi method on the scaled rows: eigh on G, which others use, loses
+    the small ones (1e-4 relative where norms are 1e6 apart). LibMTL's torch.symeig no longer exists in
+    torch 2.
     """
 
     def __init__(self, scale_mode: Literal["min", "median", "mean"] = "min") -> None:
@@ -39,7 +40,8 @@ class AlignedMTL(Rule):
         relative = rows.norms / rows.norms.max()
         # One row a task, in an orthonormal basis of their span: the left vectors are the eigenvectors of G.
         matrix = relative[:, None] * rows.factor.T
-        # joba=3 keeps small singular values that come from badly scaled rows; jobv=3 leaves out the right vectors.
+        # joba=3 keeps small singular values that come from badly scaled rows; jobv=3 leaves out the right
+        # vectors.
         values, vectors, _, work, _, info = dgejsv(matrix, joba=3, jobu=0, jobv=3)
         if info:
             raise SolverError(f"The eigenvalues of {len(relative)} rows were not found: dgejsv returned {info}.")

@@ -1,5 +1,5 @@
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dgeqrf, dtrtrs
 
 from mtl.rules.rule import Array, Indices, Rule, require
 from mtl.rules.solvers import SolverError, least_distance, unit_rows
@@ -82,19 +82,20 @@ def _nearest(factor: Array, mean: Array, slope: Array, radius: float) -> Array:
 
 def _on_support(factor: Array, own: Array, slope: Array, radius: float) -> tuple[float | None, Array]:
     """The gain m for which the shortest x with <u_i, mean + x> = m slope_i is ``radius`` long, and its v."""
-    if not factor.shape[1]:
+    if not 0 < factor.shape[1] <= factor.shape[0]:
         return None, own
-    upper = np.linalg.qr(factor).R
+    # F = QR; LAPACK's own names, because scipy's wrappers take longer than the work.
+    upper = dgeqrf(factor)[0][: factor.shape[1]]
     if np.abs(upper.diagonal()).min() < 1e-12:
         return None, own
-    p, q = solve_triangular(upper, np.stack([slope, own], 1), trans=1, check_finite=False).T
+    p, q = dtrtrs(upper, np.stack([slope, own], 1), trans=1)[0].T
     # |m p - q| = radius, the larger root.
     centre = (p @ q) / (p @ p)
     rest = radius**2 - ((q - centre * p) ** 2).sum()
     if rest < 0:
         return None, own
     root = centre + np.sqrt(rest / (p @ p))
-    return root, solve_triangular(upper, root * p - q, check_finite=False)
+    return root, dtrtrs(upper, root * p - q)[0]
 
 
 def _is_optimal(factor: Array, own: Array, slope: Array, gain: float, tight: Indices, multipliers: Array) -> bool:

@@ -18,9 +18,9 @@ class ExcessMTL(RowRule, TaskRule):
     A zero gradient has no excess risk: its weight falls behind. Sums and weights of absent tasks stay as
     they are. S needs rows whose elements mean the same in every batch.
 
-    Source: He et al. 2024, "Robust multi-task learning with excess risks", equations 6, 7 and 9. The official code
-    takes the first excess risks as they are, which lets the first step decide between tasks of different scales;
-    here they are relative from the start.
+    Source: He et al. 2024, "Robust multi-task learning with excess risks", equations 6, 7 and 9. The
+    official code takes the first excess risks as they are, which lets the first step decide between tasks
+    of different scales; here they are relative from the start.
     """
 
     def __init__(self, num_tasks: int, eta: float = 1.0) -> None:
@@ -51,7 +51,7 @@ class ExcessMTL(RowRule, TaskRule):
         for kept, block in zip(self.history.take(rows, tasks), rows, strict=True):
             root = torch.hypot(kept, block.to(kept.dtype))
             share = block / root.where(root > 0, 1)  # at most one in size
-            excess += (block.double() * share.double()).sum(1).cpu()
+            excess += (block * share).sum(1, dtype=torch.float64).cpu()
             roots.append(root)
         self.history.put(roots, tasks)
         return excess.numpy()

@@ -40,8 +40,11 @@ def fair_weights(rows: UnitRows, alpha: float) -> Array:
 
 
 def _gains_nothing(rows: UnitRows, scaled: Array) -> bool:
-    """Whether some unit row gains nothing; so it is wherever a combination z of them is shorter than STATIONARY,
-    because sum_i z_i <u_i, d> = <sum_i z_i u_i, d> with every <u_i, d> positive."""
+    """Whether some unit row gains nothing.
+
+    So it is wherever a combination z of them is shorter than STATIONARY: every <u_i, d> is positive, and
+    their mean by z is <sum_i z_i u_i, d>.
+    """
     direction = rows.factor @ scaled
     return bool((rows.factor.T @ direction).min() <= 2 * STATIONARY * np.linalg.norm(direction))
 
@@ -51,21 +54,24 @@ def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
     x = np.ones_like(base)
     gradient, error = _gradient(rows.correlation, base, x, power)
     for _ in range(200):
+        if error < 1e-14:
+            return base * x
         hessian = rows.correlation.copy()
         hessian.flat[:: len(x) + 1] += power * x ** (-power - 1)
         _, step, failed = dposv(hessian, -gradient)
         if failed:
             return None
-        slope, relative = gradient @ step, step / (base * x)
-        length = min(1.0, 0.99 / max(-relative.min(), 1e-300))
+        move = _inside(step / (base * x), gradient * base * x, power)
         for _ in range(60):
-            new = x * (1 + length * relative)
+            new = x * (1 + move)
             new_gradient, new_error = _gradient(rows.correlation, base, new, power)
-            # The potential is convex: a slope that has turned upwards says that the step was too long. Very
-            # near the minimum the slope is rounding, and the error tells.
-            if error < 1e-6 or new_error < 0.01 * error or new_gradient @ step <= -0.1 * slope:
+            # The potential is convex: a slope that has turned upwards says that the step was too long. Very near
+            # the minimum the slope is rounding, and the error tells. With alpha above 1 the curvature falls off so
+            # slowly that full moves serve better (no failure in 700 random matrices up to alpha = 20).
+            slopes = (gradient * base * x) @ move, (new_gradient * base * x) @ move
+            if power < 1 or error < 1e-6 or new_error < 0.01 * error or slopes[1] <= -0.1 * slopes[0]:
                 break
-            length /= 2
+            move = move / 2
         if error < 1e-9 and new_error >= 0.5 * error:  # as good as rounding lets it be
             return base * x
         x, gradient, error = new, new_gradient, new_error
@@ -74,9 +80,20 @@ def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
     return None
 
 
+def _inside(relative: Array, slopes: Array, power: float) -> Array:
+    """Newton's step relative to x, changed so that x stays positive and that it still leads downhill."""
+    if power < 1:
+        # A large alpha asks some weights to become far smaller than others: by a factor a step, without holding up
+        # the rest.
+        move = np.where(relative > -0.5, relative, np.exp(relative.clip(-20, 0)) - 1)
+        if slopes @ move < 0:
+            return move
+    return relative * min(1.0, 0.99 / max(-relative.min(), 1e-300))
+
+
 def _gradient(correlation: Array, base: Array, x: Array, power: float) -> tuple[Array, float]:
     """The potential's gradient in y = b x, and its largest entry relative to what makes it up."""
     image, bargain = correlation @ (base * x), base * x**-power
-    # The last term is what rounding leaves where large weights cancel.
-    size = np.abs(image) + bargain + 1e-6 * (np.abs(correlation) @ (base * x))
+    # The last term stands for what rounding leaves where large weights cancel.
+    size = np.abs(image) + bargain + 1e-6 * (base @ x)
     return image - bargain, float(np.abs((image - bargain) / size).max())

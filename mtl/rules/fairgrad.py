@@ -8,8 +8,8 @@ from mtl.rules.solvers import unit_rows
 class FairGrad(Rule):
     """Alpha-fair sharing of the progress: the weights w > 0 with G w = w^(-1/alpha), element by element.
 
-    ``alpha`` > 0: towards 0 the plain sum, 1 proportional fairness (Nash-MTL without its clip), large alpha
-    the best for the task that gains least.
+    ``alpha`` > 0: towards 0 the plain sum, 1 proportional fairness (Nash-MTL without its clip), large alpha the best
+    for the task that gains least. Beyond about 20, w = gain^(-alpha) can leave float64's range: SolverError.
 
     Dependent gradients have a solution as long as some direction helps every task. Where none does (the
     point is Pareto-stationary to 1e-6 of the unit rows), the direction is zero, by the weights of the

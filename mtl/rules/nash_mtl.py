@@ -17,12 +17,26 @@ class NashMTL(Rule):
     direction, by the weights K z_i / |g_i| with z the shortest combination of unit rows. A zero gradient
     does not bargain and gets the weight zero.
 
+    ``normalize``: G is divided by its Frobenius norm first, as in the official code. The direction stays
+    the same but for its length, and heads that are scaled by the weights no longer depend on the size of
+    the shared gradients.
+
     Source: Navon et al. 2022, equation 2 (its claim 3.2). Solved to rounding by Newton's method. The
     official code linearises and stops after 20 rounds of cvxpy; it and LibMTL leave equal weights when
     their solver is missing.
     """
 
+    def __init__(self, normalize: bool = False) -> None:
+        super().__init__()
+        self.normalize = normalize
+
     def weigh(self, gram: Array) -> Array:
         """Return the bargaining weights."""
         rows = unit_rows(gram)
-        return rows.spread(fair_weights(rows, 1.0)) if len(rows.norms) else np.zeros(len(gram))
+        if not len(rows.norms):
+            return np.zeros(len(gram))
+        weights = fair_weights(rows, 1.0)
+        if self.normalize:
+            largest = rows.norms.max()  # taken out first: its fourth power may leave float64's range
+            weights = weights * largest * np.sqrt(np.linalg.norm(gram / largest / largest))
+        return rows.spread(weights)

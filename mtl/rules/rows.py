@@ -101,14 +101,15 @@ class KeptRows(nn.Module):
 
 def masked_weights(rows: list[Tensor], factors: list[Tensor]) -> Tensor:
     """What elementwise ``factors`` come to as weights: <factor * g, g> / <g, g>, zero for a zero row."""
-    shape, device = len(rows[0]), rows[0].device
-    used, whole = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
-    largest = torch.stack([block.abs().amax(1).double() for block in rows if block.shape[1]]).amax(0)
+    used, whole = torch.zeros(2, len(rows[0]), dtype=torch.float64, device=rows[0].device)
     for block, factor in zip(rows, factors, strict=True):
-        squares = (block.double() / largest.where(largest > 0, 1)[:, None]).square()
-        whole += squares.sum(1)
-        used += (factor * squares).sum(1)
+        whole += _squares(block)
+        used += _squares(block * factor.sqrt())
     return (used / whole.where(whole > 0, 1)).cpu()
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
 
 def weighted_sum(rows: list[Tensor], weights: Tensor | Array) -> list[Tensor]:

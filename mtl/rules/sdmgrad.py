@@ -51,8 +51,9 @@ class SDMGrad(TaskRule):
         if scale > 0:
             gram = gram / scale / scale
         velocity, pull = np.zeros(len(tasks)), self.lamda / len(tasks)
+        towards_mean = pull * gram.sum(1)
         for _ in range(self.iterations):
-            velocity = self.momentum * velocity + gram @ (weights + pull)
+            velocity = self.momentum * velocity + gram @ weights + towards_mean
             weights = onto_simplex(weights - self.lr * velocity)
         kept[tasks] = total * weights
         return (weights + pull) / (1 + self.lamda)

@@ -113,7 +113,7 @@ def test_a_strategy_file_builds_its_rule(name):
 
 
 # Rules for which orthogonal gradients of one length call for the plain sum.
-FAITHFUL = ["sum", "mgda", "pcgrad", "gradvac", "imtl_g", "nash_mtl", "aligned_mtl", "upgrad", "dualproj"]
+FAITHFUL = ["sum", "mgda", "pcgrad", "gradvac", "imtl_g", "aligned_mtl", "upgrad", "dualproj"]
 FAITHFUL += ["fairgrad", "conflict_free", "sdmgrad", "rotograd_scale"]
 
 

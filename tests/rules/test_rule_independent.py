@@ -1,4 +1,4 @@
-"""The rules against other ways to the same answer: brute force, general optimizers, many digits, other libraries."""
+"""The rules against other ways to the same answer: brute force, general optimizers, many digits, peers."""
 
 import mpmath
 import numpy as np

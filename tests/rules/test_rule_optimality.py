@@ -162,6 +162,43 @@ def test_fairness(name):
     assert seen > 20
 
 
+def random_grams(count):
+    """Matrices of any size, rank and spread of norms; the tenth power of alpha = 0.1 makes some of them hard."""
+    generator = torch.Generator().manual_seed(1)
+
+    def uniform(scale):
+        return float(torch.rand(1, generator=generator) * scale)
+
+    for draw in range(count):
+        tasks, size = (int(torch.randint(2, top, (1,), generator=generator)) for top in (17, 40))
+        spread, common = uniform(6), uniform(3)
+        rows = torch.randn(tasks, size, generator=generator).double()
+        rows = rows + common * torch.randn(1, size, generator=generator).double()
+        rows = rows * 10 ** (torch.rand(tasks, 1, generator=generator).double() * spread - spread / 2)
+        if draw % 5 == 0 and tasks > 3:
+            rows[0] = -3 * rows[1]
+        if draw % 7 == 0 and tasks > 3:
+            rows[2] = 2 * rows[1]
+        yield rows @ rows.T
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
+def test_fairness_on_random_matrices(alpha):
+    for gram in random_grams(200):
+        weights = rules.FairGrad(alpha)(gram)
+        assert weights.isfinite().all()
+        if reach(gram) > 1e-5:
+            assert fair_error(gram, weights, alpha) <= 1e-8
+
+
+@pytest.mark.parametrize("c", [0.05, 0.5, 2.0])
+def test_cagrad_on_random_matrices(c):
+    for gram in random_grams(100):
+        outside, gap, rounding = cagrad_gap(gram, rules.CAGrad(c)(gram), c)
+        assert outside <= 1e-8
+        assert gap <= 1e-8 + rounding
+
+
 def test_nash_equation_without_any_allowance():
     for matrix in [
         "eight",
@@ -174,6 +211,16 @@ def test_nash_equation_without_any_allowance():
     ]:
         weights = rules.NashMTL()(GRAMS[matrix])
         assert (weights * (GRAMS[matrix] @ weights) - 1).abs().max() <= 1e-8, matrix
+
+
+def test_nash_normalised_ignores_the_size_of_all_gradients():
+    gram = GRAMS["eight"]
+    weights = rules.NashMTL(normalize=True)(gram)
+    normalised = gram / gram.norm()
+    assert (weights * (normalised @ weights) - 1).abs().max() <= 1e-12
+    for other in ("tiny", "huge"):
+        torch.testing.assert_close(rules.NashMTL(normalize=True)(GRAMS[other]), weights, rtol=1e-9, atol=0)
+    assert not torch.allclose(rules.NashMTL()(GRAMS["tiny"]), rules.NashMTL()(gram))
 
 
 def test_fairness_notices_another_alpha():
@@ -224,7 +271,8 @@ def test_pcd_constraints():
         weights = rules.PCD(len(rows), tau=tau, eps=0)(GRAMS[matrix])
         direction = weights @ rows
         torch.testing.assert_close(direction.norm(), rows[0].norm())
-        # After one step the normalised gradients are the unit ones. The direction is d = scale * (u_0 + sum v u):
+        # After one step the normalised gradients are the unit ones. The direction is d = scale * (u_0 + sum
+        # v u):
         units = rows / rows.norm(dim=1, keepdim=True)
         products = weights * rows.norm(dim=1)
         multipliers = products / (products[0] - 0)
@@ -241,6 +289,19 @@ def test_pcd_special_cases():
     assert rules.PCD(3, tau=0.5)(contradiction @ contradiction.T).tolist() == [1, 0, 0]
     assert rules.PCD(3, primary=2, tau=0.0)(GRAMS["orthogonal"]).tolist() == [0, 0, 1]
     assert rules.PCD(3, primary=0)(torch.eye(2), present=[1, 2]).tolist() == [1, 1]
+
+
+def test_pcd_averages_are_corrected_for_their_start_and_for_absence():
+    rule = rules.PCD(3, tau=0.5, beta=0.9, eps=0)
+    rule(torch.diag(torch.tensor([4.0, 9.0])), present=[0, 1])
+    rule(torch.diag(torch.tensor([4.0, 16.0])), present=[0, 2])
+    # Task 0 and 2 have had one square only, which then is their average; task 1 has had 9 and 36.
+    weights = rule(torch.diag(torch.tensor([4.0, 36.0, 16.0])))
+    average = (0.9 * 0.1 * 9 + 0.1 * 36) / (1 - 0.9**2)
+    lengths = torch.tensor([1.0, 6 / average**0.5, 1.0]).double()  # |h_k|; the gradients are orthogonal
+    direction = torch.stack([lengths[0], 0.5 * lengths[1], 0.5 * lengths[2]])
+    expected = 2 * direction / direction.norm() / torch.tensor([2.0, 6.0, 4.0])
+    torch.testing.assert_close(weights, expected)
 
 
 def test_sdmgrad_comes_near_its_minimum():
@@ -262,6 +323,15 @@ def test_krum_takes_the_gradient_among_its_neighbours():
     squares = torch.cdist(rows, rows).square().sort(1).values[:, 1:4].sum(1)
     assert set(weights.nonzero().flatten().tolist()) == set(squares.topk(3, largest=False).indices.tolist())
     assert rules.Krum()(GRAMS["opposite, two"]).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("byzantine", [0, 1, 2])
+def test_krum_counts_the_nearest_of_all_but_the_byzantine(byzantine):
+    for seed in range(20):
+        rows = rows_of(7, 3, seed=seed)
+        nearest = torch.cdist(rows, rows).square().sort(1).values[:, 1 : 7 - byzantine - 1]
+        expected = torch.nn.functional.one_hot(nearest.sum(1).argmin(), 7).double()
+        assert torch.equal(rules.Krum(byzantine=byzantine)(rows @ rows.T), expected)
 
 
 def test_rotograd_scale_makes_lengths_equal():
