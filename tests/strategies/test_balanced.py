@@ -210,7 +210,7 @@ def test_a_rule_that_fails_raises_or_skips_the_trunk_and_is_counted():
     found, _ = gradients(strategy, model, tasks, inputs, targets)
     assert all((g == 0).all() for n, g in found.items() if n.startswith("backbone"))
     assert any((g != 0).any() for n, g in found.items() if n.startswith("heads"))
-    assert strategy.state_dict()["skipped"] == 1
+    assert strategy.state_dict()["_extra_state"]["skipped"] == 1
     with pytest.raises(SolverError, match="Fixed gave weights that are not finite"):
         gradients(balanced(Fixed(1.0, float("nan")), tasks), model, tasks, inputs, targets)
 
@@ -234,10 +234,8 @@ def test_a_rule_on_rows_must_have_them():
     class OnRows(nn.Module):
         needs_rows = True
 
-    for options in ({"space": "parameters"}, {"every": 2}):
-        with pytest.raises(
-            ValueError, match="OnRows works on the rows themselves: it needs space=features and every=1"
-        ):
+    for options in ({"space": "features_sum"}, {"every": 2}):
+        with pytest.raises(ValueError, match="OnRows works on the rows themselves: it needs space=features or param"):
             Balanced(Equal(), OnRows(), ["a"], **options)
 
 
@@ -288,7 +286,8 @@ def test_a_rule_on_rows_gives_the_direction_itself(space):
     if space == "parameters":
         for name, gradient in plain.items():
             expected = 2 * gradient.sign() if name.startswith("backbone") else gradient
-            assert torch.equal(found[name], expected)
+            clear = gradient.abs() > 1e-12  # the sign of rounding is nobody's
+            assert torch.equal(found[name][clear], expected[clear])
         return
     torch.manual_seed(1)
     z = model.backbone(inputs)
