@@ -19,8 +19,8 @@ class Static(Weighting):
                 raise ValueError(f"weights.{task} names no task; the tasks are {', '.join(tasks)}.")
             if not weight >= 0:
                 raise ValueError(f"weights.{task}={weight} must be 0 or more.")
-        self.weights = dict(weights)
+        self._weights = dict(weights)
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return ``loss`` times the task's weight."""
-        return loss * self.weights.get(task, 1.0)
+        return loss * self._weights.get(task, 1.0)
