@@ -32,12 +32,12 @@ class TaskWeighting(Weighting):
         return {task: values[self._index[task]] for task in losses}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return whose state this is."""
-        return {"tasks": list(self._index)}
+        """Return whose state this is: every task's place in what is kept."""
+        return {"tasks": dict(self._index)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Check that the state is of the same tasks, in the same order."""
-        own, saved = list(self._index), list(state["tasks"])
+        own, saved = self._index, state["tasks"]
         if own != saved:
             raise ValueError(
                 f"The state of {type(self).__name__} is of {len(saved)} tasks ({', '.join(saved)}), "
