@@ -60,7 +60,9 @@ class GradNorm(TaskWeighting):
             return
         assert gram is not None, "GradNorm needs the Gram matrix of every step"
         values = self.vector(losses).to(self.current)
-        diagonal = gram.diagonal().clamp(min=0).sqrt().float().to(self.current.device)
+        diagonal = gram.diagonal().clamp(min=0).sqrt().float()
+        # A plain copy would wait for all that the GPU has queued.
+        diagonal = diagonal.to(self.current.device, non_blocking=self.current.is_cuda)
         norms = self.vector(dict(zip(losses, diagonal.unbind(), strict=True)))
         known = values.isfinite() & norms.isfinite()
         self.first.copy_(torch.where(known & self.first.isnan(), values, self.first))

@@ -42,7 +42,9 @@ class Random(TaskWeighting):
         self._draw()
 
     def _draw(self) -> None:
-        self.current.copy_(torch.randn(len(self._index), generator=self.generator).softmax(0))
+        weights = torch.randn(len(self._index), generator=self.generator).softmax(0)
+        # A plain copy would wait for all that the GPU has queued.
+        self.current.copy_(weights, non_blocking=self.current.is_cuda)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the tasks and the generator's state."""

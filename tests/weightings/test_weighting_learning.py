@@ -252,3 +252,14 @@ def test_gradnorm_keeps_its_weights_positive_and_finite(losses, norms):
     for _ in range(100):
         weights = gradnorm_step(gradnorm, losses, norms)
         assert all(0 < weight <= 3 for weight in weights) and sum(weights) == pytest.approx(3, rel=1e-5)
+
+
+def test_gradnorm_takes_a_loss_that_has_become_negative_as_zero():
+    ends = []
+    for loss in (0.0, -0.5):
+        gradnorm = GradNorm(TASKS)
+        gradnorm_step(gradnorm, [1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+        for _ in range(5):
+            gradnorm_step(gradnorm, [loss, 0.5, 0.5], [1.0, 2.0, 3.0])
+        ends.append(gradnorm.current.tolist())
+    assert ends[0] == ends[1] and all(0 < weight < 3 for weight in ends[0])
