@@ -6,11 +6,34 @@ losses of all tasks first; see the class Weighting.
 
 from torch import Tensor
 
+from mtl.weightings.dwa import DWA
 from mtl.weightings.equal import Equal
+from mtl.weightings.famo import FAMO
+from mtl.weightings.geometric_mean import GeometricMean
+from mtl.weightings.gradnorm import GradNorm
+from mtl.weightings.imtl_l import IMTLL
+from mtl.weightings.log import Log
+from mtl.weightings.random import Random
 from mtl.weightings.static import Static
+from mtl.weightings.stch import STCH
+from mtl.weightings.uncertainty import Uncertainty
 from mtl.weightings.weighting import Weighting
 
-__all__ = ["Equal", "Static", "Weighting", "weight_of"]
+__all__ = [
+    "DWA",
+    "FAMO",
+    "IMTLL",
+    "STCH",
+    "Equal",
+    "GeometricMean",
+    "GradNorm",
+    "Log",
+    "Random",
+    "Static",
+    "Uncertainty",
+    "Weighting",
+    "weight_of",
+]
 
 
 def weight_of(weighting: Weighting, task: str, loss: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mtl.weightings.task_weighting import require
+
+
+class Adam(nn.Module):
+    """Adam on one vector with an entry a task, for what a weighting learns by itself.
+
+    The step is that of torch.optim.Adam (Kingma & Ba 2015, algorithm 1; the weight decay is added to the gradient).
+    But each entry has its own count of steps, and an entry that is left out of a step keeps its value and its
+    moments: torch's would move it by its momentum.
+    """
+
+    counts: Tensor
+    means: Tensor
+    squares: Tensor
+
+    def __init__(self, size: int, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        require("lr", lr, "above 0", 0 < lr < math.inf)
+        self.lr, self.weight_decay = lr, weight_decay
+        self.beta1, self.beta2, self.epsilon = 0.9, 0.999, 1e-8
+        for name in ("counts", "means", "squares"):
+            self.register_buffer(name, torch.zeros(size))
+
+    def step(self, values: Tensor, gradient: Tensor, moving: Tensor) -> None:
+        """Move the entries of ``values`` where ``moving`` is true, in place; elsewhere the gradient may be NaN."""
+        gradient = gradient + self.weight_decay * values
+        self.counts += moving
+        self.means.copy_(torch.where(moving, self.means.lerp(gradient.to(self.means), 1 - self.beta1), self.means))
+        squares = self.beta2 * self.squares + (1 - self.beta2) * gradient.square()
+        self.squares.copy_(torch.where(moving, squares, self.squares))
+        # 1 - beta^count, without the cancellation that float32 would suffer
+        bias1 = -torch.expm1(self.counts * math.log(self.beta1))
+        bias2 = -torch.expm1(self.counts * math.log(self.beta2))
+        change = self.lr * (self.means / bias1) / ((self.squares / bias2).sqrt() + self.epsilon)
+        values.copy_(torch.where(moving, values - change, values))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.weightings.task_weighting import require
+
+
+class EpochMeans(nn.Module):
+    """The tasks' mean losses over an epoch, which is ``steps_per_epoch`` calls of ``add``."""
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, num_tasks: int, steps_per_epoch: int) -> None:
+        super().__init__()
+        require("steps_per_epoch", steps_per_epoch, "1 or more", steps_per_epoch >= 1)
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = 0
+        self.register_buffer("sums", torch.zeros(num_tasks))
+        self.register_buffer("counts", torch.zeros(num_tasks))
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have ended."""
+        return self.steps // self.steps_per_epoch
+
+    def add(self, losses: Tensor | None) -> Tensor | None:
+        """Count a step with these losses ``[K]``, NaN for a task without one; None is a step without any label.
+
+        At the end of an epoch the means ``[K]`` come back, NaN for a task that the epoch did not have, else None.
+        """
+        if losses is not None:
+            known = losses.isfinite()
+            self.sums += losses.where(known, 0)
+            self.counts += known
+        self.steps += 1
+        if self.steps % self.steps_per_epoch:
+            return None
+        means = self.sums / self.counts  # 0 / 0 is NaN
+        self.sums.zero_()
+        self.counts.zero_()
+        return means
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the count of steps, a plain number so that reading it waits for no device."""
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Continue from a count of steps."""
+        self.steps = state["steps"]

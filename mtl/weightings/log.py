@@ -1,0 +1,30 @@
+import math
+
+import torch
+from torch import Tensor
+
+from mtl.weightings.task_weighting import require
+from mtl.weightings.weighting import Weighting
+
+
+class Log(Weighting):
+    """The logarithm of every loss: a task's weight does not depend on the unit of its loss.
+
+        scaled loss = log max(L_k, epsilon)
+
+    Scale: w_k = 1 / L_k, so that w_k L_k = 1 for every task. A loss at or below ``epsilon`` has weight 0 (the
+    derivative of this expression), because the logarithm of a negative loss does not exist.
+
+    Source: the baseline SI (scale-invariant), sum_k log L_k, of Navon et al. 2022, "Multi-Task Learning as a
+    Bargaining Game".
+    """
+
+    def __init__(self, epsilon: float = 1e-8) -> None:
+        super().__init__()
+        require("epsilon", epsilon, "above 0", 0 < epsilon < math.inf)
+        self.epsilon = epsilon
+
+    def forward(self, task: str, loss: Tensor) -> Tensor:
+        """Return the logarithm of ``loss``."""
+        # where() and not clamp(), whose derivative at the bound differs between versions of torch
+        return torch.where(loss > self.epsilon, loss, self.epsilon).log()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl.weightings.task_weighting import TaskWeighting, require
+
+
+class Random(TaskWeighting):
+    """Random loss weighting (RLW): weights drawn anew for every step.
+
+        w = softmax(x),   x_k ~ N(0, 1)
+
+    Scale: the weights of all K tasks sum to 1, as in the paper, so that steps are about 1/K of equal weighting's.
+    The draw is over all tasks whoever is present: an absent task keeps its share and changes nobody's weight, and
+    which tasks were present does not change the draws that follow.
+
+    The draws come from the weighting's own generator on the CPU, the same on every device; ``seed`` starts it.
+
+    Source: Lin et al. 2022, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning"
+    (TMLR), RLW with the standard normal distribution.
+    """
+
+    current: Tensor
+
+    def __init__(self, tasks: Sequence[str], seed: int = 0) -> None:
+        super().__init__(tasks)
+        require("seed", seed, "from 0 to 2^63 - 1", 0 <= seed < 2**63)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("current", torch.empty(len(tasks)))
+        self._draw()
+
+    def forward(self, task: str, loss: Tensor) -> Tensor:
+        """Return ``loss`` times the weight that this step's draw gives the task."""
+        return loss * self.current[self._index[task]]
+
+    def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
+        """Draw the next step's weights."""
+        self._draw()
+
+    def _draw(self) -> None:
+        weights = torch.randn(len(self._index), generator=self.generator).softmax(0)
+        # A plain copy would wait for all that the GPU has queued.
+        self.current.copy_(weights, non_blocking=self.current.is_cuda)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the tasks and the generator's state."""
+        return super().get_extra_state() | {"generator": self.generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Continue from a generator's state."""
+        super().set_extra_state(state)
+        self.generator.set_state(state["generator"].cpu())

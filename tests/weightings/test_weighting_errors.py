@@ -1,0 +1,70 @@
+"""Hyper-parameters out of range are one sentence with the name, the value and what is accepted."""
+
+import re
+
+import pytest
+from weightings.collection import TASKS
+
+from mtl import weightings
+from mtl.config import load, make
+
+MISTAKES = [
+    ("DWA", {"steps_per_epoch": 4, "temperature": 0}, "temperature=0 must be above 0."),
+    ("DWA", {"steps_per_epoch": 4, "temperature": float("nan")}, "temperature=nan must be above 0."),
+    ("DWA", {"steps_per_epoch": 0}, "steps_per_epoch=0 must be 1 or more."),
+    ("Random", {"seed": -1}, "seed=-1 must be from 0 to 2^63 - 1."),
+    ("Uncertainty", {"initial": float("inf")}, "initial=inf must be a finite number."),
+    ("IMTLL", {"initial": float("nan")}, "initial=nan must be a finite number."),
+    ("FAMO", {"lr": 0}, "lr=0 must be above 0."),
+    ("FAMO", {"gamma": -0.1}, "gamma=-0.1 must be 0 or more."),
+    ("FAMO", {"min_losses": {"left": 1.0}}, "min_losses.left names no task; the tasks are a, b, c."),
+    ("FAMO", {"min_losses": {"a": float("inf")}}, "min_losses.a=inf must be a finite number."),
+    ("STCH", {"steps_per_epoch": 4, "mu": -1}, "mu=-1 must be above 0."),
+    ("STCH", {"steps_per_epoch": 4, "warmup_epochs": 0}, "warmup_epochs=0 must be 1 or more."),
+    ("STCH", {"steps_per_epoch": 0}, "steps_per_epoch=0 must be 1 or more."),
+    ("STCH", {"steps_per_epoch": 4, "epsilon": 0}, "epsilon=0 must be above 0."),
+    ("GradNorm", {"alpha": -1}, "alpha=-1 must be 0 or more."),
+    ("GradNorm", {"lr": float("inf")}, "lr=inf must be above 0."),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "sentence"), MISTAKES, ids=[f"{n}-{s}" for n, _, s in MISTAKES])
+def test_a_mistake_is_one_sentence(name, arguments, sentence):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        getattr(weightings, name)(TASKS, **arguments)
+
+
+@pytest.mark.parametrize("name", ["Log", "GeometricMean"])
+def test_epsilon_must_be_positive(name):
+    with pytest.raises(ValueError, match=r"^epsilon=-1 must be above 0\.$"):
+        getattr(weightings, name)(epsilon=-1)
+
+
+@pytest.mark.parametrize("tasks", [[], ["a", "a"]])
+def test_tasks_must_have_names_of_their_own(tasks):
+    with pytest.raises(ValueError, match="must be one or more different names"):
+        weightings.Random(tasks)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("random", "Random"),
+        ("dwa", "DWA"),
+        ("uw", "Uncertainty"),
+        ("imtl_l", "IMTLL"),
+        ("log", "Log"),
+        ("gls", "GeometricMean"),
+        ("famo", "FAMO"),
+        ("stch", "STCH"),
+        ("gradnorm", "GradNorm"),
+    ],
+)
+def test_every_option_builds_its_weighting_with_what_the_build_offers(option, name):
+    node = load([f"weighting={option}"]).weighting
+    weighting = make("weighting", node, tasks=TASKS, steps_per_epoch=7, seed=5)
+    assert type(weighting).__name__ == name
+    if name in ("DWA", "STCH"):
+        assert weighting.epoch_means.steps_per_epoch == 7
+    if name == "Random":
+        assert weighting.generator.initial_seed() == 5
