@@ -100,6 +100,7 @@ class Balanced(nn.Module):
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
         present = present_tasks(tasks, targets)
         if not present:
+            self.weighting.observe({}, None)
             return StepResult({}, {})
         due = self.steps % self.every == 0
         self.steps += 1
