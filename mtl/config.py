@@ -219,6 +219,7 @@ def make(key: str, node: Any, **offered: Any) -> Any:
 
 
 def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
+    import torch
     from hydra.utils import get_object
 
     name = node["_target_"]
@@ -231,6 +232,8 @@ def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Ma
             parameters = dict(inspect.signature(target).parameters)
         except (TypeError, ValueError):
             return
+    if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
+        parameters = {}  # which takes anything, to complain about it later
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     anything = len(named) < len(parameters)
     for argument, value in node.items():
@@ -332,6 +335,8 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
+    if cfg.strategy.get("space") == "parameters" and not any(p.requires_grad for p in parts.model.shared_parameters()):
+        raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
     optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
     # The length of the run, under the names that torch's and timm's schedulers have for it.
     length = {"t_initial": p.steps, "T_max": p.steps, "total_steps": p.steps}

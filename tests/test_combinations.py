@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from mtl.config import CONF, build, load
+from mtl.config import CONF, ConfigError, build, load
 from mtl.strategies import revisit
 
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
@@ -110,7 +110,7 @@ def test_a_lost_state_is_seen():
 @pytest.mark.parametrize("strategy", ["mgda", "pcgrad", "nash_mtl", "cagrad"])
 @pytest.mark.parametrize("option", ["space=features_sum", "space=parameters", "every=3", "head_scale=weights"])
 def test_the_options_of_balancing(strategy, option):
-    data, state = built(f"strategy={strategy}", f"+strategy.{option}" if "head" not in option else f"strategy.{option}")
+    data, state = built(f"strategy={strategy}", f"strategy.{option}")
     take_steps(data, state, range(6))
 
 
@@ -119,3 +119,28 @@ def test_rules_of_torchjd_plug_in_by_their_name_alone():
     data, state = built("strategy=mgda", "strategy.rule._target_=torchjd.aggregation.UPGradWeighting")
     take_steps(data, state, range(4))
     assert type(state.strategy.rule).__module__.startswith("torchjd")
+
+
+def test_parameter_space_needs_parameters():
+    with pytest.raises(ConfigError, match=r"strategy.space=parameters: the backbone has no parameter to train"):
+        built("strategy=mgda", "strategy.space=parameters", "backbone._target_=strategies.networks.Frozen")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy=cagrad", "strategy.rule.c=-1"], "strategy.rule: c=-1"),
+        (["strategy=fairgrad", "strategy.rule.alpha=x"], "strategy.rule.alpha=x has the wrong type"),
+        (["strategy=mgda", "+strategy.rule.beta=1"], "strategy.rule.beta is not an argument of mtl.rules.MGDA"),
+        (["strategy=mgda", "strategy.space=weights"], "strategy: space=weights must be one of features, features_sum"),
+        (["strategy=graddrop", "+strategy.every=2"], "strategy: GradDrop works on the rows themselves: it needs"),
+        (["strategy=mgda", "strategy.every=0"], "strategy: every=0 must be 1 or more"),
+        (["strategy=mgda", "+strategy.evry=2"], "strategy.evry is not an argument of mtl.strategies.Balanced; did"),
+        (["weighting=dwa", "weighting.temperature=0"], "weighting: temperature=0"),
+        (["weighting=gradnorm", "weighting.alpha=-1"], "weighting: alpha=-1"),
+    ],
+)
+def test_a_mistake_in_balancing_is_named(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        built(*overrides)
+    assert message in str(caught.value)

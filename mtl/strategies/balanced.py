@@ -67,6 +67,10 @@ class Balanced(nn.Module):
             )
         self.weighting = weighting
         self.rule: Any = rule
+        # Beside the matrix or the rows; other libraries' rules take nothing.
+        self._also_taken = set(
+            inspect.signature(self.rule.combine if self._needs_rows else self.rule.forward).parameters
+        )
         self.space, self.every, self.scale, self.head_scale = space, every, scale, head_scale
         self._skips = on_solver_failure == "skip"
         self._tasks = list(tasks)
@@ -171,27 +175,26 @@ class Balanced(nn.Module):
         self, rows: Rows, gram: Tensor, names: list[str], losses: Mapping[str, Tensor], due: bool, scale: float
     ) -> tuple[list[Tensor], Tensor]:
         if self._needs_rows:
-            blocks, weights = self.rule.combine(rows.blocks(), gram, **self._context(self.rule.combine, names, losses))
+            blocks, weights = self.rule.combine(rows.blocks(), gram, **self._context(names, losses))
             return rows.shaped([scale * block for block in blocks]), weights.double().cpu()
         weights = self._call_rule(self.rule, gram, names, losses) if due else self._last(names)
         self.last_weights |= zip(names, weights.tolist(), strict=True)
         return rows.combine(scale * weights), weights
 
     def _call_rule(self, rule: nn.Module, gram: Tensor, names: list[str], losses: Mapping[str, Tensor]) -> Tensor:
-        weights = rule(gram, **self._context(rule.forward, names, losses)).detach().double().cpu()
+        weights = rule(gram, **self._context(names, losses)).detach().double().cpu()
         # A matrix that is not finite gives such weights, so that the gradient shows it, as in plain training.
         if torch.isfinite(gram).all() and not torch.isfinite(weights).all():
             raise SolverError(f"{type(rule).__name__} gave weights that are not finite: {weights.tolist()}.")
         return weights
 
-    def _context(self, function: Any, names: list[str], losses: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What a rule takes beside the matrix: other libraries' rules take nothing."""
-        offered = {
-            "losses": torch.stack([losses[name] for name in names]),
-            "present": [self._tasks.index(name) for name in names],
-        }
-        taken = inspect.signature(function).parameters
-        return {key: value for key, value in offered.items() if key in taken}
+    def _context(self, names: list[str], losses: Mapping[str, Tensor]) -> dict[str, Any]:
+        context: dict[str, Any] = {}
+        if "losses" in self._also_taken:
+            context["losses"] = torch.stack([losses[name] for name in names])
+        if "present" in self._also_taken:
+            context["present"] = [self._tasks.index(name) for name in names]
+        return context
 
     def _hypothetical(self, found: AuditResult, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """What the rule would make of either matrix, asked of copies that learn nothing from it."""

@@ -94,3 +94,11 @@ class Tiny(nn.Sequential):
 
     def __init__(self, image_size):
         super().__init__(nn.Flatten(), nn.Linear(image_size**2, 8), nn.Dropout(0.1), nn.Tanh())
+
+
+class Frozen(Tiny):
+    """A trunk that is not trained."""
+
+    def __init__(self, image_size):
+        super().__init__(image_size)
+        self.requires_grad_(False)

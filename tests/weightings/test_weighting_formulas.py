@@ -110,7 +110,9 @@ def test_stch_gives_a_late_task_its_own_warm_up():
     assert stch.nadir.tolist() == [0.5, 2.0, 7.0]
 
 
-@pytest.mark.parametrize("build", [GeometricMean, lambda: famo_with([0.3, -1.2, 0.7]), warmed_up], ids=["gls", "famo", "stch"])
+@pytest.mark.parametrize(
+    "build", [GeometricMean, lambda: famo_with([0.3, -1.2, 0.7]), warmed_up], ids=["gls", "famo", "stch"]
+)
 def test_an_absent_task_is_as_if_there_were_fewer(build):
     """Against the formulas over the two tasks that are there: K counts those in the batch."""
     two = scalars(["a", "c"], [LOSSES[0], LOSSES[2]], torch.float64)
