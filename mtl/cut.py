@@ -5,7 +5,7 @@ Source: Gloeckle et al. 2024, "Better & Faster Large Language Models via Multi-t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -139,25 +139,72 @@ class Rows:
 
         Exact to 1e-6 of its largest diagonal entry for rows of 2^24 elements.
         """
-        return gram(self.blocks())
+        return gram(self.blocks)
 
     def batch_summed_gram(self) -> Tensor:
         """The Gram matrix of the rows summed over the batch, the first axis of every leaf."""
         blocks = self.blocks()
-        return gram([blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots])
+        return gram(
+            lambda: (blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots)
+        )
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
         return self.shaped([_combine(block, weights) for block in self.blocks()])
 
 
-def gram(blocks: Sequence[Tensor]) -> Tensor:
-    """The Gram matrix of rows that lie side by side in ``blocks`` [K, n_i]; see Rows.gram."""
-    device, count = blocks[0].device, len(blocks[0])
+class ParameterRows:
+    """Rows over the trunk's parameters: one tuple of gradients a task, as the backward made them, without a copy.
+
+    Has the methods of Rows that a strategy needs.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self._rows: list[list[Tensor]] = []
+
+    def append(self, gradients: Sequence[Tensor | None]) -> None:
+        """Keep one task's gradients as the next row; ``None`` is a parameter that it does not depend on."""
+        pairs = zip(self._parameters, gradients, strict=True)
+        self._rows.append([torch.zeros_like(p) if g is None else g for p, g in pairs])
+
+    def blocks(self) -> list[Tensor]:
+        """The rows as matrices ``[K, n_i]``, one a parameter: a copy of them all."""
+        return [torch.stack([g.flatten() for g in column]) for column in zip(*self._rows, strict=True)]
+
+    def shaped(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Vectors ``[n_i]``, one a parameter, in the parameters' shapes."""
+        return [vector.view(p.shape) for vector, p in zip(vectors, self._parameters, strict=True)]
+
+    def gram(self) -> Tensor:
+        """The Gram matrix ``[K, K]`` in float64 on the CPU; see Rows.gram."""
+        return gram(self._pieces)
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """The direction sum_i w_i g_i for ``weights`` [K], in the parameters' shapes."""
+        directions = [torch.zeros_like(p) for p in self._parameters]
+        for row, weight in zip(self._rows, weights.tolist(), strict=True):
+            torch._foreach_add_(directions, row, alpha=weight)
+        return directions
+
+    def _pieces(self) -> Iterator[Tensor]:
+        # Stacked a cache full at a time: a stack of the whole would double the memory and the time.
+        for column in zip(*self._rows, strict=True):
+            flat = [gradient.flatten() for gradient in column]
+            for start in range(0, len(flat[0]), CHUNK):
+                yield torch.stack([vector[start : start + CHUNK] for vector in flat])
+
+
+def gram(pieces: Callable[[], Iterable[Tensor]]) -> Tensor:
+    """The Gram matrix of rows that lie side by side in ``pieces`` [K, n_i]; see Rows.gram."""
 
     def summed(dtype: torch.dtype) -> Tensor:
-        zero = torch.zeros(count, count, dtype=torch.float64, device=device)
-        return sum((_gram(block, dtype) for block in blocks), zero).cpu()
+        total: Tensor | None = None
+        for piece in pieces():
+            own = _gram(piece, dtype)
+            total = own if total is None else total.add_(own)
+        assert total is not None
+        return total.cpu()
 
     total = summed(torch.float32)
     # Elements below 1e-19 or above 1e19 leave float32's range when squared: such rows, and zero rows, which

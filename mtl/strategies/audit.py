@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from mtl.cut import Rows, push_through
+from mtl.cut import ParameterRows, Rows, push_through
 from mtl.model import MultiTaskModel
 from mtl.strategies.result import AuditResult
 
@@ -55,17 +55,16 @@ class Audit(nn.Module):
         c = torch.ones(rows.count).double() if coefficients is None else coefficients.double().cpu()
         order = self._order(c)
         saved = len(order) == rows.count and bool(c[order[-1]] != 0)
-        pushed = Rows().start(len(order), parameters)
+        pushed = ParameterRows(parameters)
         for task in order[: len(order) - saved]:
             pushed.append(push_through(trunk, rows.row(task), parameters))
         before = [None if p.grad is None else p.grad.clone() for p in parameters] if saved else []
         result = AuditResult([tasks[i] for i in order])
         yield result
         if saved:
-            others = pushed.combine(c[order[:-1]])
-            pushed.append([_last(p, b, o, c[order[-1]]) for p, b, o in zip(parameters, before, others, strict=True)])
+            pushed.append([_own(p, b) for p, b in zip(parameters, before, strict=True)])
         result.features = rows.gram()[order][:, order]
-        result.parameters = pushed.gram()
+        result.parameters = _with_last_row(pushed.gram(), c[order]) if saved else pushed.gram()
 
     def _order(self, coefficients: Tensor) -> list[int]:
         count = len(coefficients)
@@ -77,8 +76,15 @@ class Audit(nn.Module):
         return coefficients.abs().argsort().tolist()
 
 
-def _last(parameter: Tensor, before: Tensor | None, others: Tensor, coefficient: Tensor) -> Tensor | None:
-    if parameter.grad is None:
-        return None
-    own = parameter.grad if before is None else parameter.grad - before
-    return (own - others) / coefficient.item()
+def _own(parameter: Tensor, before: Tensor | None) -> Tensor | None:
+    if parameter.grad is None or before is None:
+        return parameter.grad
+    return parameter.grad - before
+
+
+def _with_last_row(gram: Tensor, coefficients: Tensor) -> Tensor:
+    """The Gram matrix of p_1 … p_K from that of p_1 … p_{K-1}, u, where u = sum_i c_i p_i."""
+    change = torch.eye(len(gram), dtype=torch.float64)
+    change[-1] = -coefficients / coefficients[-1]
+    change[-1, -1] = 1 / coefficients[-1]
+    return change @ gram @ change.T

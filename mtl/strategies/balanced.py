@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.cut import Cut, Rows, push_through
+from mtl.cut import Cut, ParameterRows, Rows, push_through
 from mtl.model import MultiTaskModel, Task, present_tasks
 from mtl.rules.solvers import SolverError
 from mtl.strategies.audit import Audit
@@ -67,15 +67,14 @@ class Balanced(nn.Module):
             )
         self.weighting = weighting
         self.rule: Any = rule
-        # Beside the matrix or the rows; other libraries' rules take nothing.
-        self._also_taken = set(
-            inspect.signature(self.rule.combine if self._needs_rows else self.rule.forward).parameters
-        )
+        called: Any = self.rule.combine if self._needs_rows else self.rule.forward
+        # What it takes beside the matrix or the rows; other libraries' rules take nothing.
+        self._also_taken = set(inspect.signature(called).parameters)
         self.space, self.every, self.scale, self.head_scale = space, every, scale, head_scale
         self._skips = on_solver_failure == "skip"
         self._tasks = list(tasks)
         self._audit = Audit()
-        self._rows, self._parameter_rows = Rows(), Rows()
+        self._rows = Rows()
         # Numbers that every step reads: no buffers, which would follow the model to its device.
         self.steps, self.skipped = 0, 0
         self.last_weights = dict.fromkeys(tasks, 1.0)
@@ -150,8 +149,8 @@ class Balanced(nn.Module):
         """Weigh the rows and leave the trunk's gradient; the Gram matrix, the audit, and the rule's weights."""
         in_parameters = self.space == "parameters"
         parameters = [p for p in model.shared_parameters() if p.requires_grad] if in_parameters else []
-        compared = self._push_all(rows, cut, parameters) if in_parameters else rows
-        gram = compared.batch_summed_gram() if self.space == "features_sum" else compared.gram()
+        compared = _push_all(rows, cut, parameters) if in_parameters else rows
+        gram = rows.batch_summed_gram() if self.space == "features_sum" else compared.gram()
         try:
             direction, weights = self._direction(compared, gram, names, losses, due, scale)
         except SolverError as error:
@@ -162,7 +161,7 @@ class Balanced(nn.Module):
             return gram, None, torch.zeros(len(names)).double()
         if in_parameters:
             for parameter, gradient in zip(parameters, direction, strict=True):
-                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
             found = AuditResult(names, rows.gram(), gram) if audit else None
         else:
             with self._audit.around(model, cut.trunk, rows if audit else None, names, scale * weights) as found:
@@ -172,7 +171,13 @@ class Balanced(nn.Module):
         return gram, found, weights
 
     def _direction(
-        self, rows: Rows, gram: Tensor, names: list[str], losses: Mapping[str, Tensor], due: bool, scale: float
+        self,
+        rows: Rows | ParameterRows,
+        gram: Tensor,
+        names: list[str],
+        losses: Mapping[str, Tensor],
+        due: bool,
+        scale: float,
     ) -> tuple[list[Tensor], Tensor]:
         if self._needs_rows:
             blocks, weights = self.rule.combine(rows.blocks(), gram, **self._context(names, losses))
@@ -207,15 +212,16 @@ class Balanced(nn.Module):
         except SolverError:
             return None
 
-    def _push_all(self, rows: Rows, cut: Cut, parameters: Sequence[Tensor]) -> Rows:
-        pushed = self._parameter_rows.start(rows.count, parameters)
-        for task in range(rows.count):
-            last = task == rows.count - 1
-            pushed.append(push_through(cut.trunk, rows.row(task), parameters, keep_graph=not last))
-        return pushed
-
     def _last(self, names: Sequence[str]) -> Tensor:
         return torch.tensor([self.last_weights[name] for name in names], dtype=torch.float64)
+
+
+def _push_all(rows: Rows, cut: Cut, parameters: Sequence[Tensor]) -> ParameterRows:
+    pushed = ParameterRows(parameters)
+    for task in range(rows.count):
+        last = task == rows.count - 1
+        pushed.append(push_through(cut.trunk, rows.row(task), parameters, keep_graph=not last))
+    return pushed
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
