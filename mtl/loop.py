@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -133,11 +132,8 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
     parameters = [q for group in state.optimizer.param_groups for q in group["params"]]
     clock, conflicts = Clock(data.batch_size, device), Conflicts([task.name for task in state.tasks])
     state.model.train()
-    hidden = None if sys.stderr.isatty() else True
-    with (
-        tqdm(total=p.steps, initial=state.step, disable=hidden, leave=False, ncols=100) as bar,
-        logging_redirect_tqdm(),
-    ):
+    # disable=None: off where stderr is no terminal; plain lines come instead.
+    with tqdm(total=p.steps, initial=state.step, disable=None, leave=False, ncols=100) as bar, logging_redirect_tqdm():
         while state.step < p.steps:
             # --- one training step
             with clock.waiting_for_data():
