@@ -113,12 +113,13 @@ def read(table: Path) -> dict[tuple[str, str, int], np.ndarray]:
 
 def write(table: Path, trajectories: dict[tuple[str, str, int], np.ndarray]) -> None:
     """Write the table, in the order of the rules above."""
-    order = [(e, r, i) for e in SETTINGS for r in RULES for i in range(len(starts(e)))]
+    experiments, rules = list(SETTINGS), list(RULES)
+    order = sorted(trajectories, key=lambda job: (experiments.index(job[0]), rules.index(job[1]), job[2]))
     with table.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for job in order:
-            for step, *values in trajectories.get(job, []):
+            for step, *values in trajectories[job]:
                 writer.writerow([*job, int(step), *(f"{value:.4f}" for value in values)])
 
 
