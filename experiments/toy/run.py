@@ -136,7 +136,9 @@ def end_points(trajectories: dict[tuple[str, str, int], np.ndarray], experiment:
 
 def _cell(end: np.ndarray) -> str:
     _, u, v, l1, l2 = end
-    words = f"{l1:.2f}, {l2:.2f} · u {u:.2f}" if on_front(u, v) else f"**missed** {l1:.2f}, {l2:.2f} · ({u:.1f}, {v:.1f})"
+    words = (
+        f"{l1:.2f}, {l2:.2f} · u {u:.2f}" if on_front(u, v) else f"**missed** {l1:.2f}, {l2:.2f} · ({u:.1f}, {v:.1f})"
+    )
     return words.replace("-", "−")
 
 

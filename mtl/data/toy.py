@@ -27,9 +27,7 @@ class Toy:
     targets = ("l1", "l2")
     batch_size = 1
 
-    def __init__(
-        self, start: int | Sequence[float] = 0, starts: Sequence[Sequence[float]] = STARTS
-    ) -> None:
+    def __init__(self, start: int | Sequence[float] = 0, starts: Sequence[Sequence[float]] = STARTS) -> None:
         if isinstance(start, int):
             if not 0 <= start < len(starts):
                 raise ValueError(f"start={start} must be from 0 to {len(starts) - 1}, or a point [u, v].")
