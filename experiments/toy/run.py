@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,7 +146,6 @@ def _cell(end: np.ndarray) -> str:
 def draw(trajectories: dict[tuple[str, str, int], np.ndarray], experiment: str, path: Path) -> None:
     """One panel a rule: the mean of the losses, the trajectories from early (dark) to late (light), the front."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.collections import LineCollection
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
@@ -153,36 +153,41 @@ def draw(trajectories: dict[tuple[str, str, int], np.ndarray], experiment: str, 
     rules = [rule for rule in RULES if all((experiment, rule, i) in trajectories for i in range(len(known)))]
     columns = min(4, len(rules))
     lines = -(-len(rules) // columns)
-    figure = Figure(figsize=(3.1 * columns + 0.8, 3.2 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.1 * columns + 1.2, 3.1 * lines + 1.0), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     axis = np.linspace(-11, 11, 221)
     mean = mean_loss(experiment, axis)
     edge = np.linspace(-7, 7, 141)
-    colours = ScalarMappable(Normalize(0, 1), "plasma")
+    last = max(trajectory[-1, 0] for (e, *_), trajectory in trajectories.items() if e == experiment)
+    colours = ScalarMappable(Normalize(0, last), "plasma")
     for axes in panels.flat[len(rules) :]:
         axes.set_visible(False)
     for rule, axes in zip(rules, panels.flat, strict=False):
         axes.contour(axis, axis, mean, levels=14, cmap="Greys_r", linewidths=0.5)
         axes.plot(edge, front(edge), color="0.55", linewidth=5, solid_capstyle="round", zorder=2)
-        for i, start in enumerate(known):
-            path_ = trajectories[experiment, rule, i]
-            points = path_[:, 1:3]
-            segments = LineCollection(list(np.stack([points[:-1], points[1:]], 1)), linewidth=2, zorder=3)
-            segments.set(cmap=colours.cmap, norm=colours.norm, array=path_[1:, 0] / path_[-1, 0], capstyle="round")
-            axes.add_collection(segments)
-            axes.plot(*start, "o", color="black", markersize=5, zorder=4)
-            reached = on_front(*points[-1])
-            axes.plot(
-                *points[-1], "*" if reached else "X", markersize=11 if reached else 8, zorder=5,
-                color="tab:green" if reached else "tab:red", markeredgecolor="black", markeredgewidth=0.6,
-            )  # fmt: skip
+        for i in range(len(known)):
+            _draw_trajectory(axes, trajectories[experiment, rule, i], colours)
         axes.set(title=RULES[rule][0], xlim=(-11, 11), ylim=(-11, 11), xticks=[-10, 0, 10], yticks=[-10, 0, 10])
     for axes in panels[:, 0]:
         axes.set_ylabel("v")
     figure.supxlabel("u", fontsize="medium")
-    figure.colorbar(colours, ax=panels, ticks=[0, 1], shrink=0.6).set_ticklabels(["start", "end"])
-    figure.suptitle(f"{TITLES[experiment]} (contours: mean loss; grey: Pareto front; star: reached; cross: missed)")
+    figure.colorbar(colours, ax=panels, shrink=0.6, label="step")
+    figure.suptitle(
+        f"{TITLES[experiment]}\ncontours: mean loss, grey: Pareto front, star: reached it, cross: missed it"
+    )
     figure.savefig(path, dpi=100)
+
+
+def _draw_trajectory(axes: Any, rows: np.ndarray, colours: Any) -> None:
+    from matplotlib.collections import LineCollection
+
+    steps, points = rows[:, 0], rows[:, 1:3]
+    segments = LineCollection(list(np.stack([points[:-1], points[1:]], 1)), linewidth=2, zorder=3)
+    segments.set(cmap=colours.cmap, norm=colours.norm, array=steps[1:], capstyle="round")
+    axes.add_collection(segments)
+    axes.plot(*points[0], "o", color="black", markersize=5, zorder=4)
+    end = dict(marker="*", markersize=11, color="tab:green") if on_front(*points[-1]) else dict(marker="X", color="red")
+    axes.plot(*points[-1], markeredgecolor="black", markeredgewidth=0.6, zorder=5, **end)
 
 
 def mean_loss(experiment: str, axis: np.ndarray) -> np.ndarray:
