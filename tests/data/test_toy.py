@@ -99,8 +99,8 @@ def test_the_front_is_where_the_gradients_cancel():
 
 
 def test_what_counts_as_on_the_front():
-    assert on_front(0.0, -8.3551) and on_front(7.005, -8.4345)
-    assert not on_front(0.0, -8.3) and not on_front(7.1, -8.4345) and not on_front(0.0, 8.3551)
+    assert on_front(0.0, -8.3) and on_front(7.05, -8.4345)
+    assert not on_front(0.0, -8.2) and not on_front(-7.2, -8.4345) and not on_front(0.0, 8.3551)
 
 
 def test_the_optimum_of_the_mean():
