@@ -116,12 +116,14 @@ def write(table: Path, trajectories: dict[tuple[str, str, int], np.ndarray]) -> 
     """Write the table, in the order of the rules above."""
     experiments, rules = list(SETTINGS), list(RULES)
     order = sorted(trajectories, key=lambda job: (experiments.index(job[0]), rules.index(job[1]), job[2]))
-    with table.open("w", newline="") as file:
+    temporary = table.with_suffix(".tmp")  # what took an hour is never half a file
+    with temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for job in order:
             for step, *values in trajectories[job]:
                 writer.writerow([*job, int(step), *(f"{value:.4f}" for value in values)])
+    temporary.replace(table)
 
 
 def end_points(trajectories: dict[tuple[str, str, int], np.ndarray], experiment: str) -> str:

@@ -143,7 +143,7 @@ def front(u: NDArray[np.float64]) -> NDArray[np.float64]:
     return v
 
 
-def on_front(u: float, v: float, tolerance: float = 0.1) -> bool:
-    """Whether the point is on the Pareto front, to ``tolerance`` in u and in v."""
+def on_front(u: float, v: float, tolerance: float = 0.25) -> bool:
+    """Whether the point is on the Pareto front, to ``tolerance`` in u and in v: 0.25 in v are 0.003 in the losses."""
     nearest = np.clip([u], -EDGE, EDGE)
     return bool(abs(u - nearest[0]) <= tolerance and abs(v - front(nearest)[0]) <= tolerance)
