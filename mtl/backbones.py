@@ -1,9 +1,9 @@
-"""Backbones: timm's models as shared trunks."""
+"""Backbones: timm's models as shared trunks, and the one of the toy problem, which is its parameter."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -68,6 +68,21 @@ class Timm(nn.Module):
     @property
     def _last_axis_is_channels(self) -> bool:
         return Format(getattr(self.model, "output_fmt", Format.NCHW)) == Format.NHWC
+
+
+class Theta(nn.Module):
+    """One trainable point that is its own features, whatever the inputs: ``[B, len(start)]``, in float64.
+
+    ``start`` is where it begins. For problems without data, whose heads are functions of the point: see mtl.data.toy.
+    """
+
+    def __init__(self, start: Sequence[float]) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(list(start), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The point, once for every sample."""
+        return self.theta.expand(len(inputs), -1)
 
 
 def _create(name: str, pretrained: bool, features: str, options: dict[str, Any]) -> nn.Module:

@@ -301,7 +301,7 @@ def build_parts(cfg: DictConfig) -> Parts:
             f"heads and losses have the tasks {', '.join(cfg.heads)}, "
             f"but data has the targets {', '.join(data.targets)}."
         )
-    inputs, targets = next(iter(make_loader(data.val, in_order(2, 2), cfg.seed, num_workers=0)))
+    inputs, targets = next(iter(make_loader(data.val, in_order(min(2, len(data.val)), 2), cfg.seed, num_workers=0)))
     backbone = make("backbone", cfg.backbone, **data.input_info)
     features = _rehearse_backbone(backbone, inputs)
     known = describe_features(features) | getattr(backbone, "feature_info", {})

@@ -21,8 +21,14 @@ def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+# The toy problem has a backbone of its own, and no batches.
+TOGETHER = {"data=toy": ["backbone=theta"], "backbone=theta": ["data=toy"]}
+
+
 def built(*overrides):
-    return build(load(["data.batch_size=4", "device=cpu", "trainer.max_steps=2", *overrides]))
+    partners = [partner for override in overrides for partner in TOGETHER.get(override, [])]
+    setting = partners or ["data.batch_size=4"]
+    return build(load([*setting, "device=cpu", "trainer.max_steps=2", *overrides]))
 
 
 def one_step(parts, state):
