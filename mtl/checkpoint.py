@@ -24,11 +24,23 @@ def save(path: Path, content: dict[str, Any]) -> None:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-        digest = _sha256(temporary)
+        new = f"{_sha256(temporary)}  {path.name}\n"
+        # While the files change places, either content is right.
+        old = _sidecar(path).read_text() if _sidecar(path).is_file() else ""
+        _write_whole(_sidecar(path), new + old)
         os.replace(temporary, path)
+        _write_whole(_sidecar(path), new)
     finally:
         temporary.unlink(missing_ok=True)
-    path.with_name(f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n")
+
+
+def carry_over(resumed: Path, folder: Path) -> None:
+    """Copy the best checkpoint that lies beside the ``resumed`` one (or in that run folder) to a new run's folder."""
+    best = (resumed / "checkpoints" if resumed.is_dir() else resumed.parent) / "best.pt"
+    target = folder / "checkpoints" / "best.pt"
+    if best.is_file() and best.resolve() != target.resolve():
+        target.parent.mkdir(exist_ok=True)
+        save(target, load(best))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -40,8 +52,8 @@ def load(path: Path) -> dict[str, Any]:
         path = path / "checkpoints" / "last.pt"
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}.")
-    sidecar = path.with_name(f"{path.name}.sha256")
-    if sidecar.is_file() and sidecar.read_text().split()[:1] != [_sha256(path)]:
+    sidecar = _sidecar(path)
+    if sidecar.is_file() and _sha256(path) not in sidecar.read_text().split():
         raise ValueError(f"The checkpoint {path} is broken: its content does not have the sha256 in {sidecar.name}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -52,6 +64,19 @@ def load(path: Path) -> dict[str, Any]:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} is not a checkpoint of format {FORMAT}, the one this version reads; it is {found}.")
     return content
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ Nothing here imports torch before build() does: a mistake on the command line is
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import re
@@ -21,6 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
     from mtl.loop import Parts, TrainState
@@ -115,12 +117,22 @@ def load(overrides: Iterable[str] = ()) -> DictConfig:
 
 def check(cfg: DictConfig) -> None:
     """Raise ValueError, one sentence with the key, for every mistake that can be told without torch."""
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     _check_keys(cfg, Config, "")
     missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
     for section in ("data", "backbone", "weighting", "strategy", "optimizer", "scheduler"):
         _check_component(cfg, section)
+    if "rule" in cfg.strategy:
+        _check_component(cfg, "strategy.rule")
+    if not isinstance(cfg.optimizer.get("backbone"), DictConfig | None):
+        raise ConfigError(
+            f"optimizer.backbone={cfg.optimizer.backbone} must be a mapping, as in optimizer.backbone.lr=…."
+        )
     for section in ("heads", "losses"):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
             raise ConfigError(f"{section} must name at least one task.")
@@ -152,6 +164,8 @@ def _check_tasks(heads: list[str], losses: list[str]) -> None:
     for task in heads:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(task)):
             raise ConfigError(f"heads.{task}: a task's name may have letters, digits, _ and - only.")
+    if "total" in heads:
+        raise ConfigError("heads.total: a task cannot be called total, for loss/total is the sum of the tasks' losses.")
     if set(heads) != set(losses):
         raise ConfigError(
             f"heads and losses must name the same tasks, but heads has {', '.join(heads)} "
@@ -166,11 +180,13 @@ def _check_values(cfg: DictConfig) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least = 0 if key == "trainer.num_workers" else 1
-        if value <= 0 if isinstance(value, float) else value < least:
+        if not (value > 0 if isinstance(value, float) else value >= least):
             raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
     trainer = cfg.trainer
     if trainer.max_steps is None and trainer.max_epochs is None and not trainer.fast_dev_run:
         raise ConfigError("trainer.max_steps and trainer.max_epochs are both null: give at least one a number.")
+    if not 0 <= cfg.seed < 2**32:
+        raise ConfigError(f"seed={cfg.seed} must be from 0 to {2**32 - 1}.")
     _check_choice("trainer.mode", trainer.mode, ("min", "max"))
     _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
@@ -321,7 +337,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     """Build everything a run needs from a configuration. ConfigError for every mistake, before any work."""
     from mtl import checkpoint
     from mtl.environment import seed_everything
-    from mtl.loop import TrainState, plan
+    from mtl.loop import RUN_LENGTHS, TrainState, plan
 
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
@@ -339,8 +355,12 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
     optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
     # The length of the run, under the names that torch's and timm's schedulers have for it.
-    length = {"t_initial": p.steps, "T_max": p.steps, "total_steps": p.steps}
-    scheduler = make("scheduler", cfg.scheduler, optimizer=optimizer, mode=cfg.trainer.mode, **length)
+    length = dict.fromkeys(RUN_LENGTHS, p.steps)
+    if cfg.scheduler.get("t_in_epochs"):
+        raise ConfigError("scheduler.t_in_epochs=true: schedules count optimizer steps here; leave it out.")
+    scheduler = make(
+        "scheduler", cfg.scheduler, optimizer=optimizer, mode=cfg.trainer.mode, t_in_epochs=False, **length
+    )
     state = TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler)
     if cfg.resume is not None:
         try:
@@ -420,12 +440,16 @@ def _rehearse_backbone(backbone: Any, inputs: Any) -> Any:
 
 def _rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> None:
     """One head and its loss on two samples, as the cut will run them, so that what does not fit is named."""
+    import torch
+
     from mtl.cut import Cut
 
     training = head.training
     name = f"heads.{task.name} ({type(head).__name__})"
     try:
         prediction = head.eval()(Cut(features).features)
+        with torch.random.fork_rng(devices=[]):  # as in training: in-place dropout cannot work on a leaf
+            copy.deepcopy(head).train()(Cut(features).features)
     except Exception as error:
         raise ConfigError(
             f"{name} cannot take the backbone's features of shape {_shape(features)}: {_first_line(error)}"
@@ -457,6 +481,9 @@ def _rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, An
             raise ConfigError(
                 f"The metric {task.name}/{metric_name} does not fit {pair}: {_first_line(error)}"
             ) from error
+        value = metric.compute()
+        if not hasattr(value, "numel") or value.numel() != 1:
+            raise ConfigError(f"The metric {task.name}/{metric_name} must give one number, but gives {_shape(value)}.")
         metric.reset()
 
 

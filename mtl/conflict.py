@@ -47,7 +47,7 @@ def conflict_metrics(gram: Tensor, tasks: Sequence[str]) -> dict[str, float]:
     norms = gram.diagonal().clamp(min=0).sqrt()
     metrics = {f"conflict/norm/{task}": norm for task, norm in zip(tasks, norms.tolist(), strict=True)}
     metrics |= _pair_metrics(gram, norms, tasks)
-    if norms.max() > 0:
+    if norms.max() > 0 and torch.isfinite(gram).all():
         # In units of the largest norm, so that no square leaves float64's range.
         unit = gram / norms.max() / norms.max()
         eigenvalues = torch.linalg.eigvalsh(unit)

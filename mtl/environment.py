@@ -30,6 +30,8 @@ def find_device(name: str) -> torch.device:
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
+    if name.split(":")[0] not in present:
+        raise ValueError(f"device={name} must be auto, cpu, cuda, cuda:<number> or mps.")
     device = torch.device(name)
     if (device.index or 0) >= present[device.type]:
         there = [f"cuda:{i}" for i in range(present["cuda"])] + ["mps"] * present["mps"] + ["cpu"]

@@ -16,6 +16,7 @@ from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config import ConfigError
 from mtl.report import overview
@@ -52,7 +53,7 @@ def run_job(body: Callable[[DictConfig, Path], Any], cfg: DictConfig) -> Any:
     try:
         value = body(cfg, folder)
     except Exception as error:
-        mistake = isinstance(error, ConfigError)
+        mistake = isinstance(error, ConfigError | OmegaConfBaseException)
         words = str(error) if mistake else f"{type(error).__name__}: {error}"
         write_status(folder, "failed", words)
         log.error("%s", words, exc_info=not mistake or bool(os.environ.get("HYDRA_FULL_ERROR")))

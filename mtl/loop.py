@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from mtl.strategies import AuditResult, StepResult, revisit
 from mtl.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+# What torch's and timm's schedulers call the length of the run, in steps.
+RUN_LENGTHS = ("t_initial", "T_max", "total_steps")
 
 
 @dataclass
@@ -54,6 +57,7 @@ class TrainState:
     step: int = 0
     best: float | None = None
     best_step: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types only."""
@@ -62,10 +66,11 @@ class TrainState:
             "losses": loss_modules(self.tasks).state_dict(),
             "strategy": self.strategy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": {"name": type(self.scheduler).__name__, "state": self.scheduler.state_dict()},
             "step": self.step,
             "best": self.best,
             "best_step": self.best_step,
+            "best_metrics": self.best_metrics,
             "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         }
 
@@ -76,13 +81,22 @@ class TrainState:
             loss_modules(self.tasks).load_state_dict(state["losses"])
             self.strategy.load_state_dict(state["strategy"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            self._load_scheduler(**state["scheduler"])
+        except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"The checkpoint is of another configuration: {str(error).splitlines()[0]}") from error
-        self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+        self.best_metrics = state["best_metrics"]
         torch.set_rng_state(state["rng"]["cpu"])
         if len(state["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+    def _load_scheduler(self, name: str, state: dict[str, Any]) -> None:
+        if name != type(self.scheduler).__name__:
+            raise ValueError(f"its scheduler is {name}, not {type(self.scheduler).__name__}.")
+        # The run may have been made longer: its length is the new plan's, and not what was saved.
+        lengths = {key: value for key, value in vars(self.scheduler).items() if key in RUN_LENGTHS}
+        self.scheduler.load_state_dict(state)
+        vars(self.scheduler).update(lengths)
 
 
 @dataclass(frozen=True)
@@ -178,7 +192,7 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
                 value = metrics.get(trainer.monitor.removeprefix("val/"), math.nan)
                 improved = _improves(value, state.best, trainer.mode)
                 if improved:
-                    state.best, state.best_step = value, step
+                    state.best, state.best_step, state.best_metrics = value, step, metrics
                 _step_plateau(state.scheduler, step // p.val_every, value)
                 log.info("%s", report.task_table(f"step {step}: val", metrics))
                 if (matrix := conflicts.mean()) is not None:
@@ -346,7 +360,6 @@ class Clock:
 def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: float) -> dict[str, Any]:
     """The content of summary.json."""
     train, val = report.read_metrics(folder, "train"), report.read_metrics(folder, "val")
-    best = [row for row in val if row["step"] == state.best_step]
     last = train[-1] if train else {}
     return {
         "steps": state.step,
@@ -354,7 +367,7 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: 
         "best": {
             "step": state.best_step,
             "monitor": state.best,
-            "val": report.only_metrics(best[-1]) if best else {},
+            "val": state.best_metrics,
         },
         "last": {"val": report.only_metrics(val[-1]) if val else {}},
         "conflict": report.mean_conflict(train),
@@ -412,7 +425,9 @@ def _test_best(
 ) -> dict[str, float]:
     best = tracker.folder / "checkpoints" / "best.pt"
     if best.exists():  # not where the monitored metric was never a number
-        state.model.load_state_dict(checkpoint.load(best)["model"])
+        content = checkpoint.load(best)
+        state.model.load_state_dict(content["model"])
+        loss_modules(state.tasks).load_state_dict(content["losses"])
     metrics = evaluate(state.model, state.tasks, split_loader(data, "test", cfg), device)
     tracker.log("test", state.best_step, p.epoch(state.best_step), metrics)
     log.info("%s", report.task_table(f"best model (step {state.best_step}): test", metrics))

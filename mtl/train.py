@@ -21,6 +21,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
     """
     check(cfg)
     parts, state = build(cfg)
+    from mtl.checkpoint import carry_over
     from mtl.loop import fit, summarise
     from mtl.report import closing_words, draw_run
     from mtl.tracking import Tracker
@@ -30,6 +31,8 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
         cfg.tracker.mode = "disabled"
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    if cfg.resume is not None:
+        carry_over(Path(cfg.resume), folder)
     start = time.perf_counter()
     with Tracker(folder, cfg.tracker, config) as tracker:
         test = fit(state, parts, cfg, tracker)
@@ -41,7 +44,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float | None:
-    return run_job(train, identify(cfg))
+    return run_job(lambda cfg, folder: train(identify(cfg), folder), cfg)
 
 
 def main() -> None:

@@ -135,3 +135,11 @@ def test_the_cosine_between_two_updates_is_that_of_the_vectors():
 
 def test_nothing_agrees_on_a_zero_gradient():
     assert agreement_metrics(torch.zeros(2, 2), torch.eye(2), ["a", "b"]) == {}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_has_norms_and_no_more(value):
+    gram = torch.eye(3, dtype=torch.float64)
+    gram[0, 0] = value
+    metrics = conflict_metrics(gram, ["a", "b", "c"])
+    assert metrics["conflict/norm/b"] == 1 and "conflict/stationarity" not in metrics

@@ -80,12 +80,49 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(train_tiny):
     half = train_tiny(*common, folder="half")
     rest = train_tiny(*common, "trainer.max_steps=6", f"resume={half}", folder="rest")
     a, b = load_checkpoint(whole), load_checkpoint(rest)
-    for part in ("model", "optimizer", "scheduler", "strategy", "rng"):
+    for part in ("model", "optimizer", "strategy", "rng"):
         torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
+    assert a["scheduler"] == b["scheduler"] and a["best_metrics"] == b["best_metrics"]
     rows = read_metrics(rest, "train")
     assert [row["step"] for row in rows] == [5, 6]
     assert rows[0]["loss/left"] == read_metrics(whole, "train")[4]["loss/left"]
     assert load_checkpoint(half)["step"] == 4
+
+
+def test_a_resumed_run_knows_the_best_model_from_before(train_tiny):
+    """Also where nothing gets better any more: the learning rate is zero from the start."""
+    common = ["optimizer=sgd", "optimizer.lr=0.0", "scheduler=constant", "trainer.val_every=1", "trainer.overfit_batches=1"]
+    common += ["trainer.monitor=left/accuracy", "trainer.mode=max"]
+    whole = train_tiny(*common, "trainer.max_steps=4", folder="whole")
+    half = train_tiny(*common, "trainer.max_steps=3", folder="half")
+    rest = train_tiny(*common, "trainer.max_steps=4", f"resume={half}", folder="rest")
+    a, b = (json.loads((folder / "summary.json").read_text()) for folder in (whole, rest))
+    assert a["best"] == b["best"] and a["best"]["step"] < 4
+    assert read_metrics(whole, "test") == read_metrics(rest, "test")
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "torch.optim.lr_scheduler.CosineAnnealingLR"])
+def test_a_resumed_run_can_be_made_longer(train_tiny, scheduler):
+    choice = ["scheduler=cosine"] if scheduler == "cosine" else ["scheduler=constant", f"scheduler._target_={scheduler}"]
+    choice += [] if scheduler == "cosine" else ["~scheduler.factor"]
+    half = train_tiny(*choice, "trainer.max_steps=30", "trainer.val_every=30", folder="half")
+    rest = train_tiny(*choice, "trainer.max_steps=60", "trainer.val_every=60", f"resume={half}", folder="rest")
+    whole = train_tiny(*choice, "trainer.max_steps=60", "trainer.val_every=60", folder="whole")
+    last = {row["step"]: row["lr"] for row in read_metrics(whole, "train")}
+    for row in read_metrics(rest, "train")[1:]:
+        if "cosine" == scheduler:  # a function of the step alone
+            assert row["lr"] == pytest.approx(last[row["step"]])
+        assert row["lr"] > 0
+    with pytest.raises(ValueError, match="its scheduler is"):
+        train_tiny("scheduler=step", "trainer.max_steps=60", f"resume={half}", folder="other")
+
+
+def test_any_of_timms_schedules_counts_steps(train_tiny):
+    folder = train_tiny(
+        "scheduler=constant", "scheduler._target_=timm.scheduler.StepLRScheduler", "~scheduler.factor",
+        "+scheduler.decay_t=2", "+scheduler.decay_rate=0.1", "optimizer.lr=0.01", "trainer.log_every=1",
+    )  # fmt: skip
+    assert [row["lr"] for row in read_metrics(folder, "train")] == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
 def test_best_is_the_evaluation_with_the_best_monitored_metric(train_tiny):

@@ -41,39 +41,43 @@ class Audit(nn.Module):
         trunk: Sequence[Tensor],
         rows: Rows | None,
         tasks: Sequence[str],
-        coefficients: Tensor | None = None,
+        coefficients: Tensor | None,
     ) -> Iterator[AuditResult | None]:
         """Audit the step whose trunk backward runs inside; the result is filled in at the end of the block.
 
-        ``rows`` are the tasks' rows at ``trunk`` (None: no audit); ``coefficients`` [K] (default: ones) says how much
-        of each goes into the trunk.
+        ``rows`` are the tasks' rows at ``trunk`` (None: no audit); ``coefficients`` [K] says how much of
+        each goes into the trunk; None: what goes into it is no sum of them, and every row is pushed.
         """
         parameters = [p for p in model.shared_parameters() if p.requires_grad]
         if rows is None or rows.count < 2 or not parameters or not any(z.requires_grad for z in trunk):
             yield None
             return
-        c = torch.ones(rows.count).double() if coefficients is None else coefficients.double().cpu()
-        order = self._order(c)
-        saved = len(order) == rows.count and bool(c[order[-1]] != 0)
+        order = self._order(torch.ones(rows.count) if coefficients is None else coefficients.abs())
+        c = None if coefficients is None else coefficients.double().cpu()[order]
+        saved = c is not None and len(order) == rows.count and bool(c[-1] != 0)
         pushed = ParameterRows(parameters)
         for task in order[: len(order) - saved]:
             pushed.append(push_through(trunk, rows.row(task), parameters))
         before = [None if p.grad is None else p.grad.clone() for p in parameters] if saved else []
-        result = AuditResult([tasks[i] for i in order])
+        result = AuditResult([tasks[i] for i in sorted(order)])
         yield result
         if saved:
             pushed.append([_own(p, b) for p, b in zip(parameters, before, strict=True)])
-        result.features = rows.gram()[order][:, order]
-        result.parameters = _with_last_row(pushed.gram(), c[order]) if saved else pushed.gram()
+        gram = pushed.gram()
+        if saved and c is not None:
+            gram = _with_last_row(gram, c)
+        back = torch.tensor(order).argsort()  # to the order of the tasks
+        result.features = rows.gram()[sorted(order)][:, sorted(order)]
+        result.parameters = gram[back][:, back]
 
-    def _order(self, coefficients: Tensor) -> list[int]:
-        count = len(coefficients)
+    def _order(self, sizes: Tensor) -> list[int]:
+        count = len(sizes)
         self.count += 1
         if count > ALL_TASKS:
             pairs = list(combinations(range(count), 2))
             return list(pairs[self.count * 7919 % len(pairs)])  # a prime step: neighbours in time differ
         # The row that is not pushed is divided by its coefficient, so it is the one with the largest.
-        return coefficients.abs().argsort().tolist()
+        return sizes.argsort().tolist()
 
 
 def _own(parameter: Tensor, before: Tensor | None) -> Tensor | None:

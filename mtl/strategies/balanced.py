@@ -77,11 +77,13 @@ class Balanced(nn.Module):
         self._rows = Rows()
         # Numbers that every step reads: no buffers, which would follow the model to its device.
         self.steps, self.skipped = 0, 0
+        self.solved: list[str] = []  # the tasks that the last weights were found for
         self.last_weights = dict.fromkeys(tasks, 1.0)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The steps, the skipped ones, and each task's last weight."""
-        return {"steps": self.steps, "skipped": self.skipped, "last_weights": dict(self.last_weights)}
+        numbers = {"steps": self.steps, "skipped": self.skipped}
+        return numbers | {"solved": list(self.solved), "last_weights": dict(self.last_weights)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from another run's; ValueError if it had other tasks."""
@@ -89,7 +91,7 @@ class Balanced(nn.Module):
             saved = ", ".join(state["last_weights"])
             raise ValueError(f"The strategy was saved with the tasks {saved}; it has {', '.join(self._tasks)}.")
         self.steps, self.skipped = state["steps"], state["skipped"]
-        self.last_weights = dict(state["last_weights"])
+        self.solved, self.last_weights = list(state["solved"]), dict(state["last_weights"])
 
     def step(
         self,
@@ -105,16 +107,17 @@ class Balanced(nn.Module):
         if not present:
             self.weighting.observe({}, None)
             return StepResult({}, {})
-        due = self.steps % self.every == 0
-        self.steps += 1
         names = [task.name for task in present]
+        # Weights that were found for other tasks mean nothing: when one comes or goes, the rule runs anew.
+        due = self.steps % self.every == 0 or names != self.solved
+        self.steps += 1
         scale = float(len(present)) if self.scale == "tasks" else float(self.scale)
         keep = due or measure or audit or self.weighting.late or self.weighting.needs_gram
         rows = self._rows if keep else None
         cut = Cut(model.backbone(inputs), rows)
         if rows is not None:
             rows.start(len(present), cut.leaves)
-        held = HeldGradients(model) if self.weighting.late or self.head_scale == "weights" else None
+        held = HeldGradients(model, present) if self.weighting.late or self.head_scale == "weights" else None
         known = {name: scale * weight for name, weight in zip(names, self._last(names).tolist(), strict=True)}
         losses, weights = run_heads(model, present, targets, cut, self.weighting, held, None if keep else known)
         late = self.weighting.weights(losses) if self.weighting.late else None
@@ -164,7 +167,9 @@ class Balanced(nn.Module):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
             found = AuditResult(names, rows.gram(), gram) if audit else None
         else:
-            with self._audit.around(model, cut.trunk, rows if audit else None, names, scale * weights) as found:
+            # The direction of a rule on rows is no weighted sum of them, so that no row follows from the others.
+            c = None if self._needs_rows else scale * weights
+            with self._audit.around(model, cut.trunk, rows if audit else None, names, c) as found:
                 cut.backward(direction)
         if found is not None and len(found.tasks) == len(names) and not self._needs_rows:
             found.weights = self._hypothetical(found, losses)
@@ -184,6 +189,7 @@ class Balanced(nn.Module):
             return rows.shaped([scale * block for block in blocks]), weights.double().cpu()
         weights = self._call_rule(self.rule, gram, names, losses) if due else self._last(names)
         self.last_weights |= zip(names, weights.tolist(), strict=True)
+        self.solved = names
         return rows.combine(scale * weights), weights
 
     def _call_rule(self, rule: nn.Module, gram: Tensor, names: list[str], losses: Mapping[str, Tensor]) -> Tensor:

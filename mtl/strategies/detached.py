@@ -46,7 +46,7 @@ class Detached(nn.Module):
         cut = Cut(model.backbone(inputs), rows)
         if rows is not None:
             rows.start(len(present), cut.leaves)
-        held = HeldGradients(model) if late else None
+        held = HeldGradients(model, present) if late else None
         losses, weights = run_heads(model, present, targets, cut, self.weighting, held)
         direction = None
         if rows is not None and held is not None:
@@ -54,8 +54,9 @@ class Detached(nn.Module):
             held.release(weights)
             rows.scale(list(weights.values()))
             direction = rows.combine(torch.ones(len(present)))
+        ones = torch.ones(len(present), dtype=torch.float64)
         gram = rows.gram() if rows is not None and measure else None
-        with self._audit.around(model, cut.trunk, rows if audit else None, list(losses)) as found:
+        with self._audit.around(model, cut.trunk, rows if audit else None, list(losses), ones) as found:
             cut.backward(direction)
         self.weighting.observe(losses, gram)
         return StepResult(losses, weights, gram, None if gram is None else "features", found)

@@ -9,34 +9,40 @@ import torch
 from torch import Tensor, nn
 
 from mtl.cut import Cut
-from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
 from mtl.weightings import Weighting, weight_of
 
 
 class HeldGradients:
     """The heads' gradients, held back until their tasks' weights are known.
 
-    One set of gradients a head is kept, which is no more than the heads' own ``.grad`` unless they share parameters.
+    One set of gradients a task (its head's and its loss's) is kept, which is no more than their own ``.grad`` unless
+    heads share parameters.
     """
 
-    def __init__(self, model: MultiTaskModel) -> None:
-        self._model = model
-        self._before = [(p, p.grad) for p in model.head_parameters()]
+    def __init__(self, model: MultiTaskModel, tasks: Sequence[Task]) -> None:
+        losses = loss_modules(tasks)
+        self._of_task = {
+            t.name: [*model.heads[t.name].parameters(), *(losses[t.name].parameters() if t.name in losses else ())]
+            for t in tasks
+        }
+        every = dict.fromkeys(p for parameters in self._of_task.values() for p in parameters)
+        self._before = [(p, p.grad) for p in every]
         self._held: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         for p, _ in self._before:
             p.grad = None
 
     def take(self, task: str) -> None:
         """Take away what the backward of this task's head has left."""
-        parameters = [p for p in self._model.heads[task].parameters() if p.grad is not None]
+        parameters = [p for p in self._of_task[task] if p.grad is not None]
         self._held[task] = [(p, p.grad) for p in parameters if p.grad is not None]
         for p in parameters:
             p.grad = None
 
     def release(self, weights: Mapping[str, Tensor | float]) -> None:
-        """Add every head's gradients, times its task's weight, to what was there before."""
-        for p, gradient in self._before:
-            p.grad = gradient
+        """Add every head's gradients, times its task's weight, to what was there before and came in between."""
+        for p, before in self._before:
+            p.grad = before if p.grad is None else p.grad if before is None else p.grad + before
         for task, held in self._held.items():
             for p, gradient in held:
                 gradient = gradient * weights[task]

@@ -48,8 +48,9 @@ class Naive(nn.Module):
         else:
             weights = {name: weight_of(self.weighting, name, loss) for name, loss in losses.items()}
         rows = _rows(leaves, losses, weights) if measure else None
+        ones = torch.ones(len(losses), dtype=torch.float64)
         learning = [name for name, loss in losses.items() if loss.requires_grad]
-        with self._audit.around(model, leaves, rows if audit else None, list(losses)) as found:
+        with self._audit.around(model, leaves, rows if audit else None, list(losses), ones) as found:
             if learning:
                 torch.autograd.backward([losses[name] for name in learning], [weights[name] for name in learning])
         gram = None if rows is None else rows.gram()

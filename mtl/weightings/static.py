@@ -8,8 +8,8 @@ from mtl.weightings.weighting import Weighting
 class Static(Weighting):
     """A fixed weight a task; a task that ``weights`` does not name keeps weight 1.
 
-    A weight of 0 keeps the task's head at rest and its gradient out of the trunk, while its loss is still
-    measured. Raises ValueError for a weight that is negative or names no task of ``tasks``.
+    A weight of 0 makes the task's gradients zero, in its head and in the trunk, while its loss is still measured;
+    weight decay goes on. Raises ValueError for a weight that is negative or names no task of ``tasks``.
     """
 
     def __init__(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:

@@ -296,3 +296,80 @@ def test_a_rule_on_rows_gives_the_direction_itself(space):
     expected = torch.autograd.grad(z, list(model.backbone.parameters()), 2 * d.grad.sign())
     for (name, _), gradient in zip(model.backbone.named_parameters(), expected, strict=True):
         torch.testing.assert_close(found[f"backbone.{name}"], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_head_that_is_tied_to_the_trunk_keeps_both_gradients():
+    model, tasks, inputs, targets = make("pooled", 2)
+    for head in model.heads.values():
+        head[0] = Tied(model.backbone[6].weight)
+    for strategy in (Detached(Sum2()), balanced(Fixed(1.0, 1.0), tasks, Sum2())):
+        _, plain = gradients(Detached(Equal()), model, tasks, inputs, targets)
+        weights = {name: w.item() for name, w in Sum2().weights(plain.losses).items()}
+        model.zero_grad()
+        torch.manual_seed(1)
+        predictions = model(inputs)
+        sum(weights[t.name] * t.loss(predictions[t.name], targets[t.name]) for t in tasks).backward()
+        expected = model.backbone[6].weight.grad.clone()
+        found, _ = gradients(strategy, model, tasks, inputs, targets)
+        torch.testing.assert_close(found["backbone.6.weight"], expected, rtol=1e-10, atol=1e-12)
+
+
+class Tied(nn.Module):
+    """Uses the trunk's last weight once more."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, z):
+        return (z @ self.weight)[:, :7]
+
+
+class Tempered(nn.Module):
+    """A loss that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, prediction, target):
+        return (prediction / self.temperature).square().mean() + self.temperature
+
+
+@pytest.mark.parametrize("strategy", ["detached", "balanced", "head_scale"])
+def test_what_a_loss_learns_is_weighted_too(strategy):
+    from mtl.strategies import Naive
+
+    model, tasks, inputs, targets = make("pooled", 3)
+    for task in tasks:
+        task.loss = Tempered()
+
+    def learned(made):
+        for task in tasks:
+            task.loss.temperature.grad = None
+        gradients(made, model, tasks, inputs, targets)
+        return torch.stack([task.loss.temperature.grad for task in tasks])
+
+    made, reference = {
+        "detached": (Detached(Sum2()), Naive(Sum2())),
+        "balanced": (balanced(Fixed(*WEIGHTS), tasks, Sum2()), Naive(Sum2())),
+        "head_scale": (
+            balanced(Fixed(*WEIGHTS), tasks, head_scale="weights"),
+            Naive(Static([t.name for t in tasks], {"task0": 0.5, "task1": 2.0, "task2": 3.0})),
+        ),
+    }[strategy]
+    expected = learned(reference)
+    if strategy == "head_scale":
+        expected[1] = -expected[1]  # a static weight cannot be negative
+    torch.testing.assert_close(learned(made), expected, rtol=1e-10, atol=0)
+
+
+def test_a_task_that_comes_or_goes_makes_the_rule_run_anew():
+    model, tasks, inputs, targets = make("tokens", 3)
+    strategy = balanced(Inverse(), tasks, every=100)
+    gradients(strategy, model, tasks, inputs, {n: t for n, t in targets.items() if n != "task1"})
+    _, between = gradients(strategy, model, tasks, inputs, {n: t for n, t in targets.items() if n != "task1"})
+    assert between.gram is None
+    _, back = gradients(strategy, model, tasks, inputs, targets)
+    expected = 1 / back.gram.diagonal().sqrt()
+    assert [w.item() for w in back.weights.values()] == pytest.approx(expected.tolist())
