@@ -67,7 +67,7 @@ class ToyLoss(nn.Module):
         A_2 = log max(|(3 - u) / 2 - tanh v + 2|, 5e-6) + 6   B_2 = ((u + 7)^2 + 0.1 (v + 8)^2) / 10 - 20
 
     Source: Liu et al. 2021 (CAGrad), toy.py of the official code, and the same in the codes of Nash-MTL, FAMO and
-    Aligned-MTL. The papers print A_2 with the other sign before tanh; their figures are the code's.
+    Aligned-MTL. The papers print A_2 with the other sign before its tanh; this is the codes' function.
     """
 
     def __init__(self, number: int, scale: float = 1.0) -> None:
