@@ -93,8 +93,12 @@ class TrainState:
     def _load_scheduler(self, name: str, state: dict[str, Any]) -> None:
         if name != type(self.scheduler).__name__:
             raise ValueError(f"its scheduler is {name}, not {type(self.scheduler).__name__}.")
-        # The run may have been made longer: its length is the new plan's, and not what was saved.
+        # The run may have been made longer: its length is the new plan's, and not what was saved. timm's schedules are
+        # functions of the step; torch's go on from the last learning rate, which may be zero by now.
         lengths = {key: value for key, value in vars(self.scheduler).items() if key in RUN_LENGTHS}
+        changed = [f"{key} from {state[key]} to {value}" for key, value in lengths.items() if state.get(key) != value]
+        if changed and not isinstance(self.scheduler, timm.scheduler.scheduler.Scheduler):
+            raise ValueError(f"torch's {name} cannot change {changed[0]}; timm's, as scheduler=cosine, can.")
         self.scheduler.load_state_dict(state)
         vars(self.scheduler).update(lengths)
 
