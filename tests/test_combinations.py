@@ -66,11 +66,14 @@ def stored(state):
 
 
 def same(a, b):
-    try:
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-    except AssertionError:
-        return False
-    return True
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
