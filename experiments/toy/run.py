@@ -42,13 +42,14 @@ RULES = {
     "upgrad": ("UPGrad", ["strategy=upgrad"]),
     "dualproj": ("DualProj", ["strategy=dualproj"]),
     "fairgrad": ("FairGrad, alpha 2", ["strategy=fairgrad", "strategy.rule.alpha=2"]),
+    "famo": ("FAMO", ["weighting=famo", "weighting.gamma=0", "trainer.grad_clip_norm=1"]),
 }
 # Run when they are asked for: the papers above do not draw them. UPGrad of two tasks is PCGrad.
-MORE = ("upgrad", "dualproj", "fairgrad")
+MORE = ("upgrad", "dualproj", "fairgrad", "famo")
 # What a protocol sets for a rule beside that.
 SETTINGS = {
-    "toy": {"cagrad": ["strategy.rule.c=0.4"]},
-    "toy_cagrad": {},
+    "toy": {"cagrad": ["strategy.rule.c=0.4"], "famo": ["+weighting.min_losses={l1:-2.1,l2:-21}"]},
+    "toy_cagrad": {"famo": ["+weighting.min_losses={l1:-21,l2:-21}"]},
 }
 TITLES = {"toy": "Nash-MTL's protocol: L1 scaled by 0.1", "toy_cagrad": "CAGrad's protocol: equal scales"}
 
