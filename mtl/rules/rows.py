@@ -41,7 +41,7 @@ class RowRule(Rule):
 
     def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return direction and weights for rows whose Gram matrix is finite."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say how it mixes rows.")
 
 
 class KeptRows(nn.Module):

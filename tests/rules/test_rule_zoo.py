@@ -30,10 +30,9 @@ def test_directions_are_finite_in_the_rows_dtype(name, dtype):
         assert weights.isfinite().all(), matrix
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+# PCD names its primary task by its index, so it does know the order.
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name != "PCD"])
 def test_a_rule_does_not_know_the_order_of_the_tasks(name):
-    if name == "PCD":
-        pytest.skip("the primary task is an index")
     # Where several answers are right, which one is taken may depend on the order: those are left out.
     unique = [
         "eight",
