@@ -5,13 +5,11 @@ Nothing here imports torch before build() does: a mistake on the command line is
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import re
 import types
 import typing
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from mtl.secrecy import refusal
 
 if TYPE_CHECKING:
     from mtl.loop import Parts, TrainState
@@ -41,6 +41,10 @@ class TrainerConfig:
     mode: str = "min"  # min | max
     patience: int | None = None  # stop after so many evaluations without a better one
     grad_clip_norm: float | None = None  # clip the gradient of all parameters to this norm
+    ema: float | None = None  # evaluate a running average of the weights, with this decay a step; null: the weights
+    keep: int = 0  # numbered checkpoints that stay beside last.pt and best.pt: the latest so many
+    on_nan: str = "raise"  # raise | skip: what a step whose loss or gradient is not finite comes to
+    max_skips: int = 10  # steps that on_nan=skip leaves out in a row, at most
     num_workers: int = 0  # processes that load data; 0: the training process itself
     deterministic: bool = False  # torch's deterministic algorithms; an operation that has none is an error
     limit_train_batches: int | None = None  # batches of an epoch
@@ -87,6 +91,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     resume: str | None = None
+    skip_finished: bool = False
     name: str = MISSING
 
 
@@ -179,7 +184,7 @@ def _check_values(cfg: DictConfig) -> None:
     for key, value in counts:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        least = 0 if key == "trainer.num_workers" else 1
+        least = 0 if key in ("trainer.num_workers", "trainer.keep") else 1
         if not (value > 0 if isinstance(value, float) else value >= least):
             raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
     trainer = cfg.trainer
@@ -188,11 +193,17 @@ def _check_values(cfg: DictConfig) -> None:
     if not 0 <= cfg.seed < 2**32:
         raise ConfigError(f"seed={cfg.seed} must be from 0 to {2**32 - 1}.")
     _check_choice("trainer.mode", trainer.mode, ("min", "max"))
+    _check_choice("trainer.on_nan", trainer.on_nan, ("raise", "skip"))
+    _check_choice("data.on_error", cfg.data.get("on_error", "raise"), ("raise", "skip"))
+    if trainer.ema is not None and trainer.ema >= 1:
+        raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
     _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
         raise ConfigError(f"device={cfg.device} must be auto, cpu, cuda, cuda:<number> or mps.")
-    if cfg.resume is not None and not Path(cfg.resume).exists():
-        raise ConfigError(f"resume={cfg.resume} does not exist: give a run folder or a checkpoint.")
+    if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
+        raise ConfigError(f"resume={cfg.resume} does not exist: give a run folder, a checkpoint, or auto.")
+    if (words := refusal(cfg)) is not None:
+        raise ConfigError(words)
 
 
 def _check_choice(key: str, value: Any, accepted: tuple) -> None:
@@ -231,7 +242,7 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     except Exception as error:
         # Hydra wraps what a nested component raised; any other cause is the constructor's own affair.
         inner = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
-        raise ConfigError(f"{key}: {_first_line(inner)}") from error
+        raise ConfigError(f"{key}: {first_line(inner)}") from error
 
 
 def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
@@ -295,47 +306,52 @@ def _takes(target: Any, name: str) -> bool:
         return False
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     text = str(error).strip() or type(error).__name__
     return text.split("\n")[0]
 
 
 def build_parts(cfg: DictConfig) -> Parts:
     """Build data, model and tasks, and rehearse them on two samples. ConfigError for every mistake."""
-    from mtl.data.loader import in_order, make_loader
+    from mtl.data.loader import Batches, in_order
     from mtl.environment import find_device
     from mtl.loop import Parts
     from mtl.model import MultiTaskModel, Task
+    from mtl.rehearsal import describe_features, rehearse_backbone, rehearse_task
 
     try:
         device = find_device(cfg.device)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    data = make("data", cfg.data, seed=cfg.seed)
+    described = {key: value for key, value in cfg.data.items() if key != "on_error"}
+    data = make("data", described, seed=cfg.seed)
     if not set(cfg.heads) <= set(data.targets):
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(cfg.heads)}, "
             f"but data has the targets {', '.join(data.targets)}."
         )
-    inputs, targets = next(iter(make_loader(data.val, in_order(min(2, len(data.val)), 2), cfg.seed, num_workers=0)))
+    two, skips = in_order(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
+    inputs, targets = next(iter(Batches(data.val, two, cfg.seed, split="val", on_error=skips)))
     backbone = make("backbone", cfg.backbone, **data.input_info)
-    features = _rehearse_backbone(backbone, inputs)
+    features = rehearse_backbone(backbone, inputs)
     known = describe_features(features) | getattr(backbone, "feature_info", {})
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
     try:
         model = MultiTaskModel(backbone, heads)
     except KeyError as error:
-        raise ConfigError(f"heads: torch reserves a task's name: {_first_line(error)}.") from error
+        raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
     tasks = [Task(task, make(f"losses.{task}", cfg.losses[task]), data.metrics(task)) for task in cfg.heads]
     for task in tasks:
-        _rehearse_task(task, model.heads[task.name], features, targets)
+        task.labels = rehearse_task(task, model.heads[task.name], features, targets)
         task.to(device)
     return Parts(data, model.to(device), tasks, device)
 
 
 def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
-    """Build everything a run needs from a configuration. ConfigError for every mistake, before any work."""
-    from mtl import checkpoint
+    """Build everything a run needs from a configuration, at its beginning. ConfigError for every mistake."""
+    from timm.utils import ModelEmaV3
+
     from mtl.environment import seed_everything
     from mtl.loop import RUN_LENGTHS, TrainState, plan
 
@@ -361,13 +377,8 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     scheduler = make(
         "scheduler", cfg.scheduler, optimizer=optimizer, mode=cfg.trainer.mode, t_in_epochs=False, **length
     )
-    state = TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler)
-    if cfg.resume is not None:
-        try:
-            state.load_state_dict(checkpoint.load(Path(cfg.resume)))
-        except ValueError as error:
-            raise ConfigError(f"resume={cfg.resume}: {error}") from error
-    return parts, state
+    ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
+    return parts, TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler, ema)
 
 
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:
@@ -403,95 +414,3 @@ def _check_monitor(monitor: str, tasks: list) -> None:
     names += [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
     if monitor.removeprefix("val/") not in names:
         raise ConfigError(f"trainer.monitor={monitor} is not a metric of this run; there are {', '.join(names)}.")
-
-
-def describe_features(features: Any) -> dict[str, Any]:
-    """The properties of the features that a head's constructor may name.
-
-    Of ``[B, D]`` and ``[B, N, D]``: ``in_features`` = D. Of maps ``[B, C, H, W]``: ``in_channels`` = C. Of a list of
-    maps: ``channels``, one number a level.
-    """
-    from torch import Tensor
-
-    if isinstance(features, Tensor):
-        return {"in_channels": features.shape[1]} if features.dim() == 4 else {"in_features": features.shape[-1]}
-    if isinstance(features, list | tuple) and all(isinstance(f, Tensor) and f.dim() == 4 for f in features):
-        return {"channels": [f.shape[1] for f in features]}
-    return {}
-
-
-# ------------------------------------------------------------------------------------------- rehearsal
-
-
-def _rehearse_backbone(backbone: Any, inputs: Any) -> Any:
-    import torch
-
-    training = backbone.training
-    try:
-        with torch.no_grad():
-            return backbone.eval()(inputs)
-    except Exception as error:
-        words = _first_line(error)
-        reason = words if isinstance(error, ValueError) else f"cannot take inputs of shape {_shape(inputs)}: {words}"
-        raise ConfigError(f"backbone: {reason}") from error
-    finally:
-        backbone.train(training)
-
-
-def _rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> None:
-    """One head and its loss on two samples, as the cut will run them, so that what does not fit is named."""
-    import torch
-
-    from mtl.cut import Cut
-
-    training = head.training
-    name = f"heads.{task.name} ({type(head).__name__})"
-    try:
-        prediction = head.eval()(Cut(features).features)
-        with torch.random.fork_rng(devices=[]):  # as in training: in-place dropout cannot work on a leaf
-            copy.deepcopy(head).train()(Cut(features).features)
-    except Exception as error:
-        raise ConfigError(
-            f"{name} cannot take the backbone's features of shape {_shape(features)}: {_first_line(error)}"
-        ) from error
-    finally:
-        head.train(training)
-    if hasattr(prediction, "numel") and prediction.numel() == 0:
-        raise ConfigError(
-            f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more."
-        )
-    if task.name not in targets:
-        return
-    target = targets[task.name]
-    pair = f"{name} with output of shape {_shape(prediction)} and targets of shape {_shape(target)}"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
-            loss = task.loss(prediction, target)
-    except Exception as error:
-        raise ConfigError(
-            f"losses.{task.name} ({type(task.loss).__name__}) does not fit {pair}: {_first_line(error)}"
-        ) from error
-    if loss.numel() != 1:
-        raise ConfigError(f"losses.{task.name} must give one number, but gives {_shape(loss)}; use reduction=mean.")
-    for metric_name, metric in task.metrics.items():
-        try:
-            metric.update(prediction.detach(), target)
-        except Exception as error:
-            raise ConfigError(
-                f"The metric {task.name}/{metric_name} does not fit {pair}: {_first_line(error)}"
-            ) from error
-        value = metric.compute()
-        if not hasattr(value, "numel") or value.numel() != 1:
-            raise ConfigError(f"The metric {task.name}/{metric_name} must give one number, but gives {_shape(value)}.")
-        metric.reset()
-
-
-def _shape(value: Any) -> str:
-    if hasattr(value, "shape"):
-        return str(list(value.shape))
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shape(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(_shape, value)) + ")"
-    return type(value).__name__

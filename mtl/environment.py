@@ -8,6 +8,7 @@ import random
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,26 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without
     torch.use_deterministic_algorithms(deterministic)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global generator, in tensors and plain types."""
+    numpy = dict(np.random.get_state(legacy=False))
+    numpy["state"] = numpy["state"] | {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}
+    devices = torch.cuda.get_rng_state_all()
+    return {"cpu": torch.get_rng_state(), "cuda": devices, "python": random.getstate(), "numpy": numpy}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Go on with every global generator from there; one that was not saved, or is of no device here, stays."""
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["python"] is not None:
+        random.setstate(state["python"])
+    if state["numpy"] is not None:
+        inner = state["numpy"]["state"]
+        np.random.set_state(state["numpy"] | {"state": inner | {"key": inner["key"].numpy().astype(np.uint32)}})
 
 
 def describe() -> dict[str, str | None]:

@@ -19,7 +19,7 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     from mtl import checkpoint
     from mtl.config import build_parts
     from mtl.environment import seed_everything
-    from mtl.loop import evaluate, split_loader
+    from mtl.loop import evaluate, split_batches
     from mtl.model import loss_modules
 
     content = checkpoint.load(path)
@@ -30,9 +30,9 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     if "pretrained" in cfg.backbone:
         cfg.backbone.pretrained = False
     parts = build_parts(cfg)
-    parts.model.load_state_dict(content["model"])
+    parts.model.load_state_dict(content["ema"] or content["model"])
     loss_modules(parts.tasks).load_state_dict(content["losses"])
-    return evaluate(parts.model, parts.tasks, split_loader(parts.data, split, cfg), parts.device)
+    return evaluate(parts.model, parts.tasks, split_batches(parts.data, split, cfg, parts.tasks), parts.device)
 
 
 def main() -> None:

@@ -7,22 +7,29 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config import ConfigError
-from mtl.report import overview
-from mtl.tracking import write_status
+from mtl.report import best_value, overview, read_status
+from mtl.resume import expand, is_finished, newest_run, newest_sweep, quoted
+from mtl.secrecy import refusal
+from mtl.signals import Preempted, StopSignal
+from mtl.tracking import write_json, write_status
 
 log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 15  # the loader processes of a run that was killed hold on to its folder for up to five
 
 
 class JobFailed(CompactHydraException):
@@ -38,38 +45,102 @@ def identify(cfg: DictConfig) -> DictConfig:
         tracker.run_name = (overrides or f"{cfg.name}-{choices.strategy}-seed={cfg.seed}")[:128]  # W&B's limit
     if tracker.group is None and hydra_cfg.mode == RunMode.MULTIRUN:
         tracker.group = "-".join(Path(hydra_cfg.sweep.dir).parts[-3:])[:128]
-    tracker.tags = [*tracker.tags, *(str(choices[group]) for group in ("data", "backbone", "strategy"))]
+    named = (choices.get(group) for group in ("data", "backbone", "strategy"))  # none where one was written in full
+    tracker.tags = [*tracker.tags, *(str(choice) for choice in named if choice is not None)]
     return cfg
 
 
-def run_job(body: Callable[[DictConfig, Path], Any], cfg: DictConfig) -> Any:
-    """Run ``body(cfg, folder)`` in Hydra's output folder, and leave there how it ended: status.json and the log.
+def overrides() -> list[str]:
+    """What this job was started with on the command line."""
+    return list(HydraConfig.get().overrides.task)
 
-    A user's mistake is logged in one line, any other error with its traceback. What is raised then refers to
-    nothing: Hydra keeps every failed job's exception to the end of a sweep, with all that its frames hold.
+
+def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig) -> Any:
+    """Run ``body(cfg, folder, stop)`` in Hydra's output folder, and leave there how it ended: status.json and the log.
+
+    A user's mistake is logged in one line, any other error with its traceback; a mistake leaves the status of a run
+    that is already there as it was. What is raised then refers to nothing: Hydra keeps every failed job's exception to
+    the end of a sweep, with all that its frames hold. With ``skip_finished`` a run that is finished is left alone.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    write_status(folder, "running")
+    before = read_status(folder)
+    stop = StopSignal()
     try:
-        value = body(cfg, folder)
+        with the_only_one(folder), stop:
+            if cfg.skip_finished and is_finished(cfg, folder):
+                log.info("%s is finished, and skipped", folder)
+                return best_value(folder)
+            write_status(folder, "running")
+            value = body(cfg, folder, stop)
+            write_status(folder, "finished")
     except Exception as error:
         mistake = isinstance(error, ConfigError | OmegaConfBaseException)
         words = str(error) if mistake else f"{type(error).__name__}: {error}"
-        write_status(folder, "failed", words)
+        _leave_status(folder, before if mistake else None, "oom" if isinstance(error, MemoryError) else "failed", words)
         log.error("%s", words, exc_info=not mistake or bool(os.environ.get("HYDRA_FULL_ERROR")))
-        traceback.clear_frames(error.__traceback__)
+        _clear_frames(error)
         raise JobFailed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
+    except Preempted:
+        _leave_status(folder, None, "preempted")
+        raise
     except BaseException as error:
-        write_status(folder, "failed", type(error).__name__)
+        _leave_status(folder, None, "failed", type(error).__name__)
         raise
     finally:
-        gc.collect()  # the model and its graph refer to each other; the next job of a sweep needs their memory
-    write_status(folder, "finished")
+        _free_memory()
+    if stop() and HydraConfig.get().mode == RunMode.MULTIRUN:  # too late for this run, but no other must begin
+        raise Preempted
     return value
+
+
+def _leave_status(folder: Path, before: dict[str, Any] | None, status: str, words: str | None = None) -> None:
+    try:
+        if before is None:
+            write_status(folder, status, words)
+        else:
+            write_json(folder / "status.json", before)
+    except OSError as error:  # a full disk must not hide what went wrong
+        log.error("status.json cannot be written (%s)", error)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _free_memory() -> None:
+    gc.collect()  # the model and its graph refer to each other; the next job of a sweep needs their memory
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextmanager
+def the_only_one(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second process writes into it; ConfigError if another one does.
+
+    The operating system lets go of the folder when the process ends, however it ends.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise ConfigError(f"{folder} is being written by another process: wait for its end, or end it.") from None
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): see to it that no second process runs there.", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def command(hydra_main: Callable[[], None]) -> None:
     """Run a Hydra application; after a sweep, also one with failed jobs, print what came of each job."""
+    sys.argv[1:] = expand(sys.argv[1:])
     try:
         hydra_main()
     finally:
@@ -80,19 +151,40 @@ def command(hydra_main: Callable[[], None]) -> None:
 
 
 class CheckFolder(Callback):
-    """Says in one sentence that the output folder cannot be written, before Hydra fails with a traceback."""
+    """Before Hydra writes anything: which folder it is to be, whether it can be written, and that no secret will be."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
+        if config.resume == "auto" or config.skip_finished:
+            _go_on(config, "run", newest_run)
         _make_folder(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a sweep."""
+        if config.resume not in (None, "auto"):
+            sys.exit(f"resume={config.resume} is one run: in a sweep use resume=auto or skip_finished=true.")
+        if config.resume == "auto" or config.skip_finished:
+            _go_on(config, "sweep", newest_sweep)
         _make_folder(config, "sweep")
 
 
-def _make_folder(config: DictConfig, kind: str) -> None:
+def _go_on(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Path | None]) -> None:
+    """Unless the folder was given, make it that of the latest run or sweep that was started with the same overrides."""
     HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
+    if any(override.startswith(f"hydra.{kind}.dir=") for override in config.hydra.overrides.hydra):
+        return
+    folder = newest(Path(config.hydra[kind].dir).parents[1], list(config.hydra.overrides.task))
+    if folder is not None:
+        print(f"Goes on in {folder}", file=sys.stderr)
+        with read_write(config.hydra):
+            config.hydra[kind].dir = str(folder)
+            config.hydra.overrides.hydra.append(f"hydra.{kind}.dir={quoted(folder)}")  # a sweep composes each job anew
+
+
+def _make_folder(config: DictConfig, kind: str) -> None:
+    HydraConfig.instance().set_config(config)
+    if (words := refusal(config, config.hydra.overrides.task)) is not None:
+        sys.exit(words)
     folder = config.hydra[kind].dir
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm.scheduler
 import torch
-from omegaconf import OmegaConf
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mtl import checkpoint, environment, report
+from mtl.checkpoint import Saver
+from mtl.clock import Clock
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
-from mtl.data.loader import Shuffled, in_order, make_loader
-from mtl.memory import PeakMemory
+from mtl.data.loader import Batches, Shuffled, in_order
+from mtl.finite import Skipping, all_finite, total_norm, what_is_not_finite
 from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
+from mtl.signals import Preempted
 from mtl.strategies import AuditResult, StepResult, revisit
 from mtl.tracking import Tracker
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # What torch's and timm's schedulers call the length of the run, in steps.
 RUN_LENGTHS = ("t_initial", "T_max", "total_steps")
+# The plain numbers of a TrainState.
+COUNTED = ("step", "best", "best_step", "best_metrics", "skips", "unreadable", "peak_memory", "seconds")
 
 
 @dataclass
@@ -54,41 +57,55 @@ class TrainState:
     strategy: Any
     optimizer: torch.optim.Optimizer
     scheduler: Any
+    ema: ModelEmaV3 | None = None  # the running average of the model's weights, where there is one
     step: int = 0
     best: float | None = None
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
+    skips: dict[str, int] = field(default_factory=lambda: {"total": 0, "in_a_row": 0})  # steps that were not finite
+    unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, the samples that were left out
+    peak_memory: int | None = None  # bytes above the parameters in a step on the CPU
+    seconds: float = 0.0  # of training, over all the processes it took
+
+    def __post_init__(self) -> None:
+        self.conflicts = Conflicts([task.name for task in self.tasks])
+
+    @property
+    def evaluated(self) -> MultiTaskModel:
+        """The model whose metrics count: the averaged one, where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types only."""
         return {
             "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
             "losses": loss_modules(self.tasks).state_dict(),
             "strategy": self.strategy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"name": type(self.scheduler).__name__, "state": self.scheduler.state_dict()},
-            "step": self.step,
-            "best": self.best,
-            "best_step": self.best_step,
-            "best_metrics": self.best_metrics,
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "conflicts": self.conflicts.state_dict(),
+            "rng": environment.rng_state(),
+            **{name: getattr(self, name) for name in COUNTED},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up another run's state; ValueError if it belongs to another model."""
         try:
             self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"] or state["model"])
             loss_modules(self.tasks).load_state_dict(state["losses"])
             self.strategy.load_state_dict(state["strategy"])
             self.optimizer.load_state_dict(state["optimizer"])
             self._load_scheduler(**state["scheduler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"The checkpoint is of another configuration: {str(error).splitlines()[0]}") from error
-        self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
-        self.best_metrics = state["best_metrics"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if len(state["rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        if state["conflicts"] is not None:
+            self.conflicts.load_state_dict(state["conflicts"])
+        for name in COUNTED:
+            setattr(self, name, copy.deepcopy(state[name]))
+        environment.set_rng_state(state["rng"])
 
     def _load_scheduler(self, name: str, state: dict[str, Any]) -> None:
         if name != type(self.scheduler).__name__:
@@ -129,10 +146,13 @@ def plan(data: Any, trainer: Any) -> Plan:
     return Plan(per_epoch, steps, val_every, trainer.checkpoint_every or val_every)
 
 
-def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str, float]:
+def fit(
+    state: TrainState, parts: Parts, cfg: Any, tracker: Tracker, stop: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
     """Train to the end of the plan and return the best model's metrics on the test split.
 
-    ``cfg`` is the whole configuration; what happens when is in ``cfg.trainer`` and ``cfg.conflict``.
+    ``cfg`` is the whole configuration; what happens when is in ``cfg.trainer`` and ``cfg.conflict``. After each step
+    ``stop`` is asked whether the run must end now: then its state is saved and Preempted raised.
     """
     trainer, data, device = cfg.trainer, parts.data, parts.device
     p = plan(data, trainer)
@@ -145,14 +165,17 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
         state.step,
         shuffle=not trainer.overfit_batches,
     )
-    batches = iter(make_loader(data.train, sampler, cfg.seed, trainer.num_workers))
-    val_loader = split_loader(data, "val", cfg)
+    train = split_batches(data, "train", cfg, state.tasks, state.unreadable, sampler)
+    val = split_batches(data, "val", cfg, state.tasks, state.unreadable)
+    batches = iter(train)
     parameters = [q for group in state.optimizer.param_groups for q in group["params"]]
-    clock, conflicts = Clock(data.batch_size, device), Conflicts([task.name for task in state.tasks])
+    clock = Clock(data.batch_size, device, state.peak_memory, state.seconds)
+    saver = Saver(state, tracker, trainer.keep)
+    skipping = Skipping(state.model, state.tasks, state.strategy) if trainer.on_nan == "skip" else None
     state.model.train()
     # disable=None: off where stderr is no terminal; plain lines come instead.
     with tqdm(total=p.steps, initial=state.step, disable=None, leave=False, ncols=100) as bar, logging_redirect_tqdm():
-        while state.step < p.steps:
+        while state.step < p.steps and not _out_of_patience(state, trainer, p):
             # --- one training step
             with clock.waiting_for_data():
                 inputs, targets = to_device(next(batches), device)
@@ -161,25 +184,35 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
             audit = cfg.conflict.audit_every is not None and step % cfg.conflict.audit_every == 0
             logged = measure or audit or _due(step, trainer.log_every, p.steps)
             state.optimizer.zero_grad()
+            if skipping is not None:
+                skipping.remember()
             with clock.one_step():
                 result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=measure, audit=audit)
-                if trainer.grad_clip_norm is not None:
-                    grad_norm = nn.utils.clip_grad_norm_(parameters, trainer.grad_clip_norm)
-                elif logged:
-                    grad_norm = nn.utils.get_total_norm([q.grad for q in parameters if q.grad is not None])
-                state.optimizer.step()
-            if state.strategy.weighting.revisits:
-                revisit(state.strategy.weighting, state.model, state.tasks, inputs, targets)
+                grad_norm = total_norm(parameters)
+                finite = all_finite(result, grad_norm)
+                if finite:
+                    if trainer.grad_clip_norm is not None:
+                        nn.utils.clip_grads_with_norm_(parameters, trainer.grad_clip_norm, grad_norm)
+                    state.optimizer.step()
+            if finite:
+                state.skips["in_a_row"] = 0
+                if state.strategy.weighting.revisits:
+                    revisit(state.strategy.weighting, state.model, state.tasks, inputs, targets)
+                if state.ema is not None:
+                    state.ema.update(state.model)
+            else:
+                words = what_is_not_finite(state.model, state.tasks, inputs, targets, result, train.indices)
+                _skip_or_raise(state, trainer, skipping, f"step {step}: {words}")
             learning_rate = state.optimizer.param_groups[-1]["lr"]
             _step_scheduler(state.scheduler, step)
-            state.step = step
+            state.step, state.peak_memory, state.seconds = step, clock.peak, clock.elapsed()
             bar.update()
 
             # --- once in a while: the losses, and the conflict between the tasks where it was measured
-            if logged:
+            if logged and finite:
                 row = loss_metrics(result) | {"grad_norm": grad_norm.item(), "lr": learning_rate}
                 if result.gram is not None:
-                    row |= conflicts.update(result.gram, list(result.losses))
+                    row |= state.conflicts.update(result.gram, list(result.losses))
                 if result.audit is not None:
                     row |= audit_metrics(result.audit)
                 row |= clock.read()
@@ -188,38 +221,35 @@ def fit(state: TrainState, parts: Parts, cfg: Any, tracker: Tracker) -> dict[str
                 if bar.disable and _due(step, 10 * trainer.log_every, p.steps):
                     log.info("step %d of %d: %s", step, p.steps, report.one_line(row))
 
-            # --- once in a while: evaluation, the best model, early stopping
-            stop = False
+            # --- once in a while: evaluation and the best model
+            improved, value, metrics = False, math.nan, {}
             if step % p.val_every == 0 or step == p.steps:
-                metrics = evaluate(state.model, state.tasks, val_loader, device)
+                metrics = evaluate(state.evaluated, state.tasks, val, device)
                 tracker.log("val", step, p.epoch(step), metrics)
                 value = metrics.get(trainer.monitor.removeprefix("val/"), math.nan)
                 improved = _improves(value, state.best, trainer.mode)
-                if improved:
-                    state.best, state.best_step, state.best_metrics = value, step, metrics
                 _step_plateau(state.scheduler, step // p.val_every, value)
                 log.info("%s", report.task_table(f"step {step}: val", metrics))
-                if (matrix := conflicts.mean()) is not None:
+                if (matrix := state.conflicts.mean()) is not None:
                     tracker.image("train/conflict/cos", step, report.heat_map(matrix))
-                if improved:
-                    save(state, cfg, tracker.folder / "checkpoints" / "best.pt", {"val": metrics})
-                stop = trainer.patience is not None and step - state.best_step >= trainer.patience * p.val_every
 
             # --- once in a while: what a resumed run goes on from
-            if step % p.checkpoint_every == 0 or step == p.steps or stop:
-                save(state, cfg, tracker.folder / "checkpoints" / "last.pt", {})
-            if stop:
-                log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
-                break
+            last = step == p.steps or (not improved and _out_of_patience(state, trainer, p))
+            asked = stop() and not last
+            if improved:
+                saver.save_best(value, metrics, must=last or asked)
+            elif step % p.checkpoint_every == 0 or last or asked:
+                saver.save(must=last or asked)
+            if asked:
+                log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
+                raise Preempted
             clock.resume()
 
     return _test_best(state, data, cfg, tracker, p, device)
 
 
-def evaluate(
-    model: MultiTaskModel, tasks: Sequence[Task], loader: DataLoader, device: torch.device
-) -> dict[str, float]:
-    """The loss and the metrics of every task over ``loader``; absent tasks are not in the result.
+def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, device: torch.device) -> dict[str, float]:
+    """The loss and the metrics of every task over ``batches``; absent tasks are not in the result.
 
     A task's loss is the mean of its batches' losses by their sizes; ``loss/total`` is the tasks' plain sum, whatever
     the weighting, so that it can be compared between strategies.
@@ -231,7 +261,7 @@ def evaluate(
         for metric in task.metrics.values():
             metric.reset()
     with torch.inference_mode():
-        for inputs, targets in (to_device(batch, device) for batch in loader):
+        for inputs, targets in (to_device(batch, device) for batch in batches):
             features = model.backbone(inputs)
             for task in present_tasks(tasks, targets):
                 prediction, target = model.heads[task.name](features), targets[task.name]
@@ -248,20 +278,31 @@ def evaluate(
     return results
 
 
-def split_loader(data: Any, split: str, cfg: Any) -> DataLoader:
-    """One pass over a split in its own order, as far as the trainer's limits go."""
+def split_batches(
+    data: Any,
+    split: str,
+    cfg: Any,
+    tasks: Sequence[Task],
+    unreadable: dict[str, list[int]] | None = None,
+    keys: Any = None,
+) -> Batches:
+    """The batches of a split: those of ``keys``, or one pass in its own order as far as the trainer's limits go.
+
+    Samples that are left out are noted in ``unreadable``, by split.
+    """
     trainer = cfg.trainer
     dataset = data.train if trainer.overfit_batches and split == "val" else getattr(data, split)
     limit = 1 if trainer.fast_dev_run else trainer.overfit_batches or trainer.limit_val_batches
-    keys = in_order(len(dataset), data.batch_size, limit)
-    return make_loader(dataset, keys, cfg.seed, trainer.num_workers)
-
-
-def save(state: TrainState, cfg: Any, path: Path, metrics: dict[str, Any]) -> None:
-    """Write a checkpoint that a run can go on from, and that mtl-eval can rebuild the model from."""
-    path.parent.mkdir(exist_ok=True)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    checkpoint.save(path, {"config": config, "metrics": metrics, **state.state_dict()})
+    return Batches(
+        dataset,
+        in_order(len(dataset), data.batch_size, limit) if keys is None else keys,
+        cfg.seed,
+        trainer.num_workers,
+        split=split,
+        labels={task.name: task.labels for task in tasks if task.labels is not None},
+        on_error=cfg.data.get("on_error", "raise"),
+        unreadable=None if unreadable is None else unreadable.setdefault(split, []),
+    )
 
 
 def to_device(values: Any, device: torch.device) -> Any:
@@ -311,57 +352,20 @@ class Conflicts:
         self._clear()
         return matrix
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The cosines since they were last asked for: their sums and their numbers."""
+        return {"sum": self._sum.clone(), "count": self._count.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from another run's."""
+        self._sum, self._count = state["sum"].clone(), state["count"].clone()
+
     def _clear(self) -> None:
         self._sum = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64)
         self._count = torch.zeros_like(self._sum)
 
 
-class Clock:
-    """Mean times of the steps since the last reading, and the peak memory of a step."""
-
-    def __init__(self, batch_size: int, device: torch.device) -> None:
-        self._batch_size, self._device = batch_size, device
-        self._peak: int | None = None
-        self._ran = 0
-        self.resume()
-
-    def resume(self) -> None:
-        """Start counting from now: what came before, as an evaluation, was no training."""
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
-
-    @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Time spent here is ``time/data``."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    @contextmanager
-    def one_step(self) -> Iterator[None]:
-        """One step of training; on the CPU the second one's memory is measured, when the optimizer has its state."""
-        self._ran += 1
-        self._steps += 1
-        if self._device.type == "cuda" or self._ran != 2:
-            yield
-            return
-        with PeakMemory() as memory:
-            yield
-        self._peak = memory.peak
-
-    def read(self) -> dict[str, float]:
-        """Seconds a step and of it waiting for data, samples a second, bytes at the peak; then start anew."""
-        seconds = (time.perf_counter() - self._start) / max(1, self._steps)
-        row = {"time/step": seconds, "time/data": self._waited / max(1, self._steps)}
-        row["samples_per_second"] = self._batch_size / seconds
-        if self._device.type == "cuda":
-            self._peak = torch.cuda.max_memory_allocated(self._device)
-        if self._peak is not None:
-            row["memory/peak"] = self._peak
-        self.resume()
-        return row
-
-
-def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: float) -> dict[str, Any]:
+def summarise(state: TrainState, test: dict[str, float], folder: Path) -> dict[str, Any]:
     """The content of summary.json."""
     train, val = report.read_metrics(folder, "train"), report.read_metrics(folder, "val")
     last = train[-1] if train else {}
@@ -379,7 +383,11 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path, seconds: 
             "shared": sum(p.numel() for p in state.model.shared_parameters()),
             "heads": {name: sum(p.numel() for p in head.parameters()) for name, head in state.model.heads.items()},
         },
-        "seconds": {"total": seconds, "step": last.get("time/step"), "data": last.get("time/data")},
+        "skipped": {
+            "steps": state.skips["total"],
+            "samples": {split: sorted(indices) for split, indices in state.unreadable.items() if indices},
+        },
+        "seconds": {"total": state.seconds, "step": last.get("time/step"), "data": last.get("time/data")},
         "memory/peak": last.get("memory/peak"),
         "versions": environment.describe(),
     }
@@ -424,15 +432,32 @@ def _step_plateau(scheduler: Any, evaluation: int, value: float) -> None:
         scheduler.step(evaluation, value)
 
 
+def _out_of_patience(state: TrainState, trainer: Any, p: Plan) -> bool:
+    return trainer.patience is not None and state.step - state.best_step >= trainer.patience * p.val_every
+
+
+def _skip_or_raise(state: TrainState, trainer: Any, skipping: Skipping | None, words: str) -> None:
+    """Take the step back, or end the run where the steps that are not finite may not be skipped (any more)."""
+    if skipping is None:
+        raise FloatingPointError(f"{words}. Nothing was updated; trainer.on_nan=skip leaves such steps out.")
+    skipping.take_back()
+    state.skips["total"] += 1
+    state.skips["in_a_row"] += 1
+    if state.skips["in_a_row"] > trainer.max_skips:
+        raise FloatingPointError(f"{words}; trainer.max_skips={trainer.max_skips} steps in a row were skipped before.")
+    log.warning("SKIPPED: %s (%d skipped so far)", words, state.skips["total"])
+
+
 def _test_best(
     state: TrainState, data: Any, cfg: Any, tracker: Tracker, p: Plan, device: torch.device
 ) -> dict[str, float]:
-    best = tracker.folder / "checkpoints" / "best.pt"
-    if best.exists():  # not where the monitored metric was never a number
+    best = tracker.folder / checkpoint.FOLDER / "best.pt"
+    if state.best is not None and best.exists():  # not where the monitored metric was never a number
         content = checkpoint.load(best)
-        state.model.load_state_dict(content["model"])
+        state.evaluated.load_state_dict(content["ema"] or content["model"])
         loss_modules(state.tasks).load_state_dict(content["losses"])
-    metrics = evaluate(state.model, state.tasks, split_loader(data, "test", cfg), device)
+    test = split_batches(data, "test", cfg, state.tasks, state.unreadable)
+    metrics = evaluate(state.evaluated, state.tasks, test, device)
     tracker.log("test", state.best_step, p.epoch(state.best_step), metrics)
     log.info("%s", report.task_table(f"best model (step {state.best_step}): test", metrics))
     return metrics

@@ -1,9 +1,12 @@
-"""The deterministic peak-memory instrument: it counts live tensor storages, on any device."""
+"""The deterministic peak-memory instrument, which counts live tensor storages on any device; and out of memory."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,3 +53,42 @@ class PeakMemory(TorchDispatchMode):
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [value.untyped_storage() for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+class OutOfMemory(MemoryError):
+    """Memory ran out in a step; the message has the step, the peak and what takes less."""
+
+
+@contextmanager
+def explained(state: Any) -> Iterator[None]:
+    """Turn the device's and the allocator's errors into OutOfMemory, with what a person can do about it.
+
+    ``state`` is the run's TrainState. Nothing is changed in its stead: another batch size would be another result.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise OutOfMemory(
+            f"Out of memory at step {state.step + 1} ({reason}); the peak was {_peak(state)}. What takes less: a "
+            "smaller data.batch_size, strategy=detached (one head's graph at a time), strategy.space=features (no copy "
+            "of all parameters for each task), a smaller backbone."
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left: CUDA's, Python's, or that of torch's CPU allocator."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _peak(state: Any) -> str:
+    if torch.cuda.is_initialized():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    unit = 1 if sys.platform == "darwin" else 1024
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    step = "" if state.peak_memory is None else f", {state.peak_memory / 2**30:.2f} GiB of it in a step"
+    return f"{process:.2f} GiB in the process{step}"

@@ -10,14 +10,20 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mtl.data.labels import Labels
+
 
 @dataclass
 class Task:
-    """A task: its name (its head's name in the model and its target's in the batch), loss and metrics."""
+    """A task: its name (its head's name in the model and its target's in the batch), loss and metrics.
+
+    ``labels``: what its targets must look like, where that is known.
+    """
 
     name: str
     loss: Callable[[Any, Any], Tensor]
     metrics: dict[str, Metric] = field(default_factory=dict)
+    labels: Labels | None = None
 
     def to(self, device: torch.device) -> None:
         """Move what the loss and the metrics hold to ``device``."""

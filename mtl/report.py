@@ -27,6 +27,16 @@ def read_metrics(folder: Path, split: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["split"] == split]
 
 
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """What a run's status.json says; None if there is none."""
+    return _read_json(folder / "status.json") or None
+
+
+def best_value(folder: Path) -> float | None:
+    """The monitored metric's best value in a finished run."""
+    return _read_json(folder / "summary.json").get("best", {}).get("monitor")
+
+
 def task_names(metrics: Mapping[str, Any]) -> list[str]:
     """The tasks that a row has a loss of, in its order."""
     return [name.removeprefix("loss/") for name in metrics if name.startswith("loss/") and name != "loss/total"]

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mtl.signals import EXIT_CODE, Preempted
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -20,9 +22,16 @@ log = logging.getLogger(__name__)
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file whole: under another name first, then renamed."""
+    _replace(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:
@@ -35,11 +44,69 @@ def _finite(value: Any) -> Any:
 
 
 def write_status(folder: Path, status: str, error: str | None = None) -> None:
-    """Write status.json: ``running``, ``finished`` or ``failed``, since when, and the error's first line."""
+    """Write status.json: how a run stands, since when, and its error's first line.
+
+    It is ``running``, ``finished``, ``failed``, ``preempted`` (asked to stop, and it saved its state) or ``oom`` (out
+    of memory). A process that was killed leaves it at ``running``.
+    """
     content = {"status": status, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     if error is not None:
         content["error"] = error.strip().split("\n")[0]
     write_json(folder / "status.json", content)
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Leave only the rows of a metrics.jsonl that a run had written when it was at ``step``: it writes the rest again.
+
+    A line that was cut off goes as well, and so does the final test.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    _replace(path, "".join(line for line, row in rows if row["step"] <= step and row["split"] != "test"))
+
+
+class _Record:
+    """An append-only file of lines. Where the disk is full, lines wait in memory until they can be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)  # after the last line that was written whole
+        self._waiting = b""
+
+    def append(self, line: str) -> None:
+        first = not self._waiting
+        self._waiting += line.encode()
+        try:
+            self._write()
+        except OSError as error:
+            if first:
+                log.warning("%s cannot be written (%s); its lines wait in memory.", self._path, error.strerror)
+
+    def flush(self) -> None:
+        """Everything to the disk itself; OSError if it cannot be written."""
+        self._write()
+        os.fsync(self._file.fileno())
+
+    def _write(self) -> None:
+        rest = memoryview(self._waiting)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(self._end)  # no half lines for those who read along
+            raise
+        self._end += len(self._waiting)
+        self._waiting = b""
+
+    def close(self) -> None:
+        try:
+            if self._waiting:
+                self.flush()
+        finally:
+            self._file.close()
 
 
 class Tracker:
@@ -47,28 +114,36 @@ class Tracker:
 
     A row holds ``step``, ``epoch``, ``split`` and the metrics; in W&B the split stands before each name and
     ``trainer/step`` is the x axis. A value that JSON has no number for (NaN, infinity) is written as null.
-    W&B never stops a run: if it fails, one warning is logged and the record goes on without it.
+    W&B never stops a run: if it fails, one warning is logged and the record goes on without it. On a full disk the
+    rows wait in memory; OSError at the end if they could not be written until then.
+
+    ``wandb_id``: the W&B run to go on with; afterwards the one that there is, None without W&B.
     """
 
-    def __init__(self, folder: Path, settings: Any, config: dict[str, Any]) -> None:
-        self.folder = folder
-        self._settings, self._config = settings, config
+    def __init__(self, folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None = None) -> None:
+        self.folder, self.config, self.wandb_id = folder, config, wandb_id
+        self._settings = settings
 
     def __enter__(self) -> Tracker:
-        self._file = (self.folder / "metrics.jsonl").open("a", buffering=1)
-        self._wandb = _WandB(self.folder, self._settings, self._config)
+        self._record = _Record(self.folder / "metrics.jsonl")
+        self._wandb = _WandB(self.folder, self._settings, self.config, self.wandb_id)
+        self.wandb_id = self._wandb.id
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wandb.finish(0 if kind is None else 1)
-        self._file.close()
+        self._wandb.finish(EXIT_CODE if isinstance(error, Preempted) else int(kind is not None))
+        self._record.close()
+
+    def flush(self) -> None:
+        """Bring every row to the disk; OSError if that cannot be done."""
+        self._record.flush()
 
     def log(self, split: str, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Add one row."""
         row = {"step": step, "epoch": round(epoch, 4), "split": split, **metrics}
-        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        self._record.append(json.dumps(_finite(row), allow_nan=False) + "\n")
         named = {f"{split}/{name}": value for name, value in metrics.items()}
         self._wandb.log({**named, "trainer/step": step, "trainer/epoch": epoch})
 
@@ -85,7 +160,8 @@ class Tracker:
 class _WandB:
     """The W&B side. Every call is guarded; after the first failure the run goes on without W&B."""
 
-    def __init__(self, folder: Path, settings: Any, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Any, config: dict[str, Any], run_id: str | None) -> None:
+        self.id = run_id
         self._run: Any = None
         self._environment = _wandb_environment()
         mode = settings.mode or os.environ.get("WANDB_MODE") or None
@@ -113,6 +189,8 @@ class _WandB:
             "name": settings.run_name,
             "tags": [tag[:64] for tag in settings.tags],  # W&B's limit
             "config": config,
+            # The same run again; W&B's own count of steps would be renumbered, trainer/step says where a row belongs.
+            **({} if self.id is None else {"id": self.id, "resume": "allow"}),
             "settings": wandb.Settings(
                 console="off",
                 init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", 30)),
@@ -131,6 +209,7 @@ class _WandB:
             reason = str(error).split("\n")[0]
             log.warning("W&B gives no run (%s): it is recorded offline, `wandb sync` sends it.", reason)
             self._run = wandb.init(**options | {"mode": "offline"})
+        self.id = self._run.id
         self._run.define_metric("trainer/step")
         self._run.define_metric("*", step_metric="trainer/step")
         log.info("W&B run %s: %s", self._run.id, self._run.url or f"offline, {self._run.sync_dir}")

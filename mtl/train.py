@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from mtl import resume
 from mtl.config import CONF, build, check
-from mtl.job import command, identify, run_job
+from mtl.job import command, identify, overrides, run_job
+from mtl.secrecy import public
 
 
-def train(cfg: DictConfig, folder: Path) -> float | None:
+def train(
+    cfg: DictConfig,
+    folder: Path,
+    stop: Callable[[], bool] = lambda: False,
+    command_line: Sequence[str] | None = None,
+) -> float | None:
     """Train what ``cfg`` describes, record it in ``folder``, and return the monitored metric's best value.
 
-    Callable without Hydra's command line: ``train(mtl.config.load(["seed=1"]), Path("here"))``. Raises ConfigError
-    (a ValueError), before anything is trained, for every mistake in the configuration.
+    Callable without Hydra's command line: ``train(mtl.config.load(["seed=1"]), Path("here"))``. After each step
+    ``stop`` is asked whether to save and end (mtl.signals); ``command_line`` is kept with the configuration. Raises
+    ConfigError (a ValueError), before anything is trained, for every mistake in the configuration.
     """
     check(cfg)
+    found = resume.find(cfg, folder)
     parts, state = build(cfg)
-    from mtl.checkpoint import carry_over
     from mtl.loop import fit, summarise
+    from mtl.memory import explained
     from mtl.report import closing_words, draw_run
     from mtl.tracking import Tracker
 
     folder.mkdir(parents=True, exist_ok=True)
+    resume.take_up(state, found, folder)
     if cfg.trainer.fast_dev_run:
         cfg.tracker.mode = "disabled"
-    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    if cfg.resume is not None:
-        carry_over(Path(cfg.resume), folder)
-    start = time.perf_counter()
-    with Tracker(folder, cfg.tracker, config) as tracker:
-        test = fit(state, parts, cfg, tracker)
-        tracker.summarise(summarise(state, test, folder, time.perf_counter() - start))
+    config = public(cfg)
+    resume.save_config(folder, config, command_line)
+    with Tracker(folder, cfg.tracker, config, resume.wandb_id(cfg, found)) as tracker, explained(state):
+        test = fit(state, parts, cfg, tracker, stop)
+        tracker.summarise(summarise(state, test, folder))
     draw_run(folder)
     print(closing_words(folder))
     return state.best
@@ -44,7 +50,7 @@ def train(cfg: DictConfig, folder: Path) -> float | None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float | None:
-    return run_job(lambda cfg, folder: train(identify(cfg), folder), cfg)
+    return run_job(lambda cfg, folder, stop: train(identify(cfg), folder, stop, overrides()), cfg)
 
 
 def main() -> None:

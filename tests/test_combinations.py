@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from exactness import same
 
 from mtl.config import CONF, ConfigError, build, load
 from mtl.strategies import revisit
@@ -63,17 +64,6 @@ def stored(state):
     torch.save(state.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def same(a, b):
-    """Equal to the last bit, through dicts and lists."""
-    if isinstance(a, torch.Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

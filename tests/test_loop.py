@@ -74,61 +74,6 @@ def test_evaluating_in_between_changes_no_bit_of_the_training(train_tiny):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(train_tiny):
-    common = ["+backbone.options.drop_rate=0.3", "scheduler=constant", "trainer.log_every=1"]
-    whole = train_tiny(*common, "trainer.max_steps=6", folder="whole")
-    half = train_tiny(*common, folder="half")
-    rest = train_tiny(*common, "trainer.max_steps=6", f"resume={half}", folder="rest")
-    a, b = load_checkpoint(whole), load_checkpoint(rest)
-    for part in ("model", "optimizer", "strategy", "rng"):
-        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
-    assert a["scheduler"] == b["scheduler"] and a["best_metrics"] == b["best_metrics"]
-    rows = read_metrics(rest, "train")
-    assert [row["step"] for row in rows] == [5, 6]
-    assert rows[0]["loss/left"] == read_metrics(whole, "train")[4]["loss/left"]
-    assert load_checkpoint(half)["step"] == 4
-
-
-def test_a_resumed_run_knows_the_best_model_from_before(train_tiny):
-    """Also where nothing gets better any more: the learning rate is zero from the start."""
-    common = [
-        "optimizer=sgd",
-        "optimizer.lr=0.0",
-        "scheduler=constant",
-        "trainer.val_every=1",
-        "trainer.overfit_batches=1",
-    ]
-    common += ["trainer.monitor=left/accuracy", "trainer.mode=max"]
-    whole = train_tiny(*common, "trainer.max_steps=4", folder="whole")
-    half = train_tiny(*common, "trainer.max_steps=3", folder="half")
-    rest = train_tiny(*common, "trainer.max_steps=4", f"resume={half}", folder="rest")
-    a, b = (json.loads((folder / "summary.json").read_text()) for folder in (whole, rest))
-    assert a["best"] == b["best"] and a["best"]["step"] < 4
-    assert read_metrics(whole, "test") == read_metrics(rest, "test")
-
-
-def test_a_resumed_run_can_be_made_longer_where_the_schedule_can(train_tiny):
-    half = train_tiny("trainer.max_steps=30", "trainer.val_every=30", folder="half")
-    rest = train_tiny("trainer.max_steps=60", "trainer.val_every=60", f"resume={half}", folder="rest")
-    whole = train_tiny("trainer.max_steps=60", "trainer.val_every=60", folder="whole")
-    expected = {row["step"]: row["lr"] for row in read_metrics(whole, "train")}
-    for row in read_metrics(rest, "train")[1:]:  # the first one was set before the run was made longer
-        assert row["lr"] == pytest.approx(expected[row["step"]])
-
-
-def test_a_schedule_that_cannot_be_made_longer_or_is_another_is_refused(train_tiny):
-    torchs = [
-        "scheduler=constant",
-        "~scheduler.factor",
-        "scheduler._target_=torch.optim.lr_scheduler.CosineAnnealingLR",
-    ]
-    half = train_tiny(*torchs, folder="half")
-    with pytest.raises(ValueError, match="torch's CosineAnnealingLR cannot change T_max from 4 to 8"):
-        train_tiny(*torchs, "trainer.max_steps=8", f"resume={half}", folder="longer")
-    with pytest.raises(ValueError, match="its scheduler is CosineAnnealingLR, not StepLR"):
-        train_tiny("scheduler=step", f"resume={half}", folder="other")
-
-
 def test_any_of_timms_schedules_counts_steps(train_tiny):
     folder = train_tiny(
         "scheduler=constant", "scheduler._target_=timm.scheduler.StepLRScheduler", "~scheduler.factor",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from mtl import job
 from mtl.report import read_metrics
@@ -177,7 +178,7 @@ def test_a_failed_job_holds_on_to_no_memory(tmp_path, monkeypatch):
     """What Hydra keeps of a failed job until the sweep ends must not keep the job's tensors."""
     held = []
 
-    def body(cfg, folder):
+    def body(cfg, folder, stop):
         big = torch.zeros(10)
         held.append(weakref.ref(big))
         raise RuntimeError("out of luck")
@@ -189,7 +190,7 @@ def test_a_failed_job_holds_on_to_no_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(job, "HydraConfig", Here)
     with pytest.raises(job.JobFailed) as caught:
-        job.run_job(body, None)
+        job.run_job(body, OmegaConf.create({"skip_finished": False}))
     assert held[0]() is None
     assert caught.value.__cause__ is None and status(tmp_path)["error"] == "RuntimeError: out of luck"
 

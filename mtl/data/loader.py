@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from mtl.data.labels import Labels
+from mtl.signals import leave_to_parent
+
+log = logging.getLogger(__name__)
 
 Key = tuple[int, list[int]]  # an epoch and the indices of one batch
 
@@ -47,24 +55,83 @@ def in_order(size: int, batch_size: int, limit: int | None = None) -> list[Key]:
     return [(0, list(range(start, min(start + batch_size, size)))) for start in starts]
 
 
-def make_loader(dataset: Any, keys: Any, seed: int, num_workers: int) -> DataLoader:
-    """A torch DataLoader over ``keys``, whose items are whole batches ``(inputs, targets)``."""
-    return DataLoader(
-        _Batches(dataset, seed),
-        batch_size=None,
-        sampler=keys,
-        num_workers=num_workers,
-        generator=torch.Generator().manual_seed(seed),  # else every pass would draw from the global one
-        pin_memory=torch.cuda.is_available(),
-    )
+class DataError(RuntimeError):
+    """A sample that cannot be read, or a target that its loss cannot take; the first line says which."""
 
 
-class _Batches(Dataset):
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self._dataset, self._seed = dataset, seed
+class Batches:
+    """Batches ``(inputs, targets)`` of a split, read by a torch DataLoader over ``keys``.
 
-    def __getitem__(self, key: Key) -> Any:
+    A sample that cannot be read is a DataError that names it, with ``on_error="skip"`` a warning; then its index is
+    put into ``unreadable``, and its batch goes on without it. ``labels`` says of some tasks what their targets must
+    look like: anything else is a DataError. ``indices`` are the samples of the latest batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        keys: Any,
+        seed: int,
+        num_workers: int = 0,
+        *,
+        split: str = "train",
+        labels: Mapping[str, Labels] | None = None,
+        on_error: str = "raise",
+        unreadable: list[int] | None = None,
+    ) -> None:
+        self._split, self._skips = split, on_error == "skip"
+        self.unreadable = [] if unreadable is None else unreadable
+        self.indices: list[int] = []
+        self._loader = DataLoader(
+            _Reader(dataset, seed, dict(labels or {})),
+            batch_size=None,
+            sampler=keys,
+            num_workers=num_workers,
+            generator=torch.Generator().manual_seed(seed),  # else every pass would draw from the global one
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_to_parent,
+        )
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for read in self._loader:
+            for index, words in read.failures.items():
+                sentence = f"{self._split} sample {index} cannot be read: {words}"
+                if not self._skips or not read.indices:
+                    raise DataError(sentence)
+                if index not in self.unreadable:
+                    self.unreadable.append(index)
+                    log.warning("LEFT OUT: %s", sentence.split("\n")[0])
+            if read.problem is not None:
+                raise DataError(f"{self._split} samples: {read.problem}.")
+            self.indices = read.indices
+            yield read.batch
+
+
+class _Read(NamedTuple):
+    """What a loader process sends: errors too, for as exceptions they would come out reworded."""
+
+    batch: Any
+    indices: list[int]
+    failures: dict[int, str]
+    problem: str | None
+
+
+class _Reader(Dataset):
+    def __init__(self, dataset: Any, seed: int, labels: dict[str, Labels]) -> None:
+        self._dataset, self._seed, self._labels = dataset, seed, labels
+
+    def __getitem__(self, key: Key) -> _Read:
         epoch, indices = key
+        failures: dict[int, str] = {}
+        try:
+            batch = self._batch(epoch, indices)
+        except Exception:
+            batch, indices, failures = self._one_by_one(epoch, indices)
+        if not indices:
+            return _Read(None, [], failures, None)
+        return _Read(batch, indices, failures, self._problem(batch, indices))
+
+    def _batch(self, epoch: int, indices: list[int]) -> Any:
         if hasattr(self._dataset, "batch"):
             return self._dataset.batch(indices, epoch)
         return default_collate([self._sample(epoch, index) for index in indices])
@@ -74,6 +141,38 @@ class _Batches(Dataset):
         # with any number of workers and after a resume.
         with _seeded((self._seed, epoch, index)):
             return self._dataset[index]
+
+    def _one_by_one(self, epoch: int, indices: list[int]) -> tuple[Any, list[int], dict[int, str]]:
+        """Find out which samples cannot be read, or do not go with the others, and read those that do."""
+        failures: dict[int, str] = {}
+        good: list[int] = []
+        shapes: list[Any] = []
+        for index in indices:
+            try:
+                alone = self._batch(epoch, [index])
+                own = [getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(alone)]
+                if good and own != shapes and not hasattr(self._dataset, "batch"):
+                    raise ValueError(f"its shapes {own} are not those of sample {good[0]}, {shapes}")
+            except Exception as error:
+                failures[index] = self._words(error, index)
+            else:
+                shapes = shapes or own
+                good.append(index)
+        return (self._batch(epoch, good) if good else None), good, failures
+
+    def _words(self, error: Exception, index: int) -> str:
+        path = getattr(self._dataset, "path", None)
+        where = f" ({path(index)})" if callable(path) else ""
+        first = str(error).strip().split("\n")[0]
+        trace = "".join(traceback.format_exception(error))
+        return f"{type(error).__name__}: {first}{where}\n{trace}"
+
+    def _problem(self, batch: Any, indices: list[int]) -> str | None:
+        targets = batch[1]
+        for task, labels in self._labels.items():
+            if task in targets and (problem := labels.check(task, targets[task], indices)):
+                return problem
+        return None
 
 
 @contextmanager

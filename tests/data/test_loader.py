@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from mtl.data.loader import Shuffled, in_order, make_loader
+from mtl.data.loader import Batches, Shuffled, in_order
 
 
 class Noisy(Dataset):
@@ -21,7 +21,7 @@ class Noisy(Dataset):
 
 def batches(count, start=0, seed=0, workers=0, shuffle=True):
     keys = Shuffled(20, 6, 3, seed, start, shuffle)
-    return [inputs for inputs, _ in islice(make_loader(Noisy(), keys, seed, workers), count)]
+    return [inputs for inputs, _ in islice(Batches(Noisy(), keys, seed, workers), count)]
 
 
 def test_an_epoch_holds_every_sample_at_most_once_and_epochs_differ():

@@ -1,0 +1,119 @@
+"""Losses and gradients that are not finite: found before anything learns from them, named, and stopped or skipped."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from mtl.cut import Cut
+from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
+from mtl.strategies import StepResult
+
+log = logging.getLogger(__name__)
+
+
+def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norm of the parameters' gradients, in float64 where their squares leave float32's range."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=None)
+    if not torch.isfinite(norm) and all(g.isfinite().all() for g in gradients):
+        norm = nn.utils.get_total_norm([g.double() for g in gradients])
+    return norm
+
+
+def all_finite(result: StepResult, grad_norm: Tensor) -> bool:
+    """Whether a step's losses and the norm of its gradient are finite; one answer from the device."""
+    values = [value.double() for value in result.losses.values()]
+    return bool(torch.stack([*values, grad_norm.double().to(values[0].device if values else "cpu")]).isfinite().all())
+
+
+class Skipping:
+    """What ``on_nan=skip`` needs: a step that is taken back as if it had not been.
+
+    The parameters and the optimizer wait for the check, but a step has already moved what it counts and averages: the
+    model's and the losses' buffers, and the strategy with its weighting and rule. These are copied before each step.
+    """
+
+    def __init__(self, model: MultiTaskModel, tasks: Sequence[Task], strategy: nn.Module) -> None:
+        self._strategy = strategy
+        self._buffers = [*model.buffers(), *loss_modules(tasks).buffers()]
+
+    def remember(self) -> None:
+        """Copy what the coming step may move."""
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._state = copy.deepcopy(self._strategy.state_dict())
+
+    def take_back(self) -> None:
+        """Put it back as it was."""
+        with torch.no_grad():
+            for buffer, kept in zip(self._buffers, self._kept, strict=True):
+                buffer.copy_(kept)
+        self._strategy.load_state_dict(self._state)
+
+
+def what_is_not_finite(
+    model: MultiTaskModel,
+    tasks: Sequence[Task],
+    inputs: Any,
+    targets: Mapping[str, Any],
+    result: StepResult,
+    indices: Sequence[int],
+) -> str:
+    """Name what broke a step, task by task: a loss, a task's gradient at the features, or a parameter's gradient.
+
+    The gradients of the tasks are computed again, one by one; the model's buffers and gradients are the worse for it.
+    ``indices`` are the samples of the batch, to name those whose inputs are the cause.
+    """
+    finite = _samples(inputs)
+    bad = [index for index, good in zip(indices, finite, strict=True) if not good] if finite else []
+    cause = f" (the inputs of the samples {_few(bad)} are not finite)" if bad else ""
+    losses = [f"the loss of {name} is {loss.item()}" for name, loss in result.losses.items() if not loss.isfinite()]
+    if losses:
+        return " and ".join(losses) + cause
+    named = [name for name, parameter in model.named_parameters() if not _finite(parameter.grad)]
+    rows = _rows_not_finite(model, tasks, inputs, targets)
+    if rows:
+        return f"the gradient of {' and '.join(rows)} with respect to the features is not finite{cause}"
+    return f"the gradient of {_few(named) or 'a parameter'} is not finite, though every loss is{cause}"
+
+
+def _rows_not_finite(
+    model: MultiTaskModel, tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any]
+) -> list[str]:
+    guilty = []
+    with torch.random.fork_rng():
+        cut = Cut(model.backbone(inputs))
+        for task in present_tasks(tasks, targets):
+            loss = task.loss(model.heads[task.name](cut.features), targets[task.name])
+            if loss.requires_grad:
+                loss.backward()
+            if not all(_finite(leaf.grad) for leaf in cut.leaves):
+                guilty.append(task.name)
+            for leaf in cut.leaves:
+                leaf.grad = None
+    return guilty
+
+
+def _samples(inputs: Any) -> list[bool]:
+    """For each sample of a batch, whether all of its numbers are finite."""
+    answers = [
+        leaf.detach().isfinite().flatten(1).all(1) if leaf.dim() > 1 else leaf.isfinite()
+        for leaf in pytree.tree_leaves(inputs)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim()
+    ]
+    same = [answer for answer in answers if answer.shape == answers[0].shape]
+    return torch.stack(same).all(0).tolist() if same else []
+
+
+def _finite(gradient: Tensor | None) -> bool:
+    return gradient is None or bool(gradient.isfinite().all())
+
+
+def _few(items: Sequence[Any]) -> str:
+    return ", ".join(map(str, items[:5])) + (" …" if len(items) > 5 else "")
