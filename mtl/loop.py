@@ -23,7 +23,7 @@ from mtl import checkpoint, environment, report
 from mtl.checkpoint import Saver
 from mtl.clock import Clock
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
-from mtl.data.loader import Batches, Shuffled, in_order
+from mtl.data.loader import Batches, Shuffled, in_order, opened
 from mtl.finite import Skipping, all_finite, total_norm, what_is_not_finite
 from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
 from mtl.signals import Preempted
@@ -167,14 +167,14 @@ def fit(
     )
     train = split_batches(data, "train", cfg, state.tasks, state.unreadable, sampler)
     val = split_batches(data, "val", cfg, state.tasks, state.unreadable)
-    batches = iter(train)
     parameters = [q for group in state.optimizer.param_groups for q in group["params"]]
     clock = Clock(data.batch_size, device, state.peak_memory, state.seconds)
     saver = Saver(state, tracker, trainer.keep)
     skipping = Skipping(state.model, state.tasks, state.strategy) if trainer.on_nan == "skip" else None
     state.model.train()
     # disable=None: off where stderr is no terminal; plain lines come instead.
-    with tqdm(total=p.steps, initial=state.step, disable=None, leave=False, ncols=100) as bar, logging_redirect_tqdm():
+    bar = tqdm(total=p.steps, initial=state.step, disable=None, leave=False, ncols=100)
+    with bar, logging_redirect_tqdm(), opened(train) as batches:
         while state.step < p.steps and not _out_of_patience(state, trainer, p):
             # --- one training step
             with clock.waiting_for_data():
@@ -260,8 +260,9 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
     for task in tasks:
         for metric in task.metrics.values():
             metric.reset()
-    with torch.inference_mode():
-        for inputs, targets in (to_device(batch, device) for batch in batches):
+    with torch.inference_mode(), opened(batches) as iterator:
+        for batch in iterator:
+            inputs, targets = to_device(batch, device)
             features = model.backbone(inputs)
             for task in present_tasks(tasks, targets):
                 prediction, target = model.heads[task.name](features), targets[task.name]

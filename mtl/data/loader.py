@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -105,6 +105,20 @@ class Batches:
                 raise DataError(f"{self._split} samples: {read.problem}.")
             self.indices = read.indices
             yield read.batch
+
+
+@contextmanager
+def opened(batches: Iterable) -> Iterator[Iterator[Any]]:
+    """Iterate over batches, and end the processes that read them however the block is left.
+
+    At its own end Python would ask them to go by SIGTERM, to which they are deaf, and wait.
+    """
+    iterator = iter(batches)
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
 
 
 class _Read(NamedTuple):
