@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config import ConfigError
@@ -41,8 +41,9 @@ def identify(cfg: DictConfig) -> DictConfig:
     hydra_cfg, tracker = HydraConfig.get(), cfg.tracker
     choices = hydra_cfg.runtime.choices
     if tracker.run_name is None:
-        overrides = ",".join(hydra_cfg.overrides.task)
-        tracker.run_name = (overrides or f"{cfg.name}-{choices.strategy}-seed={cfg.seed}")[:128]  # W&B's limit
+        tracker.run_name = (",".join(overrides()) or f"{cfg.name}-{choices.strategy}-seed={cfg.seed}")[
+            :128
+        ]  # W&B's limit
     if tracker.group is None and hydra_cfg.mode == RunMode.MULTIRUN:
         tracker.group = "-".join(Path(hydra_cfg.sweep.dir).parts[-3:])[:128]
     named = (choices.get(group) for group in ("data", "backbone", "strategy"))  # none where one was written in full
@@ -50,9 +51,11 @@ def identify(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def overrides() -> list[str]:
-    """What this job was started with on the command line."""
-    return list(HydraConfig.get().overrides.task)
+def overrides(composed: Any = None) -> list[str]:
+    """What a job (this one, unless told) was started with on the command line, to the letter."""
+    given = (HydraConfig.get() if composed is None else composed).overrides.task
+    texts: Any = OmegaConf.to_container(given, resolve=False)  # a list of OmegaConf's would give references resolved
+    return texts
 
 
 def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig) -> Any:
@@ -173,7 +176,7 @@ def _go_on(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Pa
     HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
     if any(override.startswith(f"hydra.{kind}.dir=") for override in config.hydra.overrides.hydra):
         return
-    folder = newest(Path(config.hydra[kind].dir).parents[1], list(config.hydra.overrides.task))
+    folder = newest(Path(config.hydra[kind].dir).parents[1], overrides(config.hydra))
     if folder is not None:
         print(f"Goes on in {folder}", file=sys.stderr)
         with read_write(config.hydra):
@@ -183,7 +186,7 @@ def _go_on(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Pa
 
 def _make_folder(config: DictConfig, kind: str) -> None:
     HydraConfig.instance().set_config(config)
-    if (words := refusal(config, config.hydra.overrides.task)) is not None:
+    if (words := refusal(config, overrides(config.hydra))) is not None:
         sys.exit(words)
     folder = config.hydra[kind].dir
     try:

@@ -64,7 +64,7 @@ def _stored_overrides(folder: Path) -> list[str]:
     file = folder / "config.yaml"
     if not file.is_file():  # it was stopped before it had written its own
         file = folder / ".hydra" / "overrides.yaml"
-        return _without_changing(OmegaConf.load(file) if file.is_file() else [], ("resume",))
+        return _without_changing(_plain(file) if file.is_file() else [], ("resume",))
     with file.open() as lines:
         first = lines.readline()
     return json.loads(first.removeprefix(OVERRIDES)) if first.startswith(OVERRIDES) else []
@@ -112,7 +112,7 @@ def newest_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
     """The latest sweep below ``root`` (``<date>/<time>``) that was started with the same overrides."""
     wanted = sorted(_without_changing(overrides, CHANGEABLE))
     for file in sorted(root.glob("*/*/multirun.yaml"), reverse=True):
-        stored = OmegaConf.select(OmegaConf.load(file), "hydra.overrides.task", default=[])
+        stored = _plain(file)["hydra"]["overrides"]["task"]
         if sorted(_without_changing(stored, CHANGEABLE)) == wanted:
             return file.parent
     return None
@@ -143,7 +143,7 @@ def find(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     if content is not None:
         check_same(content["config"], cfg)
     elif file.is_file():
-        check_same(_stored_config(file), cfg)
+        check_same(_plain(file), cfg)
     return content
 
 
@@ -214,15 +214,14 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     status, file = folder / "status.json", folder / "config.yaml"
     if not status.is_file() or not file.is_file():
         return False
-    stored = _stored_config(file)
+    stored = _plain(file)
     check_same(stored, cfg)
     longer = any(_within(key, LENGTH) for key in _differences(stored, public(cfg)))
     return json.loads(status.read_text())["status"] == "finished" and not longer
 
 
-def _stored_config(file: Path) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)  # secrets are references in it
-    return content
+def _plain(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)  # secrets are references in it
 
 
 def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

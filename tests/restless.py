@@ -14,12 +14,12 @@ from mtl.data.digits import Digits
 class Backbone(nn.Module):
     """Convolution, batch normalization and dropout, and a shift drawn by Python's and NumPy's generators.
 
-    From training step ``sleep_from`` on it sleeps for ``sleep`` seconds.
+    In training step ``fault_at``, and after it, it sleeps for ``sleep`` seconds or asks for ``memory`` bytes.
     """
 
-    def __init__(self, in_channels: int = 1, sleep: float = 0.0, sleep_from: int = 0) -> None:
+    def __init__(self, in_channels: int = 1, fault_at: int = 0, sleep: float = 0.0, memory: int = 0) -> None:
         super().__init__()
-        self.sleep, self.sleep_from, self.calls = sleep, sleep_from, 0
+        self.fault_at, self.sleep, self.memory, self.calls = fault_at, sleep, memory, 0
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(2),
             nn.Flatten(), nn.Linear(16, 8),
@@ -28,9 +28,10 @@ class Backbone(nn.Module):
     def forward(self, x):
         shift = 0.1 * (random.random() + np.random.rand()) if self.training else 0.0
         self.calls += self.training
-        if self.sleep and self.training and self.calls >= self.sleep_from:
-            print("ASLEEP", flush=True)
+        if self.training and self.fault_at and self.calls >= self.fault_at:
+            print("FAULT", flush=True)
             time.sleep(self.sleep)
+            torch.empty(self.memory, dtype=torch.uint8)
         return self.layers(x) + shift
 
 
@@ -49,6 +50,42 @@ class Augmented(Dataset):
 
 
 class AugmentedDigits(Digits):
-    def __init__(self, **arguments):
+    """``token`` opens nothing; data that is fetched needs one."""
+
+    def __init__(self, token: str = "", **arguments):
         super().__init__(**arguments)
         self.train, self.val, self.test = map(Augmented, (self.train, self.val, self.test))
+
+
+class BreakingLoss(nn.CrossEntropyLoss):
+    """Cross-entropy that is not finite in the training batches ``first`` to ``last``: itself, or its gradient.
+
+    It is so again when it is asked again about the same batch.
+    """
+
+    def __init__(self, kind: str, first: int, last: int) -> None:
+        super().__init__()
+        self.kind, self.first, self.last, self.calls = kind, first, last, 0
+        self.spoilt = None
+
+    def forward(self, prediction, target):
+        loss = super().forward(prediction, target)
+        if not prediction.requires_grad or len(target) <= 2:  # an evaluation, or the rehearsal before the run
+            return loss
+        if target is not self.spoilt:
+            self.calls += 1
+            if not self.first <= self.calls <= self.last:
+                return loss
+        self.spoilt = target
+        if self.kind == "gradient":
+            return loss + 0 * (prediction.sum() * 0).sqrt()  # the root's slope at 0 is infinite, and 0 times it NaN
+        return loss * float(self.kind)
+
+
+class BreakingBackbone(Backbone):
+    """Its own gradient is NaN in training step 3, when those of the features are finite."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        broken = self.training and self.calls == 3
+        return z + 0 * (self.layers[0].weight.sum() * 0).sqrt() if broken else z

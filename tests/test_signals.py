@@ -73,9 +73,9 @@ def test_a_signal_saves_the_run_which_goes_on_as_if_there_had_been_none(tmp_path
 
 def test_the_second_signal_ends_the_process_at_once(tmp_path, undisturbed):
     folder = tmp_path / "run"
-    slow = ["+backbone.sleep=30", "+backbone.sleep_from=20", "tracker=jsonl"]
+    slow = ["+backbone.sleep=30", "+backbone.fault_at=20", "tracker=jsonl"]
     training = started(tmp_path, *slow)
-    until(lambda: "ASLEEP" in (training.log.read_text() if training.log.exists() else ""))
+    until(lambda: "FAULT" in (training.log.read_text() if training.log.exists() else ""))
     begin = time.monotonic()
     training.send(signal.SIGTERM)
     until(lambda: "once more stops at once" in training.log.read_text())

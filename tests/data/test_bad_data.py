@@ -1,0 +1,166 @@
+"""Samples that cannot be read and targets that a loss cannot take: named, before they become something worse."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from mtl.data.labels import Labels, labels_of
+from mtl.data.loader import Batches, DataError, in_order
+
+
+class Files(Dataset):
+    """Ten samples, each a file with one number; what does not hold one cannot be read."""
+
+    def __init__(self, folder, **contents):
+        self.folder = folder
+        for index in range(10):
+            self.path(index).write_text(contents.get(f"file_{index}", str(index)))
+
+    def path(self, index):
+        return self.folder / f"{index}.txt"
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        value = float(self.path(index).read_text())
+        shape = (2, 2) if value == 99 else (2,)
+        return torch.full(shape, value), {"a": torch.tensor(index % 3)}
+
+
+class Quick(Files):
+    """The same, read by the batch."""
+
+    def batch(self, indices, epoch):
+        samples = [self[index] for index in indices]
+        return torch.stack([x for x, _ in samples]), {"a": torch.stack([t["a"] for _, t in samples])}
+
+
+def read(dataset, workers=0, **options):
+    return [
+        inputs[:, 0].tolist() for inputs, _ in Batches(dataset, in_order(10, 4), 0, workers, split="val", **options)
+    ]
+
+
+@pytest.mark.parametrize("kind", [Files, Quick])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_sample_is_named_with_its_index_and_path(tmp_path, kind, workers):
+    assert read(kind(tmp_path), workers) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    dataset = kind(tmp_path, file_5="corrupt")
+    with pytest.raises(DataError) as caught:
+        read(dataset, workers)
+    first, *trace = str(caught.value).splitlines()
+    assert first == (
+        "val sample 5 cannot be read: ValueError: could not convert string to float: 'corrupt' "
+        f"({tmp_path / '5.txt'})"
+    )  # fmt: skip
+    assert any("__getitem__" in line for line in trace), "where it happened, also in another process"
+
+
+@pytest.mark.parametrize("kind", [Files, Quick])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_missing_one_is_left_out_where_that_is_asked_for(tmp_path, kind, workers, caplog):
+    dataset = kind(tmp_path)
+    dataset.path(6).unlink()
+    left_out = []
+    for _ in range(2):
+        batches = read(dataset, workers, on_error="skip", unreadable=left_out)
+        assert batches == [[0, 1, 2, 3], [4, 5, 7], [8, 9]]
+    assert left_out == [6]
+    (record,) = caplog.records
+    assert "LEFT OUT: val sample 6 cannot be read: FileNotFoundError" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_an_error_all_the_same(tmp_path):
+    dataset = Files(tmp_path, file_8="x", file_9="y")
+    with pytest.raises(DataError, match="val sample 8 cannot be read"):
+        read(dataset, on_error="skip")
+
+
+def test_a_sample_of_another_shape_is_named(tmp_path):
+    with pytest.raises(
+        DataError, match=r"val sample 2 cannot be read: ValueError: its shapes \[torch.Size\(\[1, 2, 2\]\)"
+    ):
+        read(Files(tmp_path, file_2="99"))
+
+
+# ---------------------------------------------------------------------------------------------- labels
+
+
+CLASSES = labels_of(nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
+DENSE = labels_of(
+    nn.CrossEntropyLoss(ignore_index=255), torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long)
+)
+BINARY = labels_of(nn.BCEWithLogitsLoss(), torch.zeros(2), torch.zeros(2))
+REAL = labels_of(nn.MSELoss(), torch.zeros(2, 5), torch.zeros(2, 5))
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("labels", "target", "words"),
+    [
+        (CLASSES, torch.tensor([0, 2, 1]), None),
+        (CLASSES, torch.tensor([0, 3, 1]), "the target of t in sample 11 is 3, but its loss takes 0 to 2, or -100 for"),
+        (CLASSES, torch.tensor([0, -1, 1]), "the target of t in sample 11 is -1, but"),
+        (CLASSES, torch.tensor([-100, 2, 1]), None),
+        (CLASSES, torch.tensor([0.0, 1.0, 2.0]), "the targets of t are torch.float32, but its loss takes whole"),
+        (CLASSES, torch.tensor([[0], [1], [2]]), "the targets of t have the shape [3, 1], but its loss takes 1 axes"),
+        (CLASSES, torch.tensor([0, 1]), "have the shape [2], but its loss takes 1 axes, the first of 3 samples"),
+        (CLASSES, "text", "the targets of t are a str, not a tensor"),
+        (DENSE, torch.full((3, 4, 4), 255), None),
+        (DENSE, torch.full((3, 6, 5), 2), None),
+        (DENSE, torch.tensor([0, 0, 254]).view(3, 1, 1).repeat(1, 4, 4), "in sample 12 is 254, but its loss takes 0"),
+        (BINARY, torch.tensor([0.0, NAN, 1.0]), None),
+        (BINARY, torch.tensor([0.0, 2.0, 1.0]), "the target of t in sample 11 is 2.0, but its loss takes 0 to 1"),
+        (REAL, torch.full((3, 5), 1e9), None),
+        (REAL, torch.zeros(3, 5, dtype=torch.long), "the targets of t are torch.int64, but its loss takes real"),
+    ],
+)
+def test_targets_are_checked_against_what_their_loss_takes(labels, target, words):
+    found = labels.check("t", target, [10, 11, 12])
+    assert found is None if words is None else words in found
+
+
+def test_a_loss_that_counts_classes_otherwise_is_left_alone():
+    class Ordinal(nn.Module):
+        """Three thresholds between four classes."""
+
+    assert labels_of(Ordinal(), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)) == Labels(False, 1)
+
+
+def test_a_wrong_label_ends_a_run_with_its_name(train_tiny, monkeypatch):
+    from mtl.data.digits import Pairs
+
+    draw = Pairs.batch
+
+    def wrong(self, indices, epoch):
+        inputs, targets = draw(self, indices, epoch)
+        if 1234 in indices:
+            targets["right"][indices.index(1234)] = 10
+        return inputs, targets
+
+    monkeypatch.setattr(Pairs, "batch", wrong)
+    with pytest.raises(
+        DataError, match="train samples: the target of right in sample 1234 is 10, but its loss takes 0 to 9"
+    ):
+        train_tiny("trainer.overfit_batches=155", "trainer.max_steps=155", "trainer.val_every=155")
+
+
+def test_samples_left_out_are_counted_in_the_summary(train_tiny, monkeypatch):
+    from mtl.data.digits import Pairs
+
+    draw = Pairs.batch
+
+    def unreadable(self, indices, epoch):
+        if len(self) > 5000 and 3 in indices:
+            raise OSError("the disk has a hole")
+        return draw(self, indices, epoch)
+
+    monkeypatch.setattr(Pairs, "batch", unreadable)
+    folder = train_tiny("trainer.overfit_batches=2", "data.on_error=skip")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["skipped"] == {"steps": 0, "samples": {"train": [3], "val": [3]}}
