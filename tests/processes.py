@@ -2,9 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -60,3 +63,41 @@ def until(condition, seconds=60, every=0.01):
             return value
         time.sleep(every)
     raise TimeoutError("it did not happen")
+
+
+def wandb_helper(process):
+    """The process id of a process's wandb-core, found by its parent and its name; None if it has none."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, others = stat.read_text().partition("(")[2].rpartition(") ")
+        except OSError:  # it ended in the meantime
+            continue
+        state, parent, *_ = others.split()
+        if name == "wandb-core" and int(parent) == process and state != "Z":  # Z: it was killed before
+            return int(stat.parent.name)
+    return None
+
+
+@contextmanager
+def small_disk(folder, megabytes):
+    """A disk of that size at ``folder``, made of memory; OSError where this process may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        folder.rmdir()
+        raise OSError("a small disk cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk):
+    """Write until nothing more can be written; returns the file to delete."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return filler

@@ -1,14 +1,12 @@
 """A full disk, a folder that is gone, no memory left: what survives, and what is said."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import pytest
 import torch
 from exactness import assert_same, left_by
-from processes import Training, until
+from processes import Training, fill, small_disk, until
 
 from mtl import checkpoint
 from mtl.config import load
@@ -91,51 +89,33 @@ def test_a_folder_that_is_gone_ends_the_run_after_three_tries(tmp_path):
         train(load(RUN), folder, AtStep(step_7=lambda: shutil.rmtree(folder)))
 
 
-def may_mount():
-    try:
-        return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0 and os.geteuid() == 0
-    except OSError:
-        return False
-
-
 @pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 2 MB, made of memory."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def disk(tmp_path):
+    try:
+        with small_disk(tmp_path / "disk", megabytes=2) as disk:
+            yield disk
+    except OSError as error:
+        pytest.skip(str(error))  # the tests above fill /dev/full instead
 
 
-def fill(disk):
-    with (disk / "filler").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-
-
-@pytest.mark.skipif(not may_mount(), reason="needs the right to mount a small disk")
 @pytest.mark.parametrize("freed", [True, False], ids=["freed", "never freed"])
-def test_a_disk_that_is_full_for_a_while(tmp_path, small_disk, undisturbed, freed):
-    folder = small_disk / "run"
+def test_a_disk_that_is_full_for_a_while(tmp_path, disk, undisturbed, freed):
+    folder = disk / "run"
     # The console's output is on another disk; slow enough that the disk is full for some steps and not for all.
     training = Training(tmp_path, *RUN, f"hydra.run.dir={folder}", "+backbone.fault_at=1", "+backbone.sleep=0.05")
     training.start()
     until(lambda: (folder / "checkpoints" / "last.pt").exists())
-    fill(small_disk)
+    filler = fill(disk)
     if freed:
         until(lambda: "cannot be written" in training.log.read_text() and "its lines wait" in training.log.read_text())
-        (small_disk / "filler").unlink()
+        filler.unlink()
         assert training.wait() == 0, training.log.read_text()
     else:
         assert training.wait() == 1
         words = training.log.read_text()
         assert "The run ends: it was number 3 in a row to fail." in words and "OSError" in words
         assert checkpoint.load(folder)["step"] <= 10, "the last good one is still there, and good"
-        (small_disk / "filler").unlink()
+        filler.unlink()
         again = Training(tmp_path, f"resume={folder}")
         again.start()
         assert again.wait() == 0, again.log.read_text()

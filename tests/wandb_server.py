@@ -34,12 +34,16 @@ class UploadedRun:
 class WandbServer:
     """As a context manager it serves on a free port. ``faults`` maps a part of a path to the error to answer.
 
+    Beside a status that may be ``"drop"``, which closes the connection without an answer, or ``"hang"``, which keeps
+    it open.
+
     A run needs two requests answered, UpsertBucket and the file stream; an error to any other does no harm.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, UploadedRun] = defaultdict(UploadedRun)
-        self.faults: dict[str, int] = {}
+        self.faults: dict[str, int | str] = {}
+        self.over = threading.Event()
         self.refused = 0  # requests answered with an error of ``faults``
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": self}))
         self._http.daemon_threads = True
@@ -51,6 +55,7 @@ class WandbServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.over.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -71,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         faults = [status for part, status in self.state.faults.items() if part in self.path]
         if faults:
             self.state.refused += 1
-            self._answer({"error": "out of order"}, faults[0])
+            self._fail(faults[0])
         elif self.path == "/graphql":
             self._graphql(json.loads(body))
         elif self.path.endswith("/file_stream"):
@@ -79,7 +84,18 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer({})
 
+    def _fail(self, fault: int | str) -> None:
+        if isinstance(fault, int):
+            self._answer({"error": "out of order"}, fault)
+            return
+        if fault == "hang":
+            self.state.over.wait()
+        self.close_connection = True
+
     def _graphql(self, request: dict[str, Any]) -> None:
+        if "RunResumeStatus" in request["query"]:
+            self._resume_status(request["variables"])
+            return
         if "upsertBucket" not in request["query"]:
             self._answer({"errors": [{"message": "not implemented"}]})
             return
@@ -90,6 +106,16 @@ class _Handler(BaseHTTPRequestHandler):
         bucket = {"id": sent["name"], "name": sent["name"], "displayName": sent.get("displayName")}
         bucket |= {"project": project, "description": None, "config": "{}", "historyLineCount": 0}
         self._answer({"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}})
+
+    def _resume_status(self, asked: dict[str, Any]) -> None:
+        run = self.state.runs.get(asked["name"])
+        bucket = None
+        if run is not None:
+            bucket = {"id": asked["name"], "name": asked["name"], "displayName": run.created.get("displayName")}
+            bucket |= {"summaryMetrics": "{}", "historyLineCount": len(run.rows), "eventsLineCount": 0, "tags": []}
+            bucket |= {"logLineCount": 0, "historyTail": "[]", "eventsTail": "[]", "config": run.created["config"]}
+            bucket |= {"wandbConfig": '{"t": 1}'}
+        self._answer({"data": {"model": {"id": "m", "name": "mtl", "entity": {"name": "someone"}, "bucket": bucket}}})
 
     def _file_stream(self, run_id: str, sent: dict[str, Any]) -> None:
         run, history = self.state.runs[run_id], sent.get("files", {}).get("wandb-history.jsonl")
