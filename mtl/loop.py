@@ -243,6 +243,8 @@ def fit(
             if asked:
                 log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
                 raise Preempted
+            if last and step < p.steps:
+                log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
             clock.resume()
 
     return _test_best(state, data, cfg, tracker, p, device)

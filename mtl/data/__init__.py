@@ -3,7 +3,8 @@
 What ``data`` in the configuration names is an object with
 
 - ``train``, ``val``, ``test``: map-style data sets whose samples are ``(inputs, targets)``, targets a dict
-  target -> value. A data set that can draw whole batches faster has ``batch(indices, epoch)`` as well;
+  target -> value. A data set that can draw whole batches faster has ``batch(indices, epoch)`` as well, one whose
+  samples are files ``path(index)``, for the errors;
 - ``metrics(target)``: fresh torchmetrics metrics of a target, by name; ValueError for one it does not have;
 - ``targets``: the names of all targets; the head set chooses which of them are tasks;
 - ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size``;
