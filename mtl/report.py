@@ -96,7 +96,7 @@ def closing_words(folder: Path) -> str:
 
 
 def _contents(folder: Path) -> list[str]:
-    return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name != ".lock")
 
 
 def conflict_table(folder: Path) -> str | None:
