@@ -77,6 +77,7 @@ class Config:
     backbone: Any = MISSING
     heads: Any = MISSING
     losses: Any = MISSING
+    share: list[str] = field(default_factory=list)
     weighting: Any = MISSING
     strategy: Any = MISSING
     optimizer: Any = MISSING
@@ -136,9 +137,9 @@ def check(cfg: DictConfig) -> None:
     for section in ("heads", "losses"):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
             raise ConfigError(f"{section} must name at least one task.")
-        for task in cfg[section]:
+        for task in cfg[section] if "_target_" not in cfg[section] else ():
             _check_component(cfg, f"{section}.{task}")
-    _check_tasks(list(cfg.heads), list(cfg.losses))
+    _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
     _check_values(cfg)
 
 
@@ -323,10 +324,12 @@ def build_parts(cfg: DictConfig) -> Parts:
     known = describe_features(features) | getattr(backbone, "feature_info", {})
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
     try:
-        model = MultiTaskModel(backbone, heads)
+        model = MultiTaskModel(backbone, heads, cfg.share)
     except KeyError as error:
         raise ConfigError(f"heads: torch reserves a task's name: {_first_line(error)}.") from error
-    tasks = [Task(task, make(f"losses.{task}", cfg.losses[task]), data.metrics(task)) for task in cfg.heads]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in cfg.heads]
     for task in tasks:
         _rehearse_task(task, model.heads[task.name], features, targets)
         task.to(device)
@@ -368,6 +371,10 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
         except ValueError as error:
             raise ConfigError(f"resume={cfg.resume}: {error}") from error
     return parts, state
+
+
+def _make_loss(losses: DictConfig, task: str) -> Any:
+    return make("losses", losses) if "_target_" in losses else make(f"losses.{task}", losses[task])
 
 
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:

@@ -30,13 +30,17 @@ class MultiTaskModel(nn.Module):
     """``heads[task](backbone(inputs))`` for every task.
 
     The backbone returns the shared features (a tensor, or a nesting of tuples, lists and dicts of tensors);
-    each head is any module that maps them to a prediction.
+    each head is any module that maps them to a prediction. ``share`` names submodules that the heads have in common, as
+    an unembedding: the first head's takes the place of the others'. ValueError where a head has no such submodule, or
+    one of another kind or size.
     """
 
-    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module], share: Sequence[str] = ()) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        for name in share:
+            _share(heads, name)
 
     def forward(self, inputs: Any) -> dict[str, Any]:
         """The prediction of every task, by its name."""
@@ -50,6 +54,21 @@ class MultiTaskModel(nn.Module):
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The heads' parameters; one that several heads share comes once."""
         return self.heads.parameters()
+
+
+def _share(heads: Mapping[str, nn.Module], name: str) -> None:
+    own = {}
+    for task, head in heads.items():
+        submodules = dict(head.named_modules(remove_duplicate=False))
+        del submodules[""]
+        if name not in submodules:
+            raise ValueError(f"share={name}: the head of {task} has only {', '.join(submodules) or 'no submodules'}.")
+        own[task] = submodules[name]
+    first, *others = own
+    for task in others:
+        if str(own[task]) != str(own[first]):
+            raise ValueError(f"share={name}: it is {own[first]} in {first}, but {own[task]} in {task}.")
+        heads[task].set_submodule(name, own[first])
 
 
 def loss_modules(tasks: Sequence[Task]) -> nn.ModuleDict:
