@@ -127,7 +127,9 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the positions, then the channels."""
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, D / H]
+        q, k, v = (
+            self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # [B, H, T, D / H]
         mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.mlp(x + self.out(mixed.transpose(1, 2).flatten(2)))
 

@@ -5,13 +5,11 @@ Nothing here imports torch before build() does: a mistake on the command line is
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import re
 import types
 import typing
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -232,7 +230,7 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     except Exception as error:
         # Hydra wraps what a nested component raised; any other cause is the constructor's own affair.
         inner = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
-        raise ConfigError(f"{key}: {_first_line(inner)}") from error
+        raise ConfigError(f"{key}: {first_line(inner)}") from error
 
 
 def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
@@ -296,7 +294,8 @@ def _takes(target: Any, name: str) -> bool:
         return False
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without what comes after its first line."""
     text = str(error).strip() or type(error).__name__
     return text.split("\n")[0]
 
@@ -307,6 +306,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     from mtl.environment import find_device
     from mtl.loop import Parts
     from mtl.model import MultiTaskModel, Task
+    from mtl.rehearsal import describe_features, rehearse_backbone, rehearse_slices, rehearse_task
 
     try:
         device = find_device(cfg.device)
@@ -320,18 +320,21 @@ def build_parts(cfg: DictConfig) -> Parts:
         )
     inputs, targets = next(iter(make_loader(data.val, in_order(min(2, len(data.val)), 2), cfg.seed, num_workers=0)))
     backbone = make("backbone", cfg.backbone, **data.input_info)
-    features = _rehearse_backbone(backbone, inputs)
+    features = rehearse_backbone(backbone, inputs)
     known = describe_features(features) | getattr(backbone, "feature_info", {})
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
     try:
         model = MultiTaskModel(backbone, heads, cfg.share)
     except KeyError as error:
-        raise ConfigError(f"heads: torch reserves a task's name: {_first_line(error)}.") from error
+        raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
     tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in cfg.heads]
+    chunks = cfg.strategy.get("token_chunks", 1)
     for task in tasks:
-        _rehearse_task(task, model.heads[task.name], features, targets)
+        rehearse_task(task, model.heads[task.name], features, targets)
+        if isinstance(chunks, int) and chunks > 1:
+            rehearse_slices(task, model.heads[task.name], features, targets.get(task.name), chunks)
         task.to(device)
     return Parts(data, model.to(device), tasks, device)
 
@@ -410,95 +413,3 @@ def _check_monitor(monitor: str, tasks: list) -> None:
     names += [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
     if monitor.removeprefix("val/") not in names:
         raise ConfigError(f"trainer.monitor={monitor} is not a metric of this run; there are {', '.join(names)}.")
-
-
-def describe_features(features: Any) -> dict[str, Any]:
-    """The properties of the features that a head's constructor may name.
-
-    Of ``[B, D]`` and ``[B, N, D]``: ``in_features`` = D. Of maps ``[B, C, H, W]``: ``in_channels`` = C. Of a list of
-    maps: ``channels``, one number a level.
-    """
-    from torch import Tensor
-
-    if isinstance(features, Tensor):
-        return {"in_channels": features.shape[1]} if features.dim() == 4 else {"in_features": features.shape[-1]}
-    if isinstance(features, list | tuple) and all(isinstance(f, Tensor) and f.dim() == 4 for f in features):
-        return {"channels": [f.shape[1] for f in features]}
-    return {}
-
-
-# ------------------------------------------------------------------------------------------- rehearsal
-
-
-def _rehearse_backbone(backbone: Any, inputs: Any) -> Any:
-    import torch
-
-    training = backbone.training
-    try:
-        with torch.no_grad():
-            return backbone.eval()(inputs)
-    except Exception as error:
-        words = _first_line(error)
-        reason = words if isinstance(error, ValueError) else f"cannot take inputs of shape {_shape(inputs)}: {words}"
-        raise ConfigError(f"backbone: {reason}") from error
-    finally:
-        backbone.train(training)
-
-
-def _rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> None:
-    """One head and its loss on two samples, as the cut will run them, so that what does not fit is named."""
-    import torch
-
-    from mtl.cut import Cut
-
-    training = head.training
-    name = f"heads.{task.name} ({type(head).__name__})"
-    try:
-        prediction = head.eval()(Cut(features).features)
-        with torch.random.fork_rng(devices=[]):  # as in training: in-place dropout cannot work on a leaf
-            copy.deepcopy(head).train()(Cut(features).features)
-    except Exception as error:
-        raise ConfigError(
-            f"{name} cannot take the backbone's features of shape {_shape(features)}: {_first_line(error)}"
-        ) from error
-    finally:
-        head.train(training)
-    if hasattr(prediction, "numel") and prediction.numel() == 0:
-        raise ConfigError(
-            f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more."
-        )
-    if task.name not in targets:
-        return
-    target = targets[task.name]
-    pair = f"{name} with output of shape {_shape(prediction)} and targets of shape {_shape(target)}"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
-            loss = task.loss(prediction, target)
-    except Exception as error:
-        raise ConfigError(
-            f"losses.{task.name} ({type(task.loss).__name__}) does not fit {pair}: {_first_line(error)}"
-        ) from error
-    if loss.numel() != 1:
-        raise ConfigError(f"losses.{task.name} must give one number, but gives {_shape(loss)}; use reduction=mean.")
-    for metric_name, metric in task.metrics.items():
-        try:
-            metric.update(prediction.detach(), target)
-        except Exception as error:
-            raise ConfigError(
-                f"The metric {task.name}/{metric_name} does not fit {pair}: {_first_line(error)}"
-            ) from error
-        value = metric.compute()
-        if not hasattr(value, "numel") or value.numel() != 1:
-            raise ConfigError(f"The metric {task.name}/{metric_name} must give one number, but gives {_shape(value)}.")
-        metric.reset()
-
-
-def _shape(value: Any) -> str:
-    if hasattr(value, "shape"):
-        return str(list(value.shape))
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shape(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(_shape, value)) + ")"
-    return type(value).__name__

@@ -83,20 +83,29 @@ def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Tas
     is its loss's ``ignore_index``. An absent task is left out of the step; it is not a zero gradient.
     """
     candidates = [task for task in tasks if task.name in targets]
-    labelled = [_has_label(targets[task.name], getattr(task.loss, "ignore_index", None)) for task in candidates]
+    labelled = [where_labelled(task, targets[task.name]) for task in candidates]
     # One transfer for all the tasks that must be looked at, not one each.
-    unknown = [flag for flag in labelled if isinstance(flag, Tensor)]
+    unknown = [mask.any() for mask in labelled if mask is not None]
     answers = iter(torch.stack(unknown).tolist() if unknown else [])
-    return [
-        task
-        for task, flag in zip(candidates, labelled, strict=True)
-        if (next(answers) if isinstance(flag, Tensor) else flag)
-    ]
+    return [task for task, mask in zip(candidates, labelled, strict=True) if (True if mask is None else next(answers))]
 
 
-def _has_label(target: Any, ignore_index: int | None) -> Tensor | bool:
+def where_labelled(task: Task, target: Any) -> Tensor | None:
+    """Where ``target`` holds a label, as a mask of its shape: neither NaN nor the loss's ``ignore_index``.
+
+    None: everywhere, or it is no tensor and the loss's own business.
+    """
     if not isinstance(target, Tensor):
-        return True
+        return None
     if target.is_floating_point():
-        return target.isnan().logical_not().any()
-    return True if ignore_index is None else (target != ignore_index).any()
+        return target.isnan().logical_not()
+    ignore_index = getattr(task.loss, "ignore_index", None)
+    return None if ignore_index is None else target != ignore_index
+
+
+def count_labels(task: Task, target: Any) -> int:
+    """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor."""
+    mask = where_labelled(task, target)
+    if mask is not None:
+        return int(mask.sum())
+    return target.numel() if isinstance(target, Tensor) else len(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sysconfig
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,9 @@ class Stdlib:
     many as there is room for; text is read from the left, and a pair is taken wherever one begins. What the vocabulary
     came to is in ``input_info``, for a text may not have so many pairs.
 
-    Inputs: ``[B, context]``, token ids. Targets ``next_1`` … ``next_<futures>``, the same shape: the tokens so many places
-    ahead. The samples are windows of the text one after the other; those for validation and the test are in a fixed
-    random order, so that the first batches are a fair sample of all.
+    Inputs: ``[B, context]``, token ids. Targets ``next_1`` … ``next_<futures>``, of the same shape: the tokens so many
+    places ahead. The samples are windows of the text one after the other; those for validation and the test are in a
+    fixed random order, so that the first batches are a fair sample of all.
 
     Raises ValueError for a path without text and for a text too short for three windows.
     """
@@ -171,7 +172,7 @@ def _split(texts: list[bytes]) -> tuple[bytes, bytes, bytes]:
     if len(texts) < 3:
         joined = b"".join(texts)
         edges = [len(joined) * i // PIECES for i in range(PIECES + 1)]
-        texts = [joined[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        texts = [joined[a:b] for a, b in pairwise(edges)]
     order = np.random.default_rng(0).permutation(len(texts))
     held_out = max(1, len(texts) // PIECES)
     parts = order[2 * held_out :], order[:held_out], order[held_out : 2 * held_out]
