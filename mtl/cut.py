@@ -54,7 +54,8 @@ class Cut:
     def slices(self, count: int) -> Iterator[Tensor]:
         """The features in ``count`` slices of their positions, one after the other, each a leaf of its own.
 
-        What is left on it when the next one is asked for is that part of the whole's gradient, zero if there is none. Call ``land()`` after the last one. ValueError for features that are not one tensor ``[B, T, D]`` or
+        What is left on it when the next one is asked for is that part of the whole's gradient, zero if there is none.
+        Call ``land()`` after the last one. ValueError for features that are not one tensor ``[B, T, D]`` or
         ``[B, C, H, W]``.
         """
         if len(self.leaves) != 1 or self.leaves[0].dim() not in (3, 4):

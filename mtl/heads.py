@@ -43,7 +43,8 @@ class NextToken(nn.Module):
 
     A ``layer`` of the head's own (``mlp``: a residual MLP; ``transformer``: a transformer layer, causal, with
     ``num_heads`` attention heads), a norm, and the unembedding, without bias. The paper's heads are transformer layers
-    under one common unembedding: ``layer=transformer``, and ``share=[unembedding]`` in the configuration.
+    under one common unembedding: ``layer=transformer``, and ``share=[unembedding]`` in the configuration. With token
+    chunks a transformer layer still runs on all positions at once.
 
     Source: Gloeckle et al. 2024, section 2.
     """
@@ -58,4 +59,14 @@ class NextToken(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Layer, norm, unembedding."""
-        return self.unembedding(self.norm(self.layer(features)))
+        return self.read(self.mix(features))
+
+    def mix(self, features: Tensor) -> Tensor:
+        """What mixes the positions."""
+        return self.layer(features) if isinstance(self.layer, CausalBlock) else features
+
+    def read(self, mixed: Tensor) -> Tensor:
+        """What comes after: every position by itself."""
+        if not isinstance(self.layer, CausalBlock):
+            mixed = self.layer(mixed)
+        return self.unembedding(self.norm(mixed))

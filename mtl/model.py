@@ -67,7 +67,11 @@ def _share(heads: Mapping[str, nn.Module], name: str) -> None:
     first, *others = own
     for task in others:
         if str(own[task]) != str(own[first]):
-            raise ValueError(f"share={name}: it is {own[first]} in {first}, but {own[task]} in {task}.")
+            a, b = (
+                f"{type(m).__name__} of {sum(p.numel() for p in m.parameters())} numbers"
+                for m in (own[first], own[task])
+            )
+            raise ValueError(f"share={name}: it is a {a} in {first}, but a {b} in {task}.")
         heads[task].set_submodule(name, own[first])
 
 

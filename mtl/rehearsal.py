@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtl.config import ConfigError, first_line
 from mtl.cut import Cut, position_axis, sliced
-from mtl.strategies.heads import label_shares
+from mtl.strategies.heads import label_shares, mixing_and_reading
 
 
 def describe_features(features: Any) -> dict[str, Any]:
@@ -113,7 +113,8 @@ def rehearse_slices(task: Any, head: Any, features: Any, target: Any, count: int
             parameter += 0.1 * torch.randn_like(parameter)
         whole = head(features)
         try:
-            parts = [head(part) for part in Cut(features).slices(count)]
+            mix, read = mixing_and_reading(head)
+            parts = [read(part) for part in Cut(mix(features)).slices(count)]
         except Exception as error:
             raise ConfigError(f"{key}: {name} cannot take a slice of the positions: {first_line(error)}") from error
     if not all(map(_close, parts, sliced(whole, count))):

@@ -23,10 +23,11 @@ class Detached(nn.Module):
     A late weighting, which needs the losses of all tasks, costs one row a task and the heads' gradients held back
     until the last head has run; still no graph but one head's.
 
-    ``token_chunks``: the same cut over the positions, T of features ``[B, T, D]`` or the rows of ``[B, C, H, W]``. A head
-    runs forward and backward on one of so many slices after the other, so that the peak falls below that of one
-    ordinary head. The gradient is the same for a head that treats every position by itself, and a loss that is the
-    mean over the labels; the build of a run checks both.
+    ``token_chunks``: the same cut over the positions, T of features ``[B, T, D]`` or the rows of ``[B, C, H, W]``. A
+    head runs forward and backward on one of so many slices after the other, so that the peak falls below that of one
+    ordinary head. The gradient is the same for a head that treats every position by itself and a loss that is the
+    mean over the labels, which the build of a run checks. A head whose first layers mix the positions can have them as
+    ``mix`` and what comes after as ``read``, so that ``head(z) = read(mix(z))``: then only ``read`` runs on slices.
     """
 
     def __init__(self, weighting: Weighting, token_chunks: int = 1) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,25 +102,34 @@ def _run_slices(
     The weight may depend on the loss, which is whole after the last slice only: it multiplies what they have left.
     """
     apart = HeldGradients(model, [task])
-    (leaf,) = cut.leaves
-    loss = torch.zeros((), dtype=leaf.dtype, device=leaf.device)
-    parts = sliced(target, len(shares), leaf.shape[position_axis(leaf)])
-    for features, part, share in zip(cut.slices(len(shares)), parts, shares, strict=True):
+    mix, read = mixing_and_reading(model.heads[task.name])
+    inner = Cut(mix(cut.features))
+    loss = torch.zeros((), dtype=inner.leaves[0].dtype, device=inner.leaves[0].device)
+    parts = sliced(target, len(shares), inner.leaves[0].shape[position_axis(inner.leaves[0])])
+    for features, part, share in zip(inner.slices(len(shares)), parts, shares, strict=True):
         if share:  # a mean over no label is no number
-            loss = loss + _run_slice(model.heads[task.name], task, features, part, share)
+            loss = loss + _run_slice(read, task, features, part, share)
+    inner.land()
+    inner.backward()
     apart.take(task.name)
     weight = torch.ones_like(loss) if weighting.late else weight_of(weighting, task.name, loss)
     apart.release({task.name: weight})
-    if leaf.grad is not None:
-        leaf.grad.mul_(weight)
+    for leaf in cut.leaves:
+        if leaf.grad is not None:
+            leaf.grad.mul_(weight)
     return loss, weight
 
 
-def _run_slice(head: nn.Module, task: Task, features: Tensor, target: Tensor, share: float) -> Tensor:
-    loss = task.loss(head(features), target) * share
+def _run_slice(read: Callable, task: Task, features: Tensor, target: Tensor, share: float) -> Tensor:
+    loss = task.loss(read(features), target) * share
     if loss.requires_grad:
         loss.backward()
     return loss.detach()
+
+
+def mixing_and_reading(head: nn.Module) -> tuple[Callable, Callable]:
+    """What of a head mixes the positions and what treats each by itself: its ``mix`` and ``read``, else none and all."""
+    return getattr(head, "mix", lambda features: features), getattr(head, "read", head)
 
 
 def label_shares(

@@ -17,7 +17,7 @@ class Naive(nn.Module):
     """The sum of the scaled losses and one backward: plain training, every head's graph alive at once.
 
     The baseline that the other strategies are compared with. Measuring costs a second backward through each
-    head, down to the features, and none through the trunk. ``token_chunks``, as the other strategies have it, must be 1.
+    head, down to the features, and none through the trunk. ``token_chunks``, which the others take, must be 1.
     """
 
     def __init__(self, weighting: Weighting, token_chunks: int = 1) -> None:
