@@ -91,8 +91,13 @@ def test_trains_and_goes_on_to_the_last_bit(strategy, weighting):
     goes_on(combined(strategy, weighting))
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("strategy", ["naive", "detached", "mgda", "graddrop", "moco"])
+# A weighting of each kind: known before the heads run, by the loss itself, late.
+PAIRS = [("detached", w) for w in WEIGHTINGS] + [
+    (s, w) for s in ("naive", "mgda", "graddrop", "moco") for w in ("equal", "log", "famo")
+]
+
+
+@pytest.mark.parametrize(("strategy", "weighting"), PAIRS)
 def test_tokens_train_and_go_on_to_the_last_bit(strategy, weighting):
     chunks = 1 if strategy == "naive" else 3
     cfg = copy.deepcopy(composed(f"strategy={strategy}", f"strategy.token_chunks={chunks}", setting=tuple(TOKENS)))
