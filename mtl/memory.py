@@ -54,8 +54,8 @@ class PeakMemory(TorchDispatchMode):
 def without_data() -> Iterator[None]:
     """Tensors made inside have shapes and storages but no data, and no operation on them computes anything.
 
-    A training step with PeakMemory inside takes milliseconds, whatever its size, and counts the same bytes as a real one.
-    A question for a number, as whether there is a label, is answered with one.
+    A training step with PeakMemory inside takes a second, whatever its size, and counts the bytes of a real one. A
+    question for a number, as whether there is a label, is answered with one.
     """
     with FakeTensorMode(), _Ones():
         yield

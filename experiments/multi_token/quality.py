@@ -121,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + loss_table(read_metrics(folder, "test")[-1], entropies(data.test.tokens.numpy(), heads)))
     draw(cosines(folder, heads), options.out / "conflict.png")
     decoder = Decoder(parts.model.cpu(), data.input_info["context"])
-    print("\n" + speculate(decoder, [data.test[i][0].tolist() for i in range(PROMPTS)], options.length))
+    prompts = [data.test[i][0].tolist() for i in range(min(PROMPTS, len(data.test)))]
+    print("\n" + speculate(decoder, prompts, options.length))
     sample = data.decode(decoder.sample(data.encode(PROMPT).tolist(), 4 * options.length))
     print("\n" + (PROMPT + sample).decode(errors="replace"))
 

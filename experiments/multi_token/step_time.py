@@ -1,8 +1,8 @@
 """The time of a step, every strategy in turn in one process: python experiments/multi_token/step_time.py
 
-Eight heads over three vocabularies, the model of memory.py, one thread, the processor's time of ``strategy.step()``; the
-optimizer's step is the same for all and left out. Prints medians over the rounds of the ratios within a round. The
-largest vocabulary takes most of the time: --rounds 3 --vocabularies 256 is a matter of a minute.
+Eight heads over three vocabularies, the model of memory.py, one thread; the processor's time of ``strategy.step()``, as
+the optimizer's step is the same for all. Prints medians over the rounds of the ratios within a round. The largest
+vocabulary takes most of the time: --rounds 3 --vocabularies 256 is a matter of a minute.
 """
 
 from __future__ import annotations

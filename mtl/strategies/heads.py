@@ -128,7 +128,7 @@ def _run_slice(read: Callable, task: Task, features: Tensor, target: Tensor, sha
 
 
 def mixing_and_reading(head: nn.Module) -> tuple[Callable, Callable]:
-    """What of a head mixes the positions and what treats each by itself: its ``mix`` and ``read``, else none and all."""
+    """What of a head mixes the positions and what treats each by itself: its ``mix`` and ``read``, or nothing and all."""
     return getattr(head, "mix", lambda features: features), getattr(head, "read", head)
 
 
