@@ -51,17 +51,27 @@ class Cut:
                 gradient = gradient if factor == 1 else gradient.mul_(factor)
                 self._sum[i] = gradient if total is None else total.add_(gradient)
 
+    @property
+    def positions(self) -> int:
+        """How many positions the features have; ValueError where they are not one ``[B, T, D]`` or ``[B, C, H, W]``."""
+        leaf = self._one_leaf()
+        return leaf.shape[position_axis(leaf)]
+
+    def _one_leaf(self) -> Tensor:
+        if len(self.leaves) != 1 or self.leaves[0].dim() not in (3, 4):
+            shapes = [list(leaf.shape) for leaf in self.leaves]
+            raise ValueError(
+                f"Only features that are one tensor [B, T, D] or [B, C, H, W] have positions, not {shapes}."
+            )
+        return self.leaves[0]
+
     def slices(self, count: int) -> Iterator[Tensor]:
         """The features in ``count`` slices of their positions, one after the other, each a leaf of its own.
 
         What is left on it when the next one is asked for is that part of the whole's gradient, zero if there is none.
-        Call ``land()`` after the last one. ValueError for features that are not one tensor ``[B, T, D]`` or
-        ``[B, C, H, W]``.
+        Call ``land()`` after the last one. Raises what ``positions`` does.
         """
-        if len(self.leaves) != 1 or self.leaves[0].dim() not in (3, 4):
-            shapes = [list(leaf.shape) for leaf in self.leaves]
-            raise ValueError(f"Only features that are one tensor [B, T, D] or [B, C, H, W] have slices, not {shapes}.")
-        leaf = self.leaves[0]
+        leaf = self._one_leaf()
         leaf.grad = torch.zeros_like(leaf)
         for part, gradient in zip(sliced(leaf.detach(), count), sliced(leaf.grad, count), strict=True):
             part = part.contiguous().requires_grad_()  # as heads get the whole

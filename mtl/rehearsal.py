@@ -124,7 +124,7 @@ def rehearse_slices(task: Any, head: Any, features: Any, target: Any, count: int
             "kernels over positions."
         )
     for labels in (target, _with_gap(task, target)):
-        shares = label_shares([task], {task.name: labels}, features, count)[task.name]
+        shares = label_shares([task], {task.name: labels}, positions, count)[task.name]
         pieces = zip(parts, sliced(labels, count, positions), shares, strict=True)
         total = sum(share * task.loss(part, own) for part, own, share in pieces if share)
         if not _close(total, task.loss(whole, labels)):

@@ -6,6 +6,7 @@ What ``data`` in the configuration names is an object with
   target -> value. A data set that can draw whole batches faster has ``batch(indices, epoch)`` as well;
 - ``metrics(target)``: fresh torchmetrics metrics of a target, by name; ValueError for one it does not have;
 - ``targets``: the names of all targets; the head set chooses which of them are tasks;
-- ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size``;
+- ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size`` of images,
+  ``vocabulary`` and ``context`` of text;
 - ``batch_size``.
 """

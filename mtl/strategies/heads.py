@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.cut import Cut, position_axis, sliced
+from mtl.cut import Cut, sliced
 from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks, where_labelled
 from mtl.weightings import Weighting, weight_of
 
@@ -71,7 +71,7 @@ def run_heads(
     With ``token_chunks`` a head runs on one slice of the positions after the other.
     """
     losses, weights = {}, {}
-    shares = label_shares(tasks, targets, cut.leaves[0], token_chunks) if token_chunks > 1 else {}
+    shares = label_shares(tasks, targets, cut.positions, token_chunks) if token_chunks > 1 else {}
     for task in tasks:
         target = targets[task.name]
         losses[task.name], weights[task.name] = (
@@ -104,8 +104,8 @@ def _run_slices(
     apart = HeldGradients(model, [task])
     mix, read = mixing_and_reading(model.heads[task.name])
     inner = Cut(mix(cut.features))
-    loss = torch.zeros((), dtype=inner.leaves[0].dtype, device=inner.leaves[0].device)
-    parts = sliced(target, len(shares), inner.leaves[0].shape[position_axis(inner.leaves[0])])
+    loss = torch.zeros((), device=target.device)
+    parts = sliced(target, len(shares), inner.positions)
     for features, part, share in zip(inner.slices(len(shares)), parts, shares, strict=True):
         if share:  # a mean over no label is no number
             loss = loss + _run_slice(read, task, features, part, share)
@@ -128,16 +128,17 @@ def _run_slice(read: Callable, task: Task, features: Tensor, target: Tensor, sha
 
 
 def mixing_and_reading(head: nn.Module) -> tuple[Callable, Callable]:
-    """What of a head mixes the positions and what treats each by itself: its ``mix`` and ``read``, or nothing and all."""
-    return getattr(head, "mix", lambda features: features), getattr(head, "read", head)
+    """What of a head mixes positions and what treats each by itself: its ``mix`` and ``read``, or nothing and all."""
+    mix: Any = getattr(head, "mix", None)
+    read: Any = getattr(head, "read", None)
+    return (mix, read) if callable(mix) and callable(read) else (lambda features: features, head)
 
 
 def label_shares(
-    tasks: Sequence[Task], targets: Mapping[str, Tensor], features: Tensor, count: int
+    tasks: Sequence[Task], targets: Mapping[str, Tensor], positions: int, count: int
 ) -> dict[str, list[float]]:
-    """The share of each task's labels that is in each of ``count`` slices of the features' positions."""
+    """The share of each task's labels that is in each of ``count`` slices of the features' ``positions``."""
     counts = []
-    positions = features.shape[position_axis(features)]
     for task in tasks:
         mask = where_labelled(task, targets[task.name])
         mask = torch.ones_like(targets[task.name], dtype=torch.bool) if mask is None else mask

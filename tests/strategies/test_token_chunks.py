@@ -169,6 +169,8 @@ def test_features_without_positions_are_named():
     for features in (torch.zeros(2, 3), [torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)]):
         with pytest.raises(ValueError, match="Only features that are one tensor"):
             next(Cut(features).slices(2))
+        with pytest.raises(ValueError, match="Only features that are one tensor"):
+            _ = Cut(features).positions
 
 
 @pytest.mark.parametrize(
