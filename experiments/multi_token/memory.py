@@ -143,7 +143,7 @@ def draw(measured: dict[int, dict[str, list[float]]], path: Path) -> None:
     """A panel a vocabulary: the peaks over the number of heads, and the theory as broken lines."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
     for axes, (vocabulary, peaks) in zip(figure.subplots(1, len(measured)), measured.items(), strict=True):
         shown = [name for name in peaks if not name.startswith("balanced, ")]
         for i, name in enumerate(shown):
@@ -155,7 +155,8 @@ def draw(measured: dict[int, dict[str, list[float]]], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("peak of a step above the parameters, MiB")
     figure.axes[0].plot([], [], "--", color="0.4", linewidth=1, label="theory: logits alone")
-    figure.axes[0].legend(fontsize="small")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
     figure.savefig(path, dpi=100)
 
 
