@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtl.config import ConfigError, first_line
 from mtl.cut import Cut, position_axis, sliced
+from mtl.model import count_labels
 from mtl.strategies.heads import label_shares, mixing_and_reading
 
 
@@ -91,7 +92,7 @@ def rehearse_slices(task: Any, head: Any, features: Any, target: Any, count: int
     """Show that a head and its loss on ``count`` slices of the positions come to the same as on all at once.
 
     That is so for a head that treats every position by itself and a loss that is the mean over its labels. ConfigError
-    for any other, by comparing numbers: no head has to say what it is.
+    for any other, by comparing numbers: no head has to say what it is. ``target`` is None where the samples have none.
     """
     key = f"strategy.token_chunks={count}"
     if not isinstance(features, Tensor) or features.dim() not in (3, 4):
@@ -101,29 +102,17 @@ def rehearse_slices(task: Any, head: Any, features: Any, target: Any, count: int
     positions = features.shape[position_axis(features)]
     if count > positions:
         raise ConfigError(f"{key} must be at most {positions}, the positions of the features {_shape(features)}.")
+    whole, parts = _predict_by_slices(key, f"heads.{task.name} ({type(head).__name__})", head, features, count)
+    if target is None:
+        return
     if not isinstance(target, Tensor) or target.dim() < 2 or target.shape[position_axis(target)] % positions:
         raise ConfigError(
             f"{key}: the targets of {task.name}, {_shape(target)}, do not have one or more labels for each of the "
             f"{positions} positions of the features."
         )
-    name = f"heads.{task.name} ({type(head).__name__})"
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        head = _without_dropout(copy.deepcopy(head).train())
-        for parameter in head.parameters():  # also what starts at zero is to show
-            parameter += 0.1 * torch.randn_like(parameter)
-        whole = head(features)
-        try:
-            mix, read = mixing_and_reading(head)
-            parts = [read(part) for part in Cut(mix(features)).slices(count)]
-        except Exception as error:
-            raise ConfigError(f"{key}: {name} cannot take a slice of the positions: {first_line(error)}") from error
-    if not all(map(_close, parts, sliced(whole, count))):
-        raise ConfigError(
-            f"{key}: {name} predicts something else from slices of the positions than from all of them, so that its "
-            "gradient would be another one; use token_chunks=1, or a head without attention, batch statistics or "
-            "kernels over positions."
-        )
     for labels in (target, _with_gap(task, target)):
+        if not count_labels(task, labels):
+            continue
         shares = label_shares([task], {task.name: labels}, positions, count)[task.name]
         pieces = zip(parts, sliced(labels, count, positions), shares, strict=True)
         total = sum(share * task.loss(part, own) for part, own, share in pieces if share)
@@ -132,6 +121,28 @@ def rehearse_slices(task: Any, head: Any, features: Any, target: Any, count: int
                 f"{key}: losses.{task.name} ({type(task.loss).__name__}) is not the mean over the labels, so that the "
                 "losses of slices do not add up to it; use token_chunks=1."
             )
+
+
+def _predict_by_slices(key: str, name: str, head: Any, features: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+    """The predictions of a head like this one, from all positions and from their slices; ConfigError if they differ."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        head = _without_dropout(copy.deepcopy(head).train())
+        for parameter in head.parameters():  # also what starts at zero is to show
+            parameter += 0.1 * torch.randn_like(parameter)
+        whole = head(features)
+        try:
+            mix, read = mixing_and_reading(head)
+            parts = [read(part) for part in Cut(mix(features)).slices(count)]
+            same = all(map(_close, parts, sliced(whole, count)))
+        except Exception as error:
+            raise ConfigError(f"{key}: {name} cannot take a slice of the positions: {first_line(error)}") from error
+    if not same:
+        raise ConfigError(
+            f"{key}: {name} predicts something else from slices of the positions than from all of them, so that its "
+            "gradient would be another one; use token_chunks=1, or a head without attention, batch statistics or "
+            "kernels over positions."
+        )
+    return whole, parts
 
 
 def _without_dropout(head: Any) -> Any:

@@ -236,6 +236,14 @@ def test_a_head_and_a_loss_by_position_pass(head, loss, features, target):
     assert all(torch.equal(p, q) for p, q in zip(before[1], head.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("target", [None, torch.full((2, 6), -100)])
+def test_samples_without_a_label_show_what_the_head_does_and_no_more(target):
+    loss = TokenCrossEntropy(reduction="sum")
+    rehearse_slices(Task("a", loss), nn.Linear(4, 5), torch.randn(2, 6, 4), target, 4)
+    with pytest.raises(ConfigError, match="predicts something else"):
+        rehearse_slices(Task("a", loss), Positioned(), torch.randn(2, 6, 4), target, 4)
+
+
 @pytest.mark.parametrize(("head", "features"), NOT_BY_POSITION)
 def test_a_head_that_mixes_positions_is_found_by_its_numbers(head, features):
     target = torch.randint(4, (2, 6, 3) if features.dim() == 4 else (2, 6))
