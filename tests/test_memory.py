@@ -9,7 +9,7 @@ from mtl.heads import NextToken
 from mtl.losses import TokenCrossEntropy
 from mtl.memory import PeakMemory, without_data
 from mtl.model import MultiTaskModel, Task
-from mtl.strategies import Balanced, Detached, Naive
+from mtl.strategies import Balanced, Detached, Naive, revisit
 from mtl.weightings import Equal
 
 KIB = 256  # float32 numbers
@@ -118,6 +118,17 @@ def test_slices_of_the_positions_need_less_than_one_ordinary_head():
     for sliced, whole in (("slices", "detached"), ("balanced slices", "balanced")):
         assert planned(sliced, 8) <= 0.6 * planned(whole, 8)
         assert planned(sliced, 8) < planned(whole, 1)
+
+
+def test_showing_a_weighting_the_losses_again_needs_one_heads_logits():
+    peaks = []
+    for heads in (1, 4):
+        with without_data():
+            setting = future_tokens(heads, 32, 3000, 2, 16)
+            with PeakMemory() as memory:
+                revisit(Equal(), *setting)
+        peaks.append(memory.peak)
+    assert peaks[1] - peaks[0] < 1000  # a few numbers a head, where its logits are 384 000 bytes
 
 
 def test_logits_that_someone_keeps_are_seen():

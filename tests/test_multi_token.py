@@ -40,7 +40,9 @@ def random_model(heads, layer="mlp", context=10, vocabulary=7):
     model = MultiTaskModel(CausalTransformer(vocabulary, context, 8, 2, 2), made)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter)
+            nn.init.normal_(parameter, std=0.5)
+    for embedding in (model.backbone.positions, model.backbone.tokens.weight):
+        nn.init.normal_(embedding)
     return model
 
 
@@ -51,12 +53,12 @@ def test_speculative_decoding_gives_the_text_of_greedy_decoding(study, heads, la
     torch.manual_seed(heads)
     decoder = study("decoding").Decoder(random_model(heads, layer), context=10)
     texts = set()
-    for prompt in torch.randint(7, (6, 3)).tolist():
+    for prompt in torch.randint(7, (4, 3)).tolist():
         plain, found = decoder.greedy(prompt, 40), decoder.speculative(prompt, 40)
         assert found.tokens == plain and len(plain) == 40
         assert found.passes + found.accepted == 40 and found.accepted <= found.drafted <= found.passes * (heads - 1)
         texts.add(tuple(plain))
-    assert len(texts) > 1
+    assert len(texts) > 1 and len(set().union(*texts)) > 1
 
 
 def test_heads_that_draft_well_save_passes(study):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mtl.cut import Cut, sliced
 from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks, where_labelled
@@ -153,9 +154,14 @@ def revisit(
 ) -> None:
     """Show a weighting that asks for it the same batch's losses after the update.
 
-    The extra forward pass runs as in training, but leaves the running statistics of normalisation layers alone.
+    The extra forward pass runs as in training, with one head's output at a time, but leaves the running statistics of
+    normalisation layers alone.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def run(module: nn.Module, values: Any) -> Any:
+        return functional_call(module, {name: buffer.clone() for name, buffer in module.named_buffers()}, (values,))
+
     with torch.no_grad():
-        predictions = torch.func.functional_call(model, buffers, (inputs,))
-        weighting.revisit({t.name: t.loss(predictions[t.name], targets[t.name]) for t in present_tasks(tasks, targets)})
+        features = run(model.backbone, inputs)
+        present = present_tasks(tasks, targets)
+        weighting.revisit({t.name: t.loss(run(model.heads[t.name], features), targets[t.name]) for t in present})
