@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+IGNORED = -100  # torch's own mark of a missing label
+
 
 def classification(num_classes: int) -> dict[str, Metric]:
     """For targets that are class indices: ``accuracy``, the share of samples whose top class is right."""
@@ -20,8 +22,8 @@ def classification(num_classes: int) -> dict[str, Metric]:
 class BitsPerByte(Metric):
     """Bits that the predictions need for a byte of the text, where token ``i`` stands for ``lengths[i]`` bytes.
 
-    ``update(logits [B, T, V], targets [B, T])``; the cross-entropy in bits of all targets, over the bytes that they
-    stand for. Tokenizers can be compared by it, which they cannot be by the loss of a token.
+    ``update(logits [B, T, V], targets [B, T])``; the cross-entropy in bits of all targets but those that are -100, over
+    the bytes that they stand for. Tokenizers can be compared by it, which they cannot be by the loss of a token.
     """
 
     bits: Tensor
@@ -37,7 +39,7 @@ class BitsPerByte(Metric):
         """Add a batch."""
         nats = cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
         self.bits += nats.double() / math.log(2)
-        self.bytes += self.lengths[targets].sum()
+        self.bytes += self.lengths[targets[targets != IGNORED]].sum()
 
     def compute(self) -> Tensor:
         """Bits per byte so far."""

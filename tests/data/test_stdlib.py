@@ -100,7 +100,8 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer(tmp_path):
         data = Stdlib(path=str(tmp_path), vocabulary=vocabulary, context=8)
         metric = data.metrics("next_1")["bits_per_byte"]
         tokens = torch.from_numpy(data.encode(TEXT)).long()
-        metric.update(torch.zeros(1, len(tokens), data.vocabulary), tokens[None])
+        missing = torch.full((1, 3), -100)
+        metric.update(torch.zeros(1, len(tokens) + 3, data.vocabulary), torch.cat([tokens[None], missing], 1))
         expected = len(tokens) * np.log2(data.vocabulary) / len(TEXT)
         assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
 
