@@ -1,4 +1,4 @@
-"""The rehearsal of a build: everything runs once on two samples, so that what does not fit is named before any work."""
+"""The model's parts on two samples, before anything is trained: what does not fit is a ConfigError that names it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def describe_features(features: Any) -> dict[str, Any]:
 
 
 def rehearse_backbone(backbone: Any, inputs: Any) -> Any:
-    """The features of the inputs; ConfigError where the backbone cannot take them."""
+    """The features of two samples."""
     training = backbone.training
     try:
         with torch.no_grad():
