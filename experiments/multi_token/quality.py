@@ -52,20 +52,13 @@ def loss_table(test: dict[str, float], bounds: Sequence[tuple[float, float]]) ->
     return "\n".join(lines)
 
 
-def cosines(folder: Path, heads: int) -> dict[tuple[int, int], NDArray[np.float64]]:
-    """The measured cosines of every pair of heads, and the steps under the key ``(0, 0)``."""
-    rows = [row for row in read_metrics(folder, "train") if "conflict/cos_mean" in row]
-    pairs = [(i, j) for i in range(1, heads + 1) for j in range(i + 1, heads + 1)]
-    found = {(i, j): np.array([row[f"conflict/cos/next_{i}~next_{j}"] for row in rows]) for i, j in pairs}
-    return {(0, 0): np.array([row["step"] for row in rows])} | found
-
-
-def draw(by_pair: dict[tuple[int, int], NDArray[np.float64]], path: Path) -> None:
-    """The cosines over time by how far apart two heads look, and their mean over the last half."""
+def draw(rows: Sequence[dict[str, float]], heads: int, path: Path) -> None:
+    """The measured cosines over time by how far apart two heads look, and every pair's mean over the last half."""
     from matplotlib.figure import Figure
 
-    steps, pairs = by_pair[0, 0], {pair: values for pair, values in by_pair.items() if pair != (0, 0)}
-    heads = max(j for _, j in pairs)
+    steps = [row["step"] for row in rows]
+    every = [(i, j) for i in range(1, heads + 1) for j in range(i + 1, heads + 1)]
+    pairs = {(i, j): np.array([row[f"conflict/cos/next_{i}~next_{j}"] for row in rows]) for i, j in every}
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_time, matrix = figure.subplots(1, 2, width_ratios=[1.5, 1])
     width = max(1, len(steps) // 15)
@@ -119,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts.model.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["model"])
     data, heads = parts.data, len(cfg.heads)
     print("\n" + loss_table(read_metrics(folder, "test")[-1], entropies(data.test.tokens.numpy(), heads)))
-    draw(cosines(folder, heads), options.out / "conflict.png")
+    measured = [row for row in read_metrics(folder, "train") if "conflict/cos_mean" in row]
+    if measured:
+        draw(measured, heads, options.out / "conflict.png")
     decoder = Decoder(parts.model.cpu(), data.input_info["context"])
     prompts = [data.test[i][0].tolist() for i in range(min(PROMPTS, len(data.test)))]
     print("\n" + speculate(decoder, prompts, options.length))
