@@ -10,7 +10,6 @@ from mtl.checkpoint import load as load_checkpoint
 from mtl.config import load
 from mtl.conflict import conflict_metrics
 from mtl.loop import Conflicts, evaluate, plan, to_device
-from mtl.losses import TokenCrossEntropy
 from mtl.model import MultiTaskModel, Task
 from mtl.report import read_metrics
 
@@ -128,23 +127,6 @@ def test_a_schedule_that_cannot_be_made_longer_or_is_another_is_refused(train_ti
         train_tiny(*torchs, "trainer.max_steps=8", f"resume={half}", folder="longer")
     with pytest.raises(ValueError, match="its scheduler is CosineAnnealingLR, not StepLR"):
         train_tiny("scheduler=step", f"resume={half}", folder="other")
-
-
-def test_a_batchs_loss_counts_by_its_labels():
-    """The mean over all labels of the pass, not over samples: as if all batches were one."""
-    torch.manual_seed(0)
-    model = MultiTaskModel(nn.Identity(), {"a": nn.Identity(), "b": nn.Identity()})
-    tasks = [Task("a", TokenCrossEntropy()), Task("b", nn.MSELoss())]
-    logits, targets = torch.randn(6, 5, 4), {"a": torch.randint(4, (6, 5)), "b": torch.randn(6, 5, 4)}
-    targets["a"][:3, 1:] = -100
-    batches = [
-        (logits[part], {name: target[part] for name, target in targets.items()}) for part in ([0, 1, 2, 3], [4, 5])
-    ]
-    results = evaluate(model, tasks, batches, torch.device("cpu"))
-    for task in tasks:
-        assert results[f"loss/{task.name}"] == pytest.approx(task.loss(logits, targets[task.name]).item(), rel=1e-6)
-    by_samples = sum(len(z) * tasks[0].loss(z, y["a"]).item() for z, y in batches) / 6
-    assert by_samples != pytest.approx(results["loss/a"], rel=1e-3)  # negative control
 
 
 def test_any_of_timms_schedules_counts_steps(train_tiny):
