@@ -12,6 +12,8 @@ class TokenCrossEntropy(nn.CrossEntropyLoss):
     transposed copy of themselves.
     """
 
+    class_axis = -1  # of the logits; it is 1 for torch's losses
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The mean over all targets but those that are ``ignore_index``."""
         return super().forward(input.flatten(0, -2), target.flatten())
