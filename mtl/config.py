@@ -81,6 +81,7 @@ class Config:
     backbone: Any = MISSING
     heads: Any = MISSING
     losses: Any = MISSING
+    share: list[str] = field(default_factory=list)
     weighting: Any = MISSING
     strategy: Any = MISSING
     optimizer: Any = MISSING
@@ -141,9 +142,9 @@ def check(cfg: DictConfig) -> None:
     for section in ("heads", "losses"):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
             raise ConfigError(f"{section} must name at least one task.")
-        for task in cfg[section]:
+        for task in cfg[section] if "_target_" not in cfg[section] else ():
             _check_component(cfg, f"{section}.{task}")
-    _check_tasks(list(cfg.heads), list(cfg.losses))
+    _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
     _check_values(cfg)
 
 
@@ -318,7 +319,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     from mtl.environment import find_device
     from mtl.loop import Parts
     from mtl.model import MultiTaskModel, Task
-    from mtl.rehearsal import describe_features, rehearse_backbone, rehearse_task
+    from mtl.rehearsal import describe_features, rehearse_backbone, rehearse_slices, rehearse_task
 
     try:
         device = find_device(cfg.device)
@@ -338,12 +339,17 @@ def build_parts(cfg: DictConfig) -> Parts:
     known = describe_features(features) | getattr(backbone, "feature_info", {})
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
     try:
-        model = MultiTaskModel(backbone, heads)
+        model = MultiTaskModel(backbone, heads, cfg.share)
     except KeyError as error:
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
-    tasks = [Task(task, make(f"losses.{task}", cfg.losses[task]), data.metrics(task)) for task in cfg.heads]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in cfg.heads]
+    chunks = cfg.strategy.get("token_chunks", 1)
     for task in tasks:
         task.labels = rehearse_task(task, model.heads[task.name], features, targets)
+        if isinstance(chunks, int) and chunks > 1:
+            rehearse_slices(task, model.heads[task.name], features, targets.get(task.name), chunks)
         task.to(device)
     return Parts(data, model.to(device), tasks, device)
 
@@ -379,6 +385,10 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     )
     ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
     return parts, TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler, ema)
+
+
+def _make_loss(losses: DictConfig, task: str) -> Any:
+    return make("losses", losses) if "_target_" in losses else make(f"losses.{task}", losses[task])
 
 
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:

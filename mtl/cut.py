@@ -51,6 +51,34 @@ class Cut:
                 gradient = gradient if factor == 1 else gradient.mul_(factor)
                 self._sum[i] = gradient if total is None else total.add_(gradient)
 
+    @property
+    def positions(self) -> int:
+        """How many positions the features have; ValueError where they are not one ``[B, T, D]`` or ``[B, C, H, W]``."""
+        leaf = self._one_leaf()
+        return leaf.shape[position_axis(leaf)]
+
+    def _one_leaf(self) -> Tensor:
+        if len(self.leaves) != 1 or self.leaves[0].dim() not in (3, 4):
+            shapes = [list(leaf.shape) for leaf in self.leaves]
+            raise ValueError(
+                f"Only features that are one tensor [B, T, D] or [B, C, H, W] have positions, not {shapes}."
+            )
+        return self.leaves[0]
+
+    def slices(self, count: int) -> Iterator[Tensor]:
+        """The features in ``count`` slices of their positions, one after the other, each a leaf of its own.
+
+        What is left on it when the next one is asked for is that part of the whole's gradient, zero if there is none.
+        Call ``land()`` after the last one. Raises what ``positions`` does.
+        """
+        leaf = self._one_leaf()
+        leaf.grad = torch.zeros_like(leaf)
+        for part, gradient in zip(sliced(leaf.detach(), count), sliced(leaf.grad, count), strict=True):
+            part = part.contiguous().requires_grad_()  # as heads get the whole
+            yield part
+            if part.grad is not None:
+                gradient.copy_(part.grad)
+
     def backward(self, gradients: Sequence[Tensor | None] | None = None) -> None:
         """Send ``gradients`` (default: the sum of what landed) through the trunk, in one backward.
 
@@ -60,6 +88,22 @@ class Cut:
         pairs = [(z, g) for z, g in zip(self.trunk, gradients, strict=True) if g is not None and z.requires_grad]
         if pairs:
             torch.autograd.backward([z for z, _ in pairs], [g for _, g in pairs])
+
+
+def position_axis(tensor: Tensor) -> int:
+    """Where the positions are: axis 1 of ``[B, T, ...]``, the rows, axis 2, of maps ``[B, C, H, W]``."""
+    return 2 if tensor.dim() == 4 else 1
+
+
+def sliced(tensor: Tensor, count: int, positions: int | None = None) -> tuple[Tensor, ...]:
+    """Views of ``count`` slices of a tensor, equal but for rounding.
+
+    ``positions``: how many the features have, where the tensor has a multiple of that.
+    """
+    axis = position_axis(tensor)
+    positions = tensor.shape[axis] if positions is None else positions
+    each = tensor.shape[axis] // positions
+    return tensor.tensor_split([each * (positions * i // count) for i in range(1, count)], axis)
 
 
 def push_through(

@@ -25,7 +25,7 @@ from mtl.clock import Clock
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.data.loader import Batches, Shuffled, in_order, opened
 from mtl.finite import Skipping, all_finite, total_norm, what_is_not_finite
-from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
+from mtl.model import MultiTaskModel, Task, count_labels, loss_modules, present_tasks
 from mtl.signals import Preempted
 from mtl.strategies import AuditResult, StepResult, revisit
 from mtl.tracking import Tracker
@@ -253,8 +253,8 @@ def fit(
 def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, device: torch.device) -> dict[str, float]:
     """The loss and the metrics of every task over ``batches``; absent tasks are not in the result.
 
-    A task's loss is the mean of its batches' losses by their sizes; ``loss/total`` is the tasks' plain sum, whatever
-    the weighting, so that it can be compared between strategies.
+    A task's loss is the mean of its batches' losses by their numbers of labels; ``loss/total`` is the tasks' plain sum,
+    whatever the weighting, so that it can be compared between strategies.
     """
     training = model.training
     model.eval()
@@ -268,8 +268,9 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
             features = model.backbone(inputs)
             for task in present_tasks(tasks, targets):
                 prediction, target = model.heads[task.name](features), targets[task.name]
-                sums[task.name] += task.loss(prediction, target).item() * len(target)
-                counts[task.name] += len(target)
+                count = count_labels(task, target)
+                sums[task.name] += task.loss(prediction, target).item() * count
+                counts[task.name] += count
                 for metric in task.metrics.values():
                     metric.update(prediction, target)
     model.train(training)

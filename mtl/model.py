@@ -36,13 +36,17 @@ class MultiTaskModel(nn.Module):
     """``heads[task](backbone(inputs))`` for every task.
 
     The backbone returns the shared features (a tensor, or a nesting of tuples, lists and dicts of tensors);
-    each head is any module that maps them to a prediction.
+    each head is any module that maps them to a prediction. ``share`` names submodules that the heads have in common, as
+    an unembedding: the first head's takes the place of the others'. ValueError where a head has no such submodule, or
+    one of another kind or size.
     """
 
-    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module], share: Sequence[str] = ()) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        for name in share:
+            _share(heads, name)
 
     def forward(self, inputs: Any) -> dict[str, Any]:
         """The prediction of every task, by its name."""
@@ -58,6 +62,25 @@ class MultiTaskModel(nn.Module):
         return self.heads.parameters()
 
 
+def _share(heads: Mapping[str, nn.Module], name: str) -> None:
+    own = {}
+    for task, head in heads.items():
+        submodules = dict(head.named_modules(remove_duplicate=False))
+        del submodules[""]
+        if name not in submodules:
+            raise ValueError(f"share={name}: the head of {task} has only {', '.join(submodules) or 'no submodules'}.")
+        own[task] = submodules[name]
+    first, *others = own
+    for task in others:
+        if str(own[task]) != str(own[first]):
+            a, b = (
+                f"{type(m).__name__} of {sum(p.numel() for p in m.parameters())} numbers"
+                for m in (own[first], own[task])
+            )
+            raise ValueError(f"share={name}: it is a {a} in {first}, but a {b} in {task}.")
+        heads[task].set_submodule(name, own[first])
+
+
 def loss_modules(tasks: Sequence[Task]) -> nn.ModuleDict:
     """The losses that are modules, by task: they may hold parameters and buffers."""
     return nn.ModuleDict({task.name: task.loss for task in tasks if isinstance(task.loss, nn.Module)})
@@ -70,20 +93,29 @@ def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Tas
     is its loss's ``ignore_index``. An absent task is left out of the step; it is not a zero gradient.
     """
     candidates = [task for task in tasks if task.name in targets]
-    labelled = [_has_label(targets[task.name], getattr(task.loss, "ignore_index", None)) for task in candidates]
+    labelled = [where_labelled(task, targets[task.name]) for task in candidates]
     # One transfer for all the tasks that must be looked at, not one each.
-    unknown = [flag for flag in labelled if isinstance(flag, Tensor)]
+    unknown = [mask.any() for mask in labelled if mask is not None]
     answers = iter(torch.stack(unknown).tolist() if unknown else [])
-    return [
-        task
-        for task, flag in zip(candidates, labelled, strict=True)
-        if (next(answers) if isinstance(flag, Tensor) else flag)
-    ]
+    return [task for task, mask in zip(candidates, labelled, strict=True) if (True if mask is None else next(answers))]
 
 
-def _has_label(target: Any, ignore_index: int | None) -> Tensor | bool:
+def where_labelled(task: Task, target: Any) -> Tensor | None:
+    """Where ``target`` holds a label, as a mask of its shape: neither NaN nor the loss's ``ignore_index``.
+
+    None: everywhere, or it is no tensor and the loss's own business.
+    """
     if not isinstance(target, Tensor):
-        return True
+        return None
     if target.is_floating_point():
-        return target.isnan().logical_not().any()
-    return True if ignore_index is None else (target != ignore_index).any()
+        return target.isnan().logical_not()
+    ignore_index = getattr(task.loss, "ignore_index", None)
+    return None if ignore_index is None else target != ignore_index
+
+
+def count_labels(task: Task, target: Any) -> int:
+    """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor."""
+    mask = where_labelled(task, target)
+    if mask is not None:
+        return int(mask.sum())
+    return target.numel() if isinstance(target, Tensor) else len(target)

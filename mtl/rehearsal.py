@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from mtl.config import ConfigError, first_line
-from mtl.cut import Cut
+from mtl.cut import Cut, position_axis, sliced
 from mtl.data.labels import Labels, labels_of
+from mtl.model import count_labels
+from mtl.strategies.heads import label_shares, mixing_and_reading
 
 
 def describe_features(features: Any) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def rehearse_backbone(backbone: Any, inputs: Any) -> Any:
 def rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> Labels | None:
     """One head and its loss on two samples, as the cut will run them, so that what does not fit is named.
 
-    Returns what the targets must look like, where these have any.
+    Returns what the targets must look like, where these samples have any.
     """
     training = head.training
     name = f"heads.{task.name} ({type(head).__name__})"
@@ -89,6 +91,83 @@ def rehearse_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any
             raise ConfigError(f"The metric {task.name}/{metric_name} must give one number, but gives {_shape(value)}.")
         metric.reset()
     return labels_of(task.loss, prediction, target)
+
+
+def rehearse_slices(task: Any, head: Any, features: Any, target: Any, count: int) -> None:
+    """Show that a head and its loss on ``count`` slices of the positions come to the same as on all at once.
+
+    That is so for a head that treats every position by itself and a loss that is the mean over its labels. ConfigError
+    for any other, by comparing numbers: no head has to say what it is. ``target`` is None where the samples have none.
+    """
+    key = f"strategy.token_chunks={count}"
+    if not isinstance(features, Tensor) or features.dim() not in (3, 4):
+        raise ConfigError(
+            f"{key} needs features that are one tensor [B, T, D] or [B, C, H, W]; they are {_shape(features)}."
+        )
+    positions = features.shape[position_axis(features)]
+    if count > positions:
+        raise ConfigError(f"{key} must be at most {positions}, the positions of the features {_shape(features)}.")
+    whole, parts = _predict_by_slices(key, f"heads.{task.name} ({type(head).__name__})", head, features, count)
+    if target is None:
+        return
+    if not isinstance(target, Tensor) or target.dim() < 2 or target.shape[position_axis(target)] % positions:
+        raise ConfigError(
+            f"{key}: the targets of {task.name}, {_shape(target)}, do not have one or more labels for each of the "
+            f"{positions} positions of the features."
+        )
+    for labels in (target, _with_gap(task, target)):
+        if not count_labels(task, labels):
+            continue
+        shares = label_shares([task], {task.name: labels}, positions, count)[task.name]
+        pieces = zip(parts, sliced(labels, count, positions), shares, strict=True)
+        total = sum(share * task.loss(part, own) for part, own, share in pieces if share)
+        if not _close(total, task.loss(whole, labels)):
+            raise ConfigError(
+                f"{key}: losses.{task.name} ({type(task.loss).__name__}) is not the mean over the labels, so that the "
+                "losses of slices do not add up to it; use token_chunks=1."
+            )
+
+
+def _predict_by_slices(key: str, name: str, head: Any, features: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+    """The predictions of a head like this one, from all positions and from their slices; ConfigError if they differ."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        head = _without_dropout(copy.deepcopy(head).train())
+        for parameter in head.parameters():  # also what starts at zero is to show
+            parameter += 0.1 * torch.randn_like(parameter)
+        whole = head(features)
+        try:
+            mix, read = mixing_and_reading(head)
+            parts = [read(part) for part in Cut(mix(features)).slices(count)]
+            same = all(map(_close, parts, sliced(whole, count)))
+        except Exception as error:
+            raise ConfigError(f"{key}: {name} cannot take a slice of the positions: {first_line(error)}") from error
+    if not same:
+        raise ConfigError(
+            f"{key}: {name} predicts something else from slices of the positions than from all of them, so that its "
+            "gradient would be another one; use token_chunks=1, or a head without attention, batch statistics or "
+            "kernels over positions."
+        )
+    return whole, parts
+
+
+def _without_dropout(head: Any) -> Any:
+    for module in head.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.eval()
+    return head
+
+
+def _with_gap(task: Any, target: Tensor) -> Tensor:
+    """The target without labels in the first half of its positions, where the loss has an ignore_index."""
+    if target.is_floating_point() or not hasattr(task.loss, "ignore_index"):
+        return target
+    target = target.clone()
+    sliced(target, 2)[0].fill_(task.loss.ignore_index)
+    return target
+
+
+def _close(a: Any, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item(), equal_nan=True)
 
 
 def _shape(value: Any) -> str:

@@ -148,8 +148,8 @@ def draw_run(folder: Path) -> Path:
     figure = Figure(figsize=(12, 7), layout="constrained")
     losses, metrics, cosines, matrix = figure.subplots(2, 2).flat
     for i, task in enumerate(tasks):
-        _curve(losses, train, f"loss/{task}", f"{task}, train", color=f"C{i}", alpha=0.5, linewidth=1)
-        _curve(losses, val, f"loss/{task}", f"{task}, val", color=f"C{i}", marker="o", markersize=3)
+        _curve(losses, train, f"loss/{task}", None, color=f"C{i}", alpha=0.5, linewidth=1)
+        _curve(losses, val, f"loss/{task}", task, color=f"C{i}", marker="o", markersize=3)
         for name in [n for n in (val[0] if val else {}) if n.startswith(f"{task}/")]:
             _curve(metrics, val, name, name, color=f"C{i}", marker="o", markersize=3)
     for name in _pair_names(train)[:6]:
@@ -157,13 +157,13 @@ def draw_run(folder: Path) -> Path:
     cosines.axhline(0, color="0.5", linewidth=0.8)
     largest = max((abs(v) for n in _pair_names(train) for r in train if (v := r.get(n)) is not None), default=1.0)
     limit = min(1.05, max(0.05, 1.1 * largest))
-    losses.set(title="loss", xlabel="step", yscale="log")
+    losses.set(title="loss: val, and train (faint)", xlabel="step", yscale="log")
     metrics.set(title="val metrics", xlabel="step")
     cosines.set(title="cosine of the tasks' gradients (below 0: conflict)", xlabel="step", ylim=(-limit, limit))
     for axes in (losses, metrics, cosines):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", ncols=1 if len(tasks) <= 6 else 2)
     _draw_matrix(figure, matrix, tasks, train)
     figure.savefig(folder / "run.png", dpi=110)
     return folder / "run.png"
@@ -185,11 +185,12 @@ def _draw_matrix(figure: Any, axes: Any, tasks: list[str], train: list[dict[str,
     if len(tasks) <= 12:
         for (i, j), value in np.ndenumerate(values):
             text = "" if np.isnan(value) else f"{value:+.2f}"
-            axes.text(j, i, text, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
+            colour = "white" if abs(value) > 0.6 else "black"
+            axes.text(j, i, text, ha="center", va="center", color=colour, size=min(10, 48 / len(tasks)))
     figure.colorbar(image, ax=axes)
 
 
-def _curve(axes: Any, rows: list[dict[str, Any]], name: str, label: str, **style: Any) -> None:
+def _curve(axes: Any, rows: list[dict[str, Any]], name: str, label: str | None, **style: Any) -> None:
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), label=label, **style)

@@ -3,6 +3,7 @@
 import copy
 import io
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +21,17 @@ SETTING = [
 ]  # fmt: skip
 
 
+# Future tokens: heads with a shared unembedding, on slices of the positions.
+TOKENS = [
+    "data=stdlib", f"data.path={Path(__file__)}", "data.context=12", "data.batch_size=4", "backbone=causal_transformer",
+    "backbone.width=8", "backbone.depth=1", "heads=next_2", "heads.next_1.layer=transformer", "share=[unembedding]",
+    "trainer.max_steps=10", "trainer.limit_train_batches=2", "scheduler=constant", "device=cpu",
+]  # fmt: skip
+
+
 @cache
-def composed(*overrides):
-    return load([*SETTING, *overrides])
+def composed(*overrides, setting=tuple(SETTING)):
+    return load([*setting, *overrides])
 
 
 def built(*overrides):
@@ -48,7 +57,7 @@ def take_steps(data, state, numbers):
     for step in numbers:
         inputs, targets = data.train.batch(list(range(8 * step, 8 * step + 8)), epoch=0)
         if step == 3:
-            del targets["right"]
+            del targets[state.tasks[1].name]
         state.optimizer.zero_grad()
         result = state.strategy.step(state.model, state.tasks, inputs, targets)
         assert all(torch.isfinite(value) for value in [*result.losses.values(), *result.weights.values()])
@@ -69,7 +78,29 @@ def stored(state):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_trains_and_goes_on_to_the_last_bit(strategy, weighting):
-    cfg = combined(strategy, weighting)
+    goes_on(combined(strategy, weighting))
+
+
+# A weighting of each kind: known before the heads run, by the loss itself, late.
+PAIRS = [("detached", w) for w in WEIGHTINGS] + [
+    (s, w) for s in ("naive", "mgda", "graddrop", "moco") for w in ("equal", "log", "famo")
+]
+
+
+@pytest.mark.parametrize(("strategy", "weighting"), PAIRS)
+def test_tokens_train_and_go_on_to_the_last_bit(strategy, weighting):
+    chunks = 1 if strategy == "naive" else 3
+    cfg = copy.deepcopy(composed(f"strategy={strategy}", f"strategy.token_chunks={chunks}", setting=tuple(TOKENS)))
+    cfg.weighting = composed(f"weighting={weighting}").weighting
+    goes_on(cfg)
+
+
+@pytest.mark.parametrize("option", ["space=features_sum", "space=parameters", "every=3", "head_scale=weights"])
+def test_the_options_of_balancing_on_tokens(option):
+    goes_on(composed("strategy=pcgrad", f"strategy.{option}", "strategy.token_chunks=3", setting=tuple(TOKENS)))
+
+
+def goes_on(cfg):
     data, whole = built_from(cfg)
     before = [p.detach().clone() for p in whole.model.parameters()]
     take_steps(data, whole, range(2))

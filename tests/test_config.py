@@ -19,8 +19,13 @@ def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-# The toy problem has a backbone of its own, and no batches.
-TOGETHER = {"data=toy": ["backbone=theta"], "backbone=theta": ["data=toy"]}
+# The toy problem and text have backbones of their own.
+TOGETHER = {
+    "data=toy": ["backbone=theta"],
+    "backbone=theta": ["data=toy"],
+    "data=stdlib": ["backbone=causal_transformer"],
+    "backbone=causal_transformer": ["data=stdlib"],
+}
 
 
 def built(*overrides):
@@ -62,7 +67,7 @@ def test_every_head_on_its_kind_of_features(features, head, backbone):
 
 
 def test_no_head_option_is_left_out():
-    assert options("head") == ["attention_pool", "linear", "mlp", "pyramid_pool"]
+    assert options("head") == ["attention_pool", "linear", "mlp", "next_token", "pyramid_pool"]  # test_stdlib.py
 
 
 def test_heads_and_losses_follow_the_data():
@@ -91,6 +96,25 @@ def test_backbone_and_heads_have_learning_rates_of_their_own():
     assert len(others["params"]) == 4
     _, state = built("optimizer.lr=0.5", "scheduler=constant")
     assert {group["lr"] for group in state.optimizer.param_groups} == {0.5}
+
+
+def test_one_loss_is_every_tasks():
+    _, state = built(*THIRD[:2], "~losses", "+losses._target_=torch.nn.CrossEntropyLoss", "+losses.label_smoothing=0.1")
+    assert [task.loss.label_smoothing for task in state.tasks] == [0.1] * 3
+    assert len({id(task.loss) for task in state.tasks}) == 3
+
+
+def test_heads_share_a_layer_and_the_optimizer_has_it_once():
+    heads = ["head@heads.left=mlp", "head@heads.right=mlp"]
+    parts, state = built(*heads, "share=['2']", "scheduler=constant")
+    left, right = state.model.heads.values()
+    assert left[2] is right[2] and left[0] is not right[0]
+    assert len(state.optimizer.param_groups[1]["params"]) == 2 + 2 + 2
+    one_step(parts, state)
+    _, again = built(*heads, "share=['2']", "scheduler=constant", "seed=1")
+    again.load_state_dict(state.state_dict())
+    assert again.model.heads["right"][2] is again.model.heads["left"][2]
+    assert torch.equal(again.model.heads["right"][2].weight, left[2].weight)
 
 
 def test_the_scheduler_gets_the_length_of_the_run():
@@ -180,6 +204,15 @@ MISTAKES = [
         ],
         "heads.left (Sequential) cannot take the backbone's features of shape [2, 96]: a leaf Variable",
     ),
+    (["share=[pool]"], "share=pool: the head of left has only no submodules."),
+    (
+        ["strategy.token_chunks=2"],
+        "strategy.token_chunks=2 needs features that are one tensor [B, T, D] or [B, C, H, W]",
+    ),
+    (["strategy.token_chunks=0"], "strategy: token_chunks=0 must be 1 or more."),
+    (["strategy=mgda", "strategy.token_chunks=x"], "strategy.token_chunks=x has the wrong type"),
+    (["strategy=naive", "strategy.token_chunks=1.5"], "strategy.token_chunks=1.5 has the wrong type"),
+    (["+losses._target_=torch.nn.CrossEntropyLoss"], "losses.left is not an argument of torch.nn.CrossEntropyLoss"),
     (["trainer.mode=up"], "trainer.mode=up must be one of min, max."),
     (["tracker.mode=on"], "tracker.mode=on must be one of null, online, offline, disabled."),
     (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number> or mps."),

@@ -1,8 +1,13 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from mtl.evaluate import evaluate_checkpoint
+from mtl.loop import evaluate
+from mtl.losses import TokenCrossEntropy
+from mtl.model import MultiTaskModel, Task
 from mtl.report import only_metrics, read_metrics
 
 
@@ -38,3 +43,20 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(command, tmp_path, arg
     (tmp_path / "broken.pt").write_text("text")
     done = command("mtl.evaluate", *arguments)
     assert done.returncode != 0 and done.stderr.startswith(message) and "Traceback" not in done.stderr
+
+
+def test_a_batchs_loss_counts_by_its_labels():
+    """The mean over all labels of the pass, not over samples: as if all batches were one."""
+    torch.manual_seed(0)
+    model = MultiTaskModel(nn.Identity(), {"a": nn.Identity(), "b": nn.Identity()})
+    tasks = [Task("a", TokenCrossEntropy()), Task("b", nn.MSELoss())]
+    logits, targets = torch.randn(6, 5, 4), {"a": torch.randint(4, (6, 5)), "b": torch.randn(6, 5, 4)}
+    targets["a"][:3, 1:] = -100
+    batches = [
+        (logits[part], {name: target[part] for name, target in targets.items()}) for part in ([0, 1, 2, 3], [4, 5])
+    ]
+    results = evaluate(model, tasks, batches, torch.device("cpu"))
+    for task in tasks:
+        assert results[f"loss/{task.name}"] == pytest.approx(task.loss(logits, targets[task.name]).item(), rel=1e-6)
+    by_samples = sum(len(z) * tasks[0].loss(z, y["a"]).item() for z, y in batches) / 6
+    assert by_samples != pytest.approx(results["loss/a"], rel=1e-3)  # negative control

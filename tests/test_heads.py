@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mtl.heads import MLP, PyramidPool
+from mtl.heads import MLP, NextToken, PyramidPool
 
 
 def test_shapes():
@@ -21,3 +21,14 @@ def test_a_pyramid_head_reads_every_level():
 def test_an_impossible_width_is_named():
     with pytest.raises(ValueError, match="hidden_features=0 must each be 1 or more"):
         MLP(2, 2, hidden_features=0)
+
+
+def test_a_next_token_head_has_a_layer_of_its_kind():
+    features = torch.randn(2, 6, 8)
+    changed = features.clone()
+    changed[:, 2] += torch.randn(8)
+    for layer, seen in (("mlp", [2]), ("transformer", [2, 3, 4, 5])):
+        head = NextToken(8, 11, layer, num_heads=2)
+        difference = (head(changed) - head(features)).abs().amax((0, 2))
+        assert head(features).shape == (2, 6, 11)
+        assert torch.nonzero(difference > 1e-6).flatten().tolist() == seen

@@ -7,6 +7,7 @@ What ``data`` in the configuration names is an object with
   samples are files ``path(index)``, for the errors;
 - ``metrics(target)``: fresh torchmetrics metrics of a target, by name; ValueError for one it does not have;
 - ``targets``: the names of all targets; the head set chooses which of them are tasks;
-- ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size``;
+- ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size`` of images,
+  ``vocabulary`` and ``context`` of text;
 - ``batch_size``.
 """

@@ -55,10 +55,10 @@ def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
         return None
     floating = target.is_floating_point()
     lowest = highest = None
-    # Classes are the prediction's second axis for torch's losses and for those with their ignore_index.
+    # Of torch's losses and of those with their ignore_index it is known which axis of the prediction has the classes.
     by_class = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or hasattr(loss, "ignore_index")
     if by_class and not floating and prediction.dim() == target.dim() + 1:
-        lowest, highest = 0, prediction.shape[1] - 1
+        lowest, highest = 0, prediction.shape[getattr(loss, "class_axis", 1)] - 1
     if isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         lowest, highest = 0, 1
     return Labels(floating, target.dim(), lowest, highest, None if floating else getattr(loss, "ignore_index", None))

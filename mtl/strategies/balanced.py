@@ -13,7 +13,7 @@ from mtl.cut import Cut, ParameterRows, Rows, push_through
 from mtl.model import MultiTaskModel, Task, present_tasks
 from mtl.rules.solvers import SolverError
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import HeldGradients, run_heads
+from mtl.strategies.heads import HeldGradients, check_chunks, run_heads
 from mtl.strategies.result import AuditResult, StepResult
 from mtl.weightings import Weighting
 
@@ -38,6 +38,7 @@ class Balanced(nn.Module):
       weight. Published codes differ in it.
     - ``on_solver_failure``: ``raise``, or ``skip``: the trunk stays where it is in that step, which is counted in
       ``skipped``.
+    - ``token_chunks``: slices of the positions that a head runs on in turn, as in Detached.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Balanced(nn.Module):
         scale: float | str = 1.0,
         head_scale: str = "unit",
         on_solver_failure: str = "raise",
+        token_chunks: int = 1,
     ) -> None:
         super().__init__()
+        check_chunks(token_chunks)
         _check_choice("space", space, SPACES)
         _check_choice("head_scale", head_scale, ("unit", "weights"))
         _check_choice("on_solver_failure", on_solver_failure, ("raise", "skip"))
@@ -71,7 +74,7 @@ class Balanced(nn.Module):
         # What it takes beside the matrix or the rows; other libraries' rules take nothing.
         self._also_taken = set(inspect.signature(called).parameters)
         self.space, self.every, self.scale, self.head_scale = space, every, scale, head_scale
-        self._skips = on_solver_failure == "skip"
+        self._skips, self.token_chunks = on_solver_failure == "skip", token_chunks
         self._tasks = list(tasks)
         self._audit = Audit()
         self._rows = Rows()
@@ -119,7 +122,9 @@ class Balanced(nn.Module):
             rows.start(len(present), cut.leaves)
         held = HeldGradients(model, present) if self.weighting.late or self.head_scale == "weights" else None
         known = {name: scale * weight for name, weight in zip(names, self._last(names).tolist(), strict=True)}
-        losses, weights = run_heads(model, present, targets, cut, self.weighting, held, None if keep else known)
+        losses, weights = run_heads(
+            model, present, targets, cut, self.weighting, held, None if keep else known, self.token_chunks
+        )
         late = self.weighting.weights(losses) if self.weighting.late else None
         if rows is not None and late is not None:
             weights = late

@@ -9,7 +9,7 @@ from torch import nn
 from mtl.cut import Cut, Rows
 from mtl.model import MultiTaskModel, Task, present_tasks
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import HeldGradients, run_heads
+from mtl.strategies.heads import HeldGradients, check_chunks, run_heads
 from mtl.strategies.result import StepResult
 from mtl.weightings import Weighting
 
@@ -22,11 +22,19 @@ class Detached(nn.Module):
 
     A late weighting, which needs the losses of all tasks, costs one row a task and the heads' gradients held back
     until the last head has run; still no graph but one head's.
+
+    ``token_chunks``: the same cut over the positions, T of features ``[B, T, D]`` or the rows of ``[B, C, H, W]``. A
+    head runs forward and backward on one of so many slices after the other, so that the peak falls below that of one
+    ordinary head. The gradient is the same for a head that treats every position by itself and a loss that is the
+    mean over the labels, which the build of a run checks. A head whose first layers mix the positions can have them as
+    ``mix`` and what comes after as ``read``, so that ``head(z) = read(mix(z))``: then only ``read`` runs on slices.
     """
 
-    def __init__(self, weighting: Weighting) -> None:
+    def __init__(self, weighting: Weighting, token_chunks: int = 1) -> None:
         super().__init__()
+        check_chunks(token_chunks)
         self.weighting = weighting
+        self.token_chunks = token_chunks
         self._audit = Audit()
 
     def step(
@@ -47,7 +55,7 @@ class Detached(nn.Module):
         if rows is not None:
             rows.start(len(present), cut.leaves)
         held = HeldGradients(model, present) if late else None
-        losses, weights = run_heads(model, present, targets, cut, self.weighting, held)
+        losses, weights = run_heads(model, present, targets, cut, self.weighting, held, token_chunks=self.token_chunks)
         direction = None
         if rows is not None and held is not None:
             weights = self.weighting.weights(losses)

@@ -17,11 +17,16 @@ class Naive(nn.Module):
     """The sum of the scaled losses and one backward: plain training, every head's graph alive at once.
 
     The baseline that the other strategies are compared with. Measuring costs a second backward through each
-    head, down to the features, and none through the trunk.
+    head, down to the features, and none through the trunk. ``token_chunks``, which the others take, must be 1.
     """
 
-    def __init__(self, weighting: Weighting) -> None:
+    def __init__(self, weighting: Weighting, token_chunks: int = 1) -> None:
         super().__init__()
+        if token_chunks != 1:
+            raise ValueError(
+                f"token_chunks={token_chunks}: the naive strategy keeps every head's graph until its one backward, so "
+                "that slices would save nothing; use strategy=detached or one with a rule, as strategy=mgda."
+            )
         self.weighting = weighting
         self._audit = Audit()
 

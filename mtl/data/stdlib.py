@@ -1,0 +1,187 @@
+"""Next-token prediction on text that is on every machine: the source code of Python's own standard library."""
+
+from __future__ import annotations
+
+import logging
+import sysconfig
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchmetrics import Metric
+
+from mtl.metrics import BitsPerByte
+
+log = logging.getLogger(__name__)
+
+BYTES = 256
+TESTS = {"test", "tests", "idle_test"}
+INSTALLED = {"site-packages", "dist-packages"}
+PIECES = 20  # one in so many is for validation, one for the test
+
+Codes = NDArray[np.int32]
+
+
+class Stdlib:
+    """Bytes, or bytes and frequent pairs of them, of the running Python's standard library, without its tests.
+
+    ``path`` names other text: a file, or a folder whose files are all read, but for hidden ones and those that are not
+    UTF-8. One file in twenty is for validation and one for the test, the same for every seed; fewer than three files
+    are joined and cut into twenty pieces first.
+
+    With ``vocabulary`` above 256, the most frequent pairs of adjacent bytes of the training text are tokens as well, as
+    many as there is room for; text is read from the left, and a pair is taken wherever one begins. What the vocabulary
+    came to is in ``input_info``, for a text may not have so many pairs.
+
+    Inputs: ``[B, context]``, token ids. Targets ``next_1`` … ``next_<futures>``, of the same shape: the tokens so many
+    places ahead. The samples are windows of the text one after the other; those for validation and the test are in a
+    fixed random order, so that the first batches are a fair sample of all.
+
+    Raises ValueError for a path without text and for a text too short for three windows.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        context: int = 128,
+        vocabulary: int = BYTES,
+        futures: int = 8,
+        path: str | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("context", context, 1),
+            ("vocabulary", vocabulary, BYTES),
+            ("futures", futures, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} must be {least} or more.")
+        self.batch_size = batch_size
+        self.targets = tuple(f"next_{k}" for k in range(1, futures + 1))
+        texts = _standard_library() if path is None else _texts_at(path)
+        train, val, test = _split(texts)
+        self.pairs = _frequent_pairs(train, vocabulary - BYTES)
+        self.vocabulary = BYTES + len(self.pairs)
+        self.input_info = {"vocabulary": self.vocabulary, "context": context}
+        tokens = [self.encode(text) for text in (train, val, test)]
+        shortest = min(map(len, tokens))
+        if shortest < context + futures:
+            raise ValueError(
+                f"path={path}: the text is too short, for one of its splits has {shortest} tokens and a window "
+                f"has context + futures = {context + futures}."
+            )
+        self.train, self.val, self.test = (Windows(t, context, futures, i > 0) for i, t in enumerate(tokens))
+        log.info(
+            "%s: %s files, %s bytes as %s tokens; vocabulary %s: 256 bytes and %s pairs",
+            "Python's standard library" if path is None else path, f"{len(texts):,}",
+            f"{len(train) + len(val) + len(test):,}", f"{sum(map(len, tokens)):,}",
+            f"{self.vocabulary:,}", f"{len(self.pairs):,}",
+        )  # fmt: skip
+
+    def encode(self, text: bytes) -> Codes:
+        """The tokens of a text."""
+        codes = np.frombuffer(text, np.uint8).astype(np.int32)
+        if not len(self.pairs):
+            return codes
+        token = np.full(BYTES * BYTES, -1, np.int32)
+        token[self.pairs] = BYTES + np.arange(len(self.pairs))
+        joined = np.append(token[codes[:-1] * BYTES + codes[1:]], -1)[: len(codes)]
+        # In a run of places where a pair could begin, every other one does, from the run's first.
+        place = np.arange(len(codes), dtype=np.int32)
+        free = joined < 0
+        run = np.maximum.accumulate(np.where(free, place, -1)) + 1
+        begins = ~free & ((place - run) % 2 == 0)
+        second = np.append(False, begins[:-1])
+        return np.where(begins, joined, codes)[~second]
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        """The text of some tokens."""
+        return b"".join(
+            bytes([t]) if t < BYTES else bytes(divmod(int(self.pairs[t - BYTES]), BYTES)) for t in map(int, tokens)
+        )
+
+    def metrics(self, target: str) -> dict[str, Metric]:
+        """``bits_per_byte``, which does not depend on how the text was cut into tokens."""
+        return {"bits_per_byte": BitsPerByte([1] * BYTES + [2] * len(self.pairs))}
+
+
+class Windows(Dataset):
+    """The windows of one split: ``context`` tokens, and the ``futures`` tokens after each of them."""
+
+    def __init__(self, tokens: Codes, context: int, futures: int, mixed: bool) -> None:
+        self.tokens = torch.from_numpy(tokens)
+        self._context, self._futures = context, futures
+        self._order = torch.arange((len(tokens) - futures) // context)
+        if mixed:
+            self._order = torch.from_numpy(np.random.default_rng(0).permutation(len(self._order)))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        inputs, targets = self.batch([index], epoch=0)
+        return inputs[0], {name: target[0] for name, target in targets.items()}
+
+    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The windows of ``indices``, the same in every epoch."""
+        starts = self._order[torch.as_tensor(indices)] * self._context
+        window = self.tokens[starts[:, None] + torch.arange(self._context + self._futures)].long()
+        futures = range(1, self._futures + 1)
+        return window[:, : self._context], {f"next_{k}": window[:, k : k + self._context] for k in futures}
+
+
+def _standard_library() -> list[bytes]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [p for p in root.rglob("*.py") if not (TESTS | INSTALLED) & set(p.relative_to(root).parts)]
+    if not files:
+        raise ValueError(f"There is no source code in {root}, this Python's library: give data.path=… text of yours.")
+    return [file.read_bytes() for file in sorted(files)]
+
+
+def _texts_at(path: str) -> list[bytes]:
+    root = Path(path)
+    if not root.exists():
+        raise ValueError(f"path={path} does not exist: give a text file or a folder of them.")
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p, root))
+    texts = []
+    for file in files:
+        try:
+            text = file.read_bytes()
+            text.decode()
+        except OSError as error:
+            raise ValueError(f"path={path}: {file} cannot be read ({error.strerror}).") from error
+        except UnicodeDecodeError:
+            continue
+        if text:
+            texts.append(text)
+    if not texts:
+        raise ValueError(f"path={path} has no text: of {len(files)} files none is UTF-8 and not empty.")
+    return texts
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _split(texts: list[bytes]) -> tuple[bytes, bytes, bytes]:
+    if len(texts) < 3:
+        joined = b"".join(texts)
+        edges = [len(joined) * i // PIECES for i in range(PIECES + 1)]
+        texts = [joined[a:b] for a, b in pairwise(edges)]
+    order = np.random.default_rng(0).permutation(len(texts))
+    held_out = max(1, len(texts) // PIECES)
+    parts = order[2 * held_out :], order[:held_out], order[held_out : 2 * held_out]
+    train, val, test = (b"".join(texts[i] for i in sorted(part)) for part in parts)
+    return train, val, test
+
+
+def _frequent_pairs(text: bytes, most: int) -> Codes:
+    """The codes first * 256 + second of up to ``most`` pairs of adjacent bytes, the most frequent first."""
+    codes = np.frombuffer(text, np.uint8).astype(np.int32)
+    counts = np.bincount(codes[:-1] * BYTES + codes[1:], minlength=BYTES * BYTES)
+    return np.argsort(-counts, kind="stable")[: min(most, np.count_nonzero(counts))].astype(np.int32)
