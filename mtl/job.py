@@ -24,7 +24,7 @@ from mtl.config import ConfigError
 from mtl.report import best_value, overview, read_status
 from mtl.resume import expand, is_finished, newest_run, newest_sweep, quoted
 from mtl.secrecy import refusal
-from mtl.signals import Preempted, StopSignal
+from mtl.signals import Preempted, StopSignal, handled, leave
 from mtl.tracking import write_json, write_status
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,8 @@ def command(hydra_main: Callable[[], None]) -> None:
     """Run a Hydra application; after a sweep, also one with failed jobs, print what came of each job."""
     sys.argv[1:] = expand(sys.argv[1:])
     try:
-        hydra_main()
+        with handled(leave):  # before a job, between two, and while other processes run them
+            hydra_main()
     finally:
         composed = HydraConfig.instance().cfg
         if composed is not None and composed.hydra.mode == RunMode.MULTIRUN:

@@ -94,8 +94,8 @@ def explained(state: Any) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0]
         raise OutOfMemory(
             f"Out of memory at step {state.step + 1} ({reason}); the peak was {_peak(state)}. What takes less: a "
-            "smaller data.batch_size, strategy=detached (one head's graph at a time), strategy.space=features (no copy "
-            "of all parameters for each task), a smaller backbone."
+            "smaller data.batch_size, strategy=detached (one head's graph at a time), strategy.token_chunks (one slice "
+            "of a head's output at a time), strategy.space=features (no copy of all parameters for each task)."
         ) from error
 
 

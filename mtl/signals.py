@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,31 +21,47 @@ class Preempted(SystemExit):
         super().__init__(EXIT_CODE)
 
 
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Let ``handler`` have both signals. Outside of the main thread, where Python lets nobody have them, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End the process with its clean-up: no job runs in it, but others may run in processes of its own."""
+    raise SystemExit(EXIT_CODE)
+
+
 class StopSignal:
     """As a context manager it turns SIGTERM and SIGUSR1 into a flag: call it to ask whether one has come.
 
-    The second signal ends the process at once, without saving. Outside of the main thread, where Python lets nobody
-    handle signals, the flag stays down.
+    The second signal ends the process at once, without saving.
     """
 
     def __init__(self) -> None:
         self._raised = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._handling = handled(self._handle)
 
     def __call__(self) -> bool:
         """Whether the run should stop at the end of this step."""
         return self._raised
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._handling.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(None, None, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._raised:

@@ -145,7 +145,8 @@ def test_a_signal_ends_a_sweep_which_goes_on_with_what_is_not_finished(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_sweep_over_processes_is_stopped_as_well(tmp_path):
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_sweep_over_processes_is_stopped_as_well(tmp_path, whole_group):
     """With processes that nobody forked: joblib's own wait for each other at the end of one that was."""
     paths = f"{Path(__file__).parents[1]}{os.pathsep}{Path(__file__).parent}"
     joblib = [sys.executable, "-m", "mtl.train", "-m", *RUN, "seed=0,1,2,3", "tracker=jsonl", "hydra/launcher=joblib",
@@ -153,8 +154,10 @@ def test_a_sweep_over_processes_is_stopped_as_well(tmp_path):
     given = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": paths}}
     sweep = subprocess.Popen(joblib, start_new_session=True, **given)
     until(lambda: len([*tmp_path.rglob("checkpoints/last.pt")]) >= 2)
-    os.killpg(sweep.pid, signal.SIGTERM)
-    assert sweep.wait(60) != 0
+    (os.killpg if whole_group else os.kill)(sweep.pid, signal.SIGTERM)
+    assert sweep.wait(60) == EXIT_CODE
+    with pytest.raises(ProcessLookupError):
+        until(lambda: os.killpg(sweep.pid, 0), seconds=20)  # nobody is left behind
     assert "finished" not in {status(path.parent) for path in tmp_path.rglob("status.json")}
     subprocess.run([*joblib, "skip_finished=true"], check=True, timeout=200, **given)
     folders = sorted(path.parent for path in tmp_path.rglob("status.json"))
