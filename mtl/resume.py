@@ -5,6 +5,7 @@ Nothing here imports torch before a checkpoint is read.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtl.config import ConfigError, ConflictConfig, TrainerConfig
+from mtl.config import Config, ConfigError
 from mtl.secrecy import public
 
 log = logging.getLogger(__name__)
@@ -225,16 +226,33 @@ def _plain(file: Path) -> Any:
 
 
 def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Every key whose value is another one, with both in words."""
-    # A run of an older version did what a key that it did not know does by default.
-    defaults = {"trainer": asdict(TrainerConfig()), "conflict": asdict(ConflictConfig())}
-    a, b = _flat({**stored, **{name: values | stored[name] for name, values in defaults.items()}}), _flat(new)
-    missing = "nothing"
-    return {
-        key: f"{key} was {a.get(key, missing)} and is {b.get(key, missing)}"
-        for key in dict.fromkeys([*a, *b])
-        if a.get(key, missing) != b.get(key, missing)
-    }
+    """Every key whose value is another one, with both in words. A key that is left out has its default."""
+    a, b = _flat(stored), _flat(new)
+    changes = {}
+    for key in dict.fromkeys([*a, *b]):
+        was = a[key] if key in a else _default(stored, key)
+        now = b[key] if key in b else _default(new, key)
+        if was != now:
+            changes[key] = f"{key} was {was} and is {now}"
+    return changes
+
+
+def _default(config: Mapping[str, Any], key: str) -> Any:
+    """What a key that ``config`` leaves out, as one of an older version may, comes to; else the word nothing."""
+    from hydra.utils import get_object
+
+    node: Any = config
+    schema: Any = asdict(Config())
+    *path, last = key.split(".")
+    for part in path:
+        node, schema = (level.get(part) if isinstance(level, Mapping) else None for level in (node, schema))
+    if isinstance(node, Mapping) and "_target_" in node:
+        try:
+            default = inspect.signature(get_object(node["_target_"])).parameters[last].default
+        except Exception:  # it has no such argument, or cannot be looked at
+            return "nothing"
+        return "nothing" if default is inspect.Parameter.empty else default
+    return schema.get(last, "nothing") if isinstance(schema, Mapping) else "nothing"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

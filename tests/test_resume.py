@@ -79,6 +79,25 @@ def test_with_every_strategy_and_weighting(tmp_path, choice):
     assert_same(left_by(whole), left_by(parts))
 
 
+@pytest.mark.parametrize("strategy", ["naive", "detached", "mgda", "moco"])
+def test_with_text_and_shared_parameters(tmp_path, strategy):
+    text = [
+        f"data.path={__file__}",
+        "data=stdlib",
+        "backbone=causal_transformer",
+        "data.context=12",
+        "data.batch_size=4",
+    ]
+    text += ["backbone.width=16", "heads=next_4", "share=[unembedding]", f"strategy={strategy}", "tracker=jsonl"]
+    text += ["trainer.max_steps=8", "trainer.val_every=3", "trainer.limit_val_batches=1", "trainer.log_every=1"]
+    text += [] if strategy == "naive" else ["strategy.token_chunks=3"]
+    train(load(text), tmp_path / "whole")
+    with pytest.raises(Preempted):
+        train(load(text), tmp_path / "parts", stopping_at(4))
+    train(load([*text, "resume=auto"]), tmp_path / "parts")
+    assert_same(left_by(tmp_path / "whole"), left_by(tmp_path / "parts"))
+
+
 @pytest.mark.parametrize(
     "lost", ["rng/cpu", "rng/python", "rng/numpy", "model", "optimizer", "step", "ema", "scheduler", "strategy"]
 )
@@ -258,7 +277,7 @@ def test_something_that_is_no_checkpoint(tmp_path, name, words):
 
 @pytest.mark.parametrize(
     "change", ["trainer.max_steps=12", "trainer.log_every=1", "conflict.every=null", "trainer.num_workers=1",
-               "tracker.project=other", "trainer.keep=1", "trainer.checkpoint_every=1", "device=cpu"],
+               "tracker.project=other", "trainer.keep=1", "trainer.checkpoint_every=1", "device=cpu", "+optimizer.eps=1e-8"],
 )  # fmt: skip
 def test_what_may_be_changed(tmp_path, change):
     folder = run(tmp_path / "run", "scheduler=constant", stop_at=5)
@@ -276,7 +295,7 @@ def test_what_may_be_changed(tmp_path, change):
             ["data.batch_size=7", "trainer.val_every=2"],
             ["data.batch_size was 6 and is 7; ", "val_every was 3 and is 2"],
         ),
-        (["+optimizer.eps=1e-3"], ["optimizer.eps was nothing and is 0.001"]),
+        (["+optimizer.eps=1e-3"], ["optimizer.eps was 1e-08 and is 0.001"]),
     ],
 )
 def test_what_may_not_is_an_error_that_lists_it(tmp_path, changes, words):
