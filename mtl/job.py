@@ -79,7 +79,7 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
     except Exception as error:
         mistake = isinstance(error, ConfigError | OmegaConfBaseException)
         words = str(error) if mistake else f"{type(error).__name__}: {error}"
-        _leave_status(folder, before if mistake else None, "oom" if isinstance(error, MemoryError) else "failed", words)
+        _leave_status(folder, before if mistake else None, "failed" if mistake else _kind_of(error), words)
         log.error("%s", words, exc_info=not mistake or bool(os.environ.get("HYDRA_FULL_ERROR")))
         _clear_frames(error)
         raise JobFailed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
@@ -94,6 +94,12 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
     if stop() and HydraConfig.get().mode == RunMode.MULTIRUN:  # too late for this run, but no other must begin
         raise Preempted
     return value
+
+
+def _kind_of(error: Exception) -> str:
+    from mtl.memory import is_out_of_memory  # loads torch, which a mistake on the command line must not wait for
+
+    return "oom" if is_out_of_memory(error) else "failed"
 
 
 def _leave_status(folder: Path, before: dict[str, Any] | None, status: str, words: str | None = None) -> None:
