@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,22 +41,35 @@ class Saver:
             state.best, state.best_step, state.best_metrics = before
 
     def save(self, *also: str, must: bool = False) -> bool:
-        """Save the state as ``last.pt``, and under the names ``also``; whether it could be written."""
+        """Save the state as ``last.pt``, and under the names ``also``; whether it could be written.
+
+        What will not come again, the best model or a last state (``must``), is tried again for three seconds.
+        """
         numbered = [f"step-{self._state.step:08d}.pt"] if self._keep else []
         made_by = {"config": self._tracker.config, "wandb_id": self._tracker.wandb_id}
         content = made_by | self._state.state_dict()
-        try:
-            # On the disk before the checkpoint is: a resumed run goes on from both.
-            self._tracker.flush()
-            self._folder.mkdir(exist_ok=True)
-            save(self._folder / "last.pt", content, [*also, *numbered])
-            for old in sorted(self._folder.glob("step-*.pt"))[: -self._keep or None]:
-                remove(old)
-        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's
+        error = self._try(content, [*also, *numbered])
+        for seconds in (1, 2) if also or must else ():
+            if error is not None:
+                time.sleep(seconds)
+                error = self._try(content, [*also, *numbered])
+        if error is not None:
             self._failed(error, must)
             return False
         self._failures = 0
         return True
+
+    def _try(self, content: dict[str, Any], also: Sequence[str]) -> Exception | None:
+        try:
+            # On the disk before the checkpoint is: a resumed run goes on from both.
+            self._tracker.flush()
+            self._folder.mkdir(exist_ok=True)
+            save(self._folder / "last.pt", content, also)
+            for old in sorted(self._folder.glob("step-*.pt"))[: -self._keep or None]:
+                remove(old)
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's
+            return error
+        return None
 
     def _failed(self, error: Exception, must: bool) -> None:
         self._failures += 1
@@ -116,9 +130,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint of a run folder that is furthest on and valid; None if there is none.
+    """The checkpoint of a run folder that is furthest on and valid; None if there is none at all.
 
-    A broken one is passed over with a warning.
+    A broken one is passed over with a warning. ValueError if there are some, and all are broken: it is for a person to
+    say that the run starts over.
     """
     steps: dict[Path, int] = {}
     for path in sorted((folder / FOLDER).glob("*.pt"), key=lambda path: path.name != "last.pt"):
@@ -131,6 +146,8 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, load(path)
         except ValueError as error:
             _pass_over(error)
+    if any((folder / FOLDER).glob("*.pt")):
+        raise ValueError(f"none of the checkpoints in {folder / FOLDER} can be used: move them away to start over.")
     return None
 
 
@@ -148,7 +165,7 @@ def step_of(path: Path) -> int | None:
 def cut_back(folder: Path, step: int, best_step: int) -> bool:
     """Make a run folder's checkpoints what they were at ``step``; returns whether the best model of then is there.
 
-    What came later is removed, and what is broken. A process that was killed between the names of one checkpoint
+    What came later is removed. A process that was killed between the names of one checkpoint
     leaves ``best.pt`` behind ``last.pt``; the missing name is made up for.
     """
     folder = folder / FOLDER
@@ -159,7 +176,7 @@ def cut_back(folder: Path, step: int, best_step: int) -> bool:
             _name_as_well(source, folder / name)
             steps[folder / name] = wanted
     for path, found in steps.items():
-        if found is None or found > step:
+        if found is not None and found > step:
             remove(path)
     return steps.get(folder / "best.pt") == best_step
 
@@ -180,6 +197,8 @@ def _read(path: Path, only_look: bool = False) -> dict[str, Any]:
     try:
         # Mapped into memory, only what is looked at is read from the disk.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_look)
+    except (OSError, MemoryError):  # nothing is wrong with the file
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error

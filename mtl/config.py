@@ -230,13 +230,14 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     """
     from hydra.utils import get_object, instantiate
 
+    raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     try:
         target = get_object(node["_target_"])
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {reason}") from error
-    _check_arguments(key, target, node, offered)
+    _check_arguments(key, target, node, offered, raw)
     filled = {name: value for name, value in offered.items() if name not in node and _takes(target, name)}
     try:
         return instantiate(node, _partial_=True, _convert_="all")(**filled)
@@ -246,7 +247,9 @@ def make(key: str, node: Any, **offered: Any) -> Any:
         raise ConfigError(f"{key}: {first_line(inner)}") from error
 
 
-def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any]) -> None:
+def _check_arguments(
+    key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any], raw: Any = None
+) -> None:
     import torch
     from hydra.utils import get_object
 
@@ -271,7 +274,8 @@ def _check_arguments(key: str, target: Any, node: Mapping[str, Any], offered: Ma
             raise ConfigError(f"{key}.{argument} is not an argument of {name}; {_instead(argument, named)}.")
         if not _accepts(hints.get(argument, Any), value):
             kind = str(hints[argument]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
-            raise ConfigError(f"{key}.{argument}={value} has the wrong type: {name} takes {kind}.")
+            text = raw.get(argument, value) if isinstance(raw, dict) else value  # a reference may be to a secret
+            raise ConfigError(f"{key}.{argument}={text} has the wrong type: {name} takes {kind}.")
         if isinstance(value, dict) and "_target_" in value:
             _check_arguments(f"{key}.{argument}", get_object(value["_target_"]), value, {})
     for argument, parameter in named.items():

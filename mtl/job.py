@@ -41,9 +41,8 @@ def identify(cfg: DictConfig) -> DictConfig:
     hydra_cfg, tracker = HydraConfig.get(), cfg.tracker
     choices = hydra_cfg.runtime.choices
     if tracker.run_name is None:
-        tracker.run_name = (",".join(overrides()) or f"{cfg.name}-{choices.strategy}-seed={cfg.seed}")[
-            :128
-        ]  # W&B's limit
+        own = [text for text in overrides() if not text.startswith(("resume=", "skip_finished="))]
+        tracker.run_name = (",".join(own) or f"{cfg.name}-{choices.strategy}-seed={cfg.seed}")[:128]  # W&B's limit
     if tracker.group is None and hydra_cfg.mode == RunMode.MULTIRUN:
         tracker.group = "-".join(Path(hydra_cfg.sweep.dir).parts[-3:])[:128]
     named = (choices.get(group) for group in ("data", "backbone", "strategy"))  # none where one was written in full
@@ -165,25 +164,34 @@ class CheckFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
-        if config.resume == "auto" or config.skip_finished:
-            _go_on(config, "run", newest_run)
-        _make_folder(config, "run")
+        _prepare(config, "run", newest_run)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a sweep."""
         if config.resume not in (None, "auto"):
             sys.exit(f"resume={config.resume} is one run: in a sweep use resume=auto or skip_finished=true.")
+        _prepare(config, "sweep", newest_sweep)
+
+
+def _prepare(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Path | None]) -> None:
+    HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
+    try:
+        if (words := refusal(config, overrides(config.hydra))) is not None:
+            sys.exit(words)
         if config.resume == "auto" or config.skip_finished:
-            _go_on(config, "sweep", newest_sweep)
-        _make_folder(config, "sweep")
+            _go_on(config, kind, newest)
+        _make_folder(config, kind)
+    except Exception as error:  # which Hydra would turn into a warning, and go on
+        sys.exit(f"hydra.{kind}.dir cannot be prepared ({type(error).__name__}: {error}).")
 
 
 def _go_on(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Path | None]) -> None:
     """Unless the folder was given, make it that of the latest run or sweep that was started with the same overrides."""
-    HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
-    if any(override.startswith(f"hydra.{kind}.dir=") for override in config.hydra.overrides.hydra):
+    dated = Path(config.hydra[kind].dir).parents  # <name>/<date>/<time>; another pattern is a folder of its own
+    given = any(override.startswith(f"hydra.{kind}.dir=") for override in config.hydra.overrides.hydra)
+    if given or len(dated) < 3:
         return
-    folder = newest(Path(config.hydra[kind].dir).parents[1], overrides(config.hydra))
+    folder = newest(dated[1], overrides(config.hydra))
     if folder is not None:
         print(f"Goes on in {folder}", file=sys.stderr)
         with read_write(config.hydra):
@@ -192,9 +200,6 @@ def _go_on(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Pa
 
 
 def _make_folder(config: DictConfig, kind: str) -> None:
-    HydraConfig.instance().set_config(config)
-    if (words := refusal(config, overrides(config.hydra))) is not None:
-        sys.exit(words)
     folder = config.hydra[kind].dir
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -235,7 +235,7 @@ def fit(
 
             # --- once in a while: what a resumed run goes on from
             last = step == p.steps or (not improved and _out_of_patience(state, trainer, p))
-            asked = stop() and not last
+            asked = stop() and not last and step > 1  # the second step's memory belongs to the record
             if improved:
                 saver.save_best(value, metrics, must=last or asked)
             elif step % p.checkpoint_every == 0 or last or asked:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl.config import Config, ConfigError
 from mtl.secrecy import public
+from mtl.tracking import cut_back, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -39,36 +40,47 @@ def expand(arguments: Sequence[str]) -> list[str]:
     What is given now comes after it and replaces the same keys; the run goes on in its own folder. In a sweep, and
     where there is no such run, the arguments are returned as they are: the checks will say what is wrong.
     """
-    places = [i for i, argument in enumerate(arguments) if _key(argument) == "resume"]
-    if not places or {"-m", "--multirun"} & {*arguments}:
+    values = {_key(argument): argument.partition("=")[2].strip("'\"") for argument in arguments}
+    if "resume" not in values or {"-m", "--multirun"} & {*arguments}:
         return list(arguments)
-    path = Path(arguments[places[-1]].partition("=")[2].strip("'\""))
+    path = Path(values["resume"])
+    if values["resume"] == "auto" and "hydra.run.dir" in values:
+        path = Path(values["hydra.run.dir"])
     folder = run_folder(path)
     if folder is None:
         return list(arguments)
-    given = {_key(argument) for argument in arguments}
-    added = [override for override in _stored_overrides(folder) if _key(override) not in given]
-    added.append(f"resume={quoted(path)}")
-    if "hydra.run.dir" not in given:
+    place = next(i for i, argument in enumerate(arguments) if _key(argument) == "resume")
+    added = [override for override in _stored_overrides(folder) if _key(override) not in values]
+    added.append("resume=auto" if values["resume"] == "auto" else f"resume={quoted(path)}")
+    if "hydra.run.dir" not in values:
         added.append(f"hydra.run.dir={quoted(folder)}")
-    return [*arguments[: places[0]], *added, *(a for a in arguments[places[0] :] if _key(a) != "resume")]
+    return [*arguments[:place], *added, *(a for a in arguments[place:] if _key(a) != "resume")]
 
 
 def save_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str] | None) -> None:
     """Write config.yaml, and in its first line the overrides that ``expand`` reads."""
     text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
     head = "" if overrides is None else f"{OVERRIDES}{json.dumps(_without_changing(overrides, ('resume',)))}\n"
-    (folder / "config.yaml").write_text(head + text)
+    write_whole(folder / "config.yaml", head + text)
 
 
 def _stored_overrides(folder: Path) -> list[str]:
-    file = folder / "config.yaml"
-    if not file.is_file():  # it was stopped before it had written its own
-        file = folder / ".hydra" / "overrides.yaml"
-        return _without_changing(_plain(file) if file.is_file() else [], ("resume",))
+    own = _own_overrides(folder / "config.yaml")
+    if own is not None:
+        return own
+    file = folder / ".hydra" / "overrides.yaml"  # it was stopped before it had written its own
+    return _without_changing(_plain(file) if file.is_file() else [], ("resume",))
+
+
+def _own_overrides(file: Path) -> list[str] | None:
+    if not file.is_file():
+        return None
     with file.open() as lines:
         first = lines.readline()
-    return json.loads(first.removeprefix(OVERRIDES)) if first.startswith(OVERRIDES) else []
+    try:
+        return json.loads(first.removeprefix(OVERRIDES)) if first.startswith(OVERRIDES) else None
+    except json.JSONDecodeError:
+        return None
 
 
 def _key(override: str) -> str:
@@ -77,7 +89,7 @@ def _key(override: str) -> str:
 
 def quoted(path: Path) -> str:
     """A path as the value of an override."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def _without_changing(overrides: Iterable[str], keys: Sequence[str]) -> list[str]:
@@ -93,7 +105,13 @@ def _within(key: str, keys: Sequence[str]) -> bool:
 
 def run_folder(path: Path) -> Path | None:
     """The run folder that a ``resume`` names: itself, or the one whose checkpoint it is; None where there is none."""
-    folder = path if path.is_dir() else path.parent.parent if path.parent.name == "checkpoints" else None
+    folder = (
+        path
+        if path.is_dir()
+        else path.absolute().parent.parent
+        if path.absolute().parent.name == "checkpoints"
+        else None
+    )
     known = ("status.json", "config.yaml", "metrics.jsonl", ".hydra")
     return folder if folder is not None and any((folder / name).exists() for name in known) else None
 
@@ -102,9 +120,8 @@ def newest_run(root: Path, overrides: Sequence[str]) -> Path | None:
     """The latest run below ``root`` (``<date>/<time>``) that was started with the same overrides."""
     wanted = sorted(_without_changing(overrides, CHANGEABLE))
     for file in sorted(root.glob("*/*/config.yaml"), reverse=True):
-        with file.open() as lines:
-            own = lines.readline().startswith(OVERRIDES)
-        if own and sorted(_without_changing(_stored_overrides(file.parent), CHANGEABLE)) == wanted:
+        own = _own_overrides(file)
+        if own is not None and sorted(_without_changing(own, CHANGEABLE)) == wanted:
             return file.parent
     return None
 
@@ -113,6 +130,8 @@ def newest_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
     """The latest sweep below ``root`` (``<date>/<time>``) that was started with the same overrides."""
     wanted = sorted(_without_changing(overrides, CHANGEABLE))
     for file in sorted(root.glob("*/*/multirun.yaml"), reverse=True):
+        if not file.stat().st_size:  # it was stopped while Hydra wrote it
+            continue
         stored = _plain(file)["hydra"]["overrides"]["task"]
         if sorted(_without_changing(stored, CHANGEABLE)) == wanted:
             return file.parent
@@ -168,27 +187,29 @@ def _explicit(path: Path, folder: Path) -> dict[str, Any] | None:
     try:
         return checkpoint.load(path)
     except ValueError as error:
-        other = f" resume=auto hydra.run.dir={home} takes the newest that is valid." if home is not None else ""
+        other = f" resume=auto hydra.run.dir={quoted(home)} takes the newest that is valid." if home is not None else ""
         raise ValueError(f"{error}{other}") from error
 
 
 def take_up(state: Any, content: dict[str, Any] | None, folder: Path) -> None:
     """Load a checkpoint's ``content`` into a TrainState, and cut what ``folder`` holds back to its step."""
     from mtl import checkpoint
-    from mtl.tracking import cut_back
 
     if content is not None:
         try:
             state.load_state_dict(content)
         except ValueError as error:
             raise ConfigError(f"resume: {error}") from error
-    cut_back(folder / "metrics.jsonl", state.step)
+    try:
+        cut_back(folder / "metrics.jsonl", state.step)
+    except ValueError as error:
+        raise ConfigError(f"resume: {error}") from error
     has_best = checkpoint.cut_back(folder, state.step, state.best_step)
     if state.best is not None and not has_best:
         log.warning(
             "the best model so far, of step %d, is not in %s: the next one is the best", state.best_step, folder
         )
-        state.best, state.best_step, state.best_metrics = None, 0, {}
+        state.best, state.best_step, state.best_metrics = None, state.step, {}  # patience begins anew
 
 
 def wandb_id(cfg: DictConfig, content: Mapping[str, Any] | None) -> str | None:
@@ -230,7 +251,7 @@ def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     a, b = _flat(stored), _flat(new)
     changes = {}
     for key in dict.fromkeys([*a, *b]):
-        was = a[key] if key in a else _default(stored, key)
+        was = a[key] if key in a else _default(new, key)
         now = b[key] if key in b else _default(new, key)
         if was != now:
             changes[key] = f"{key} was {was} and is {now}"
@@ -238,7 +259,10 @@ def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
 
 
 def _default(config: Mapping[str, Any], key: str) -> Any:
-    """What a key that ``config`` leaves out, as one of an older version may, comes to; else the word nothing."""
+    """What a key that is left out, as an older version may have left it, comes to; else the word nothing.
+
+    ``config`` is the one at hand: what a checkpoint names is not even imported.
+    """
     from hydra.utils import get_object
 
     node: Any = config

@@ -19,7 +19,8 @@ def refusal(cfg: DictConfig, overrides: Sequence[str] = ()) -> str | None:
     pairs = [(key, raw) for key, raw, _ in _leaves(OmegaConf.to_container(cfg, resolve=False), None)]
     pairs += [(override.lstrip("+~").partition("=")[0], override.partition("=")[2]) for override in overrides]
     for key, raw in pairs:
-        if _is_secret(key, "") and isinstance(raw, str) and raw not in ("", "???", "null") and "${" not in raw:
+        text = "" if raw is None or isinstance(raw, bool) else str(raw)
+        if _is_secret(key, "") and text not in ("", "???", "null", "true", "false") and "${" not in text:
             variable = key.rsplit(".", 1)[-1].upper()
             return (
                 f"{key} is a secret and must not be written down: name a variable of the environment that holds it, as "
@@ -32,8 +33,10 @@ def public(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as it may be shown and stored: resolved, but secrets are the references that they were."""
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    found = {value for key, text, value in _leaves(raw, resolved) if _is_secret(key, text) and isinstance(value, str)}
-    return _masked(raw, resolved, {value for value in found if len(value) >= SHORTEST})
+    found = {str(value) for key, text, value in _leaves(raw, resolved) if _is_secret(key, text)}
+    return _masked(
+        raw, resolved, {value for value in found if len(value) >= SHORTEST and value not in ("True", "False", "None")}
+    )
 
 
 def _is_secret(key: str, raw: Any) -> bool:
@@ -46,7 +49,7 @@ def _masked(raw: Any, value: Any, secrets: set[str]) -> Any:
         return {key: _masked(_inside(raw, key), item, secrets) for key, item in value.items()}
     if isinstance(value, list):
         return [_masked(_inside(raw, i), item, secrets) for i, item in enumerate(value)]
-    if isinstance(value, str) and any(secret in value for secret in secrets):
+    if value is not None and any(secret in str(value) for secret in secrets):
         return raw if isinstance(raw, str) and "${" in raw else "***"
     return value
 

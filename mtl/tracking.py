@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import random
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,10 +23,11 @@ log = logging.getLogger(__name__)
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file whole: under another name first, then renamed."""
-    _replace(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file whole or not at all: under another name first, then renamed."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_text(text)
@@ -58,13 +60,19 @@ def write_status(folder: Path, status: str, error: str | None = None) -> None:
 def cut_back(path: Path, step: int) -> None:
     """Leave only the rows of a metrics.jsonl that a run had written when it was at ``step``: it writes the rest again.
 
-    A line that was cut off goes as well, and so does the final test.
+    A last line that was cut off goes as well, and so does the final test. ValueError if another line is broken.
     """
     if not path.is_file():
         return
     lines = path.read_text().splitlines(keepends=True)
-    rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-    _replace(path, "".join(line for line, row in rows if row["step"] <= step and row["split"] != "test"))
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append((line, json.loads(line)))
+        except json.JSONDecodeError as error:
+            if line.endswith("\n"):
+                raise ValueError(f"{path} is broken: line {number} is no JSON; mend or remove it.") from error
+    write_whole(path, "".join(line for line, row in rows if row["step"] <= step and row["split"] != "test"))
 
 
 class _Record:
@@ -238,6 +246,8 @@ class _WandB:
     def _guard(self, what: str, call: Callable[[], Any]) -> None:
         if self._run is None and what != "start":
             return
+        # Where W&B tries again it waits for a random time, drawn from the generator that the run draws from as well.
+        state = random.getstate()
         try:
             call()
         except Exception as error:
@@ -247,6 +257,8 @@ class _WandB:
             )  # fmt: skip
             self._run = None
             _reset()
+        finally:
+            random.setstate(state)
 
 
 def _reset() -> None:

@@ -38,6 +38,8 @@ def train(
     resume.take_up(state, found, folder)
     if cfg.trainer.fast_dev_run:
         cfg.tracker.mode = "disabled"
+    if found is not None and cfg.tracker.group is None:
+        cfg.tracker.group = found["config"]["tracker"]["group"]  # also where one job of a sweep goes on by itself
     config = public(cfg)
     resume.save_config(folder, config, command_line)
     with Tracker(folder, cfg.tracker, config, resume.wandb_id(cfg, found)) as tracker, explained(state):

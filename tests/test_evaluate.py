@@ -32,6 +32,28 @@ def test_the_command(train_tiny, command, tmp_path):
     assert lines[0].split() == ["run:", "val", "loss", "accuracy"]
 
 
+def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):
+    """Neither a function of torch's that loads a pickle, nor a class of somebody's; the run's own configuration may."""
+    from mtl import checkpoint
+    from mtl.evaluate import evaluate_checkpoint
+
+    mine = ["~backbone", "+backbone._target_=strategies.networks.Tiny", "data.image_size=8"]
+    folder = train_tiny(*mine)
+    assert evaluate_checkpoint(folder / "checkpoints" / "best.pt", "test")
+    content = checkpoint.load(folder / "checkpoints" / "best.pt")
+    alone = tmp_path / "alone.pt"
+    checkpoint.save(alone, content)
+    with pytest.raises(
+        ValueError, match=r"names strategies\.networks\.Tiny, and a checkpoint by itself may name classes"
+    ):
+        evaluate_checkpoint(alone, "test")
+    content["config"]["data"] = {"_target_": "torch.load", "f": str(alone), "weights_only": False}
+    for path in (alone, folder / "checkpoints" / "best.pt"):
+        checkpoint.save(path, content)
+        with pytest.raises(ValueError, match=r"names (strategies|torch\.load)"):
+            evaluate_checkpoint(path, "test")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

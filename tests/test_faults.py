@@ -73,12 +73,22 @@ def test_three_that_fail_in_a_row_end_the_run_with_the_last_good_one_kept(tmp_pa
 
 
 def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path):
-    """Step 20 and its evaluation are the best there is; its file cannot be written, so it is not said to be."""
+    """Step 20 and its evaluation are the best there is; its file cannot be written, so it is not said to be.
+
+    A folder of the name that a half-written checkpoint has stays in the way for longer than it is tried.
+    """
     still = ["optimizer=sgd", "optimizer.lr=0.0", "scheduler=constant", "backbone._target_=strategies.networks.Tiny"]
     half = tmp_path / "checkpoints" / "last.pt.tmp"
-    train(load([*RUN, *still]), tmp_path, AtStep(step_18=lambda: full(half)))
+    train(load([*RUN, *still]), tmp_path, AtStep(step_18=half.mkdir, step_25=half.rmdir))
     assert json.loads((tmp_path / "summary.json").read_text())["best"]["step"] == 40
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["step"] == 40
+
+
+def test_the_best_model_is_tried_again(tmp_path, undisturbed, caplog):
+    half = tmp_path / "checkpoints" / "last.pt.tmp"
+    train(load(RUN), tmp_path, AtStep(step_18=lambda: full(half)))
+    assert "cannot be written" not in caplog.text
+    assert_same(undisturbed, left_by(tmp_path))
 
 
 def test_a_folder_that_is_gone_ends_the_run_after_three_tries(tmp_path):

@@ -226,6 +226,16 @@ def test_a_named_checkpoint_never_falls_back(tmp_path):
     assert (folder / "checkpoints" / "step-00000006.pt").exists()
 
 
+def test_checkpoints_that_are_all_broken_are_not_thrown_away(tmp_path):
+    folder = run(tmp_path / "run", stop_at=5)
+    for path in (folder / "checkpoints").glob("*.pt"):
+        break_it(path)
+    rows = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"none of the checkpoints in .* can be used: move them away to start over"):
+        train(configuration("resume=auto"), folder)
+    assert (folder / "checkpoints" / "last.pt").exists() and (folder / "metrics.jsonl").read_text() == rows
+
+
 def test_going_back_to_an_earlier_checkpoint_forgets_what_came_after(tmp_path):
     whole = run(tmp_path / "whole", "trainer.keep=9")
     folder = run(tmp_path / "run", "trainer.keep=9", stop_at=8)
@@ -249,6 +259,22 @@ def test_a_checkpoint_from_elsewhere_begins_a_run_of_its_own(tmp_path):
     rows = read_metrics(folder, "train")
     assert [row["step"] for row in rows] == [6, 8, 9, 10]
     assert_same(checkpoint.load(whole)["model"], checkpoint.load(folder)["model"])
+
+
+def test_patience_begins_anew_where_the_best_model_is_not_at_hand(tmp_path):
+    other = run(tmp_path / "other", "trainer.patience=1", stop_at=8)
+    copied = tmp_path / "copied.pt"
+    copied.write_bytes((other / "checkpoints" / "last.pt").read_bytes())
+    folder = run(tmp_path / "mine", "trainer.patience=1", f"resume={copied}")
+    assert checkpoint.load(folder)["step"] > 8
+
+
+def test_a_broken_line_of_the_record_is_named(tmp_path):
+    folder = run(tmp_path / "run", stop_at=5)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join([lines[0], "half a li\n", *lines[2:]]))
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is broken: line 2 is no JSON"):
+        run(folder, "resume=auto")
 
 
 def test_a_run_goes_on_in_its_own_folder_only(tmp_path):
@@ -330,7 +356,7 @@ def test_a_schedule_that_cannot_be_made_longer_is_refused(tmp_path):
 # ------------------------------------------------------------------------------------- the command line
 
 
-def test_the_command_line_is_the_one_the_run_was_started_with(tmp_path):
+def test_the_command_line_is_the_one_the_run_was_started_with(tmp_path, monkeypatch):
     folder = tmp_path / "it's"
     (folder / "checkpoints").mkdir(parents=True)
     resume.save_config(folder, {"seed": 1}, ["strategy=mgda", "seed=1", "+a.b=[1,2]", "resume=auto"])
@@ -339,6 +365,10 @@ def test_the_command_line_is_the_one_the_run_was_started_with(tmp_path):
             "-cd", "conf", "strategy=mgda", "+a.b=[1,2]", "resume='" + str(named).replace("'", "\\'") + "'",
             "hydra.run.dir='" + str(folder).replace("'", "\\'") + "'", "seed=2", "++trainer.max_steps=9",
         ]  # fmt: skip
+    given = [f"hydra.run.dir={folder}", "resume=auto"]
+    assert resume.expand(given) == [given[0], "strategy=mgda", "seed=1", "+a.b=[1,2]", "resume=auto"]
+    monkeypatch.chdir(folder / "checkpoints")
+    assert "strategy=mgda" in resume.expand(["resume=last.pt"])
     for untouched in (["seed=1"], ["resume=auto"], ["-m", f"resume={folder}"], [f"resume={tmp_path / 'nothing'}"]):
         assert resume.expand(untouched) == untouched
 

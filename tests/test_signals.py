@@ -23,6 +23,7 @@ RUN = [
     "trainer.checkpoint_every=10", "trainer.limit_val_batches=1", "trainer.log_every=5", "strategy=gradvac",
     "trainer.ema=0.9", "device=cpu",
 ]  # fmt: skip
+SLOWLY = ["+backbone.fault_at=1", "+backbone.sleep=0.03"]  # so that a signal comes in time on any machine
 
 
 def status(folder):
@@ -53,7 +54,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_the_run_which_goes_on_as_if_there_had_been_none(tmp_path, undisturbed, number):
     folder = tmp_path / "run"
-    training = started(tmp_path, rows=8, WANDB_MODE="offline")
+    training = started(tmp_path, *SLOWLY, rows=8, WANDB_MODE="offline")
     assert training.send(number)
     assert training.wait() == EXIT_CODE == 143, training.log.read_text()
     assert status(folder) == "preempted" and "error" not in (folder / "status.json").read_text()
@@ -86,11 +87,11 @@ def test_the_second_signal_ends_the_process_at_once(tmp_path, undisturbed):
 
 def test_a_whole_process_group_may_get_it(tmp_path, undisturbed):
     """As a scheduler sends it: to the loader's and W&B's processes too."""
-    training = started(tmp_path, "trainer.num_workers=2", rows=8, WANDB_MODE="offline")
+    training = started(tmp_path, *SLOWLY, "trainer.num_workers=2", rows=8, WANDB_MODE="offline")
     training.send(signal.SIGTERM, group=True)
     assert training.wait() == EXIT_CODE, training.log.read_text()
     assert status(tmp_path / "run") == "preempted"
-    assert started(tmp_path, "trainer.num_workers=2", "resume=auto", "tracker=jsonl").wait() == 0
+    assert started(tmp_path, *SLOWLY, "trainer.num_workers=2", "resume=auto", "tracker=jsonl").wait() == 0
     assert_same(undisturbed, left_by(tmp_path / "run"))
 
 
@@ -98,20 +99,22 @@ def test_a_whole_process_group_may_get_it(tmp_path, undisturbed):
 def test_kills_at_random_moments_lose_nothing(tmp_path, undisturbed, seed):
     draw, folder, kills = random.Random(seed), tmp_path / "run", 0
     for _ in range(8):
-        training = started(tmp_path, "resume=auto", "tracker=jsonl", f"trainer.num_workers={draw.choice([0, 2])}")
+        training = started(
+            tmp_path, *SLOWLY, "resume=auto", "tracker=jsonl", f"trainer.num_workers={draw.choice([0, 2])}"
+        )
         training.join(draw.uniform(0.2, 2.5))
         kills += training.send(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
         if training.wait() == 0:
             break
     assert kills > 1
-    assert started(tmp_path, "resume=auto", "tracker=jsonl").wait() == 0
+    assert started(tmp_path, *SLOWLY, "resume=auto", "tracker=jsonl").wait() == 0
     assert_same(undisturbed, left_by(folder))
 
 
 def test_a_signal_ends_a_sweep_which_goes_on_with_what_is_not_finished(tmp_path):
     def sweep(folder, *arguments):
         folder.mkdir(exist_ok=True)
-        training = Training(folder, "-m", *RUN, "seed=0,1,2", "tracker=jsonl", *arguments)
+        training = Training(folder, "-m", *RUN, *SLOWLY, "seed=0,1,2", "tracker=jsonl", *arguments)
         training.start()
         return training
 
@@ -137,7 +140,7 @@ def test_a_signal_ends_a_sweep_which_goes_on_with_what_is_not_finished(tmp_path)
     for job in "012":
         assert_same(left_by(jobs(tmp_path / "whole") / job), left_by(folder / job))
 
-    other = Training(tmp_path / "parts", "-m", *RUN, "seed=7,1", "tracker=jsonl", "skip_finished=true",
+    other = Training(tmp_path / "parts", "-m", *RUN, *SLOWLY, "seed=7,1", "tracker=jsonl", "skip_finished=true",
                      f"hydra.sweep.dir={folder}")  # fmt: skip
     other.start()
     assert other.wait() == 1 and "seed was 0 and is 7" in other.log.read_text()

@@ -96,11 +96,13 @@ class Batches:
         for read in self._loader:
             for index, words in read.failures.items():
                 sentence = f"{self._split} sample {index} cannot be read: {words}"
-                if not self._skips or not read.indices:
+                if not self._skips or (self._split == "train" and not read.indices):
                     raise DataError(sentence)
                 if index not in self.unreadable:
                     self.unreadable.append(index)
                     log.warning("LEFT OUT: %s", sentence.split("\n")[0])
+            if not read.indices:
+                continue
             if read.problem is not None:
                 raise DataError(f"{self._split} samples: {read.problem}.")
             self.indices = read.indices

@@ -75,10 +75,11 @@ def test_a_missing_one_is_left_out_where_that_is_asked_for(tmp_path, kind, worke
     assert "\n" not in record.getMessage()
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_an_error_all_the_same(tmp_path):
+def test_a_batch_of_which_nothing_can_be_read_ends_the_training(tmp_path):
     dataset = Files(tmp_path, file_8="x", file_9="y")
-    with pytest.raises(DataError, match="val sample 8 cannot be read"):
-        read(dataset, on_error="skip")
+    assert read(dataset, on_error="skip") == [[0, 1, 2, 3], [4, 5, 6, 7]], "an evaluation goes on without it"
+    with pytest.raises(DataError, match="train sample 8 cannot be read"):
+        list(Batches(dataset, in_order(10, 4), 0, split="train", on_error="skip"))
 
 
 def test_a_sample_of_another_shape_is_named(tmp_path):

@@ -128,6 +128,18 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, warnings: Ca
     assert len(warnings()) == 1 and "its lines wait in memory" in warnings()[0]
 
 
+def test_what_wandb_draws_is_not_missing_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it tries again it waits for a random time, and draws that from Python's own generator."""
+    import random
+
+    import wandb
+
+    start, before = wandb.init, random.getstate()
+    monkeypatch.setattr(wandb, "init", lambda **options: (random.random(), start(**options))[1])
+    record(tmp_path, "offline", after_two=lambda: monkeypatch.setattr(wandb.run, "log", lambda row: random.random()))
+    assert random.getstate() == before
+
+
 @pytest.fixture
 def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder for the sockets that a killed helper leaves; tmp_path is too long for the name of one."""
