@@ -165,8 +165,8 @@ def step_of(path: Path) -> int | None:
 def cut_back(folder: Path, step: int, best_step: int) -> bool:
     """Make a run folder's checkpoints what they were at ``step``; returns whether the best model of then is there.
 
-    What came later is removed. A process that was killed between the names of one checkpoint
-    leaves ``best.pt`` behind ``last.pt``; the missing name is made up for.
+    What came later is removed, and what is broken gets another name. A process that was killed between the names of
+    one checkpoint leaves ``best.pt`` behind ``last.pt``; the missing name is made up for.
     """
     folder = folder / FOLDER
     steps = {path: step_of(path) for path in sorted(folder.glob("*.pt"))}
@@ -176,7 +176,9 @@ def cut_back(folder: Path, step: int, best_step: int) -> bool:
             _name_as_well(source, folder / name)
             steps[folder / name] = wanted
     for path, found in steps.items():
-        if found is not None and found > step:
+        if found is None:
+            path.rename(path.with_name(f"{path.name}.broken"))
+        elif found > step:
             remove(path)
     return steps.get(folder / "best.pt") == best_step
 

@@ -43,15 +43,13 @@ def expand(arguments: Sequence[str]) -> list[str]:
     values = {_key(argument): argument.partition("=")[2].strip("'\"") for argument in arguments}
     if "resume" not in values or {"-m", "--multirun"} & {*arguments}:
         return list(arguments)
-    path = Path(values["resume"])
-    if values["resume"] == "auto" and "hydra.run.dir" in values:
-        path = Path(values["hydra.run.dir"])
-    folder = run_folder(path)
-    if folder is None:
+    # What auto means without a folder is known only when everything else is: newest_run.
+    named = values.get("hydra.run.dir") if values["resume"] == "auto" else values["resume"]
+    if named is None or (folder := run_folder(Path(named))) is None:
         return list(arguments)
     place = next(i for i, argument in enumerate(arguments) if _key(argument) == "resume")
     added = [override for override in _stored_overrides(folder) if _key(override) not in values]
-    added.append("resume=auto" if values["resume"] == "auto" else f"resume={quoted(path)}")
+    added.append("resume=auto" if values["resume"] == "auto" else f"resume={quoted(Path(named))}")
     if "hydra.run.dir" not in values:
         added.append(f"hydra.run.dir={quoted(folder)}")
     return [*arguments[:place], *added, *(a for a in arguments[place:] if _key(a) != "resume")]

@@ -212,6 +212,7 @@ def test_auto_takes_the_newest_valid_one_with_a_warning(tmp_path, caplog):
     run(parts, "trainer.keep=3", "resume=auto")
     assert "PASSED OVER" in caplog.text and "last.pt is broken" in caplog.text
     assert "goes on from" in caplog.text and "step-00000006.pt" in caplog.text
+    assert (parts / "checkpoints" / "step-00000008.pt.broken").exists(), "nothing is thrown away"
     a, b = left_by(whole), left_by(parts)
     assert_same(a[0]["last.pt"], b[0]["last.pt"])
     assert_same(a[1], b[1])
