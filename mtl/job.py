@@ -65,10 +65,11 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
     the end of a sweep, with all that its frames hold. With ``skip_finished`` a run that is finished is left alone.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    before = read_status(folder)
-    stop = StopSignal()
+    before: dict[str, Any] | None = None
+    stop, ours = StopSignal(), False  # the folder, once it is locked
     try:
         with the_only_one(folder), stop:
+            before, ours = read_status(folder), True
             if cfg.skip_finished and is_finished(cfg, folder):
                 log.info("%s is finished, and skipped", folder)
                 return best_value(folder)
@@ -78,7 +79,8 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
     except Exception as error:
         mistake = isinstance(error, ConfigError | OmegaConfBaseException)
         words = str(error) if mistake else f"{type(error).__name__}: {error}"
-        _leave_status(folder, before if mistake else None, "failed" if mistake else _kind_of(error), words)
+        if ours:
+            _leave_status(folder, before if mistake else None, "failed" if mistake else _kind_of(error), words)
         log.error("%s", words, exc_info=not mistake or bool(os.environ.get("HYDRA_FULL_ERROR")))
         _clear_frames(error)
         raise JobFailed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
