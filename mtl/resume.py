@@ -103,13 +103,8 @@ def _within(key: str, keys: Sequence[str]) -> bool:
 
 def run_folder(path: Path) -> Path | None:
     """The run folder that a ``resume`` names: itself, or the one whose checkpoint it is; None where there is none."""
-    folder = (
-        path
-        if path.is_dir()
-        else path.absolute().parent.parent
-        if path.absolute().parent.name == "checkpoints"
-        else None
-    )
+    parents = path.absolute().parents
+    folder = path if path.is_dir() else parents[1] if parents[0].name == "checkpoints" else None
     known = ("status.json", "config.yaml", "metrics.jsonl", ".hydra")
     return folder if folder is not None and any((folder / name).exists() for name in known) else None
 
