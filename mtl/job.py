@@ -29,7 +29,7 @@ from mtl.tracking import write_json, write_status
 
 log = logging.getLogger(__name__)
 
-LOCK_SECONDS = 15  # the loader processes of a run that was killed hold on to its folder for up to five
+LOCK_SECONDS = 8  # the loader processes of a run that was killed hold on to its folder for up to five
 
 
 class JobFailed(CompactHydraException):

@@ -107,7 +107,7 @@ def disk(tmp_path):
         pytest.skip(str(error))  # the tests above fill /dev/full instead
 
 
-@pytest.mark.parametrize("freed", [True, False], ids=["freed", "never freed"])
+@pytest.mark.parametrize("freed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["freed", "never freed"])
 def test_a_disk_that_is_full_for_a_while(tmp_path, disk, undisturbed, freed):
     folder = disk / "run"
     # The console's output is on another disk; slow enough that the disk is full for some steps and not for all.

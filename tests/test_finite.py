@@ -76,7 +76,7 @@ def test_inputs_that_are_the_cause_are_named(tmp_path, monkeypatch):
     ["strategy=naive", "strategy=detached", "strategy=gradvac", "strategy=moco", "strategy=db_mtl", "strategy=pcgrad",
      "weighting=dwa", "weighting=famo", "weighting=gradnorm", "weighting=uw", "weighting=random", "weighting=stch"],
 )  # fmt: skip
-@pytest.mark.parametrize("kind", ["nan", "gradient"])
+@pytest.mark.parametrize("kind", ["nan", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_skipped_step_teaches_nothing(tmp_path, choice, kind):
     folder = run(tmp_path, choice, broken(kind, 3), "trainer.on_nan=skip")
     steps = {i: checkpoint.load(folder / "checkpoints" / f"step-{i:08d}.pt") for i in range(1, 7)}
