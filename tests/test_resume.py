@@ -178,6 +178,9 @@ def test_a_kill_between_the_two_names_of_the_best_model(tmp_path):
     assert content["best_step"] == 6, "the case needs an evaluation that was the best"
     for name in ("best.pt", "best.pt.sha256"):
         (parts / "checkpoints" / name).unlink()
+    run(parts, "resume=auto", stop_at=1)
+    best = checkpoint.load(parts / "checkpoints" / "best.pt")
+    assert best["step"] == 6, "it is there again before another evaluation could replace it"
     run(parts, "resume=auto")
     assert_same(left_by(whole), left_by(parts))
 
