@@ -350,8 +350,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     names = chosen_tasks(cfg)
     if not set(names) <= set(data.targets):
         raise ConfigError(
-            f"heads and losses have the tasks {', '.join(names)}, "
-            f"but data has the targets {', '.join(data.targets)}."
+            f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
     two, skips = in_order(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
     inputs, targets = next(iter(Batches(data.val, two, cfg.seed, split="val", on_error=skips)))
