@@ -4,9 +4,9 @@
     python experiments/feature_vs_parameter/run.py --trunks         # draw and print what is in the table
 
 A run is that of ``mtl-train +experiment=feature_vs_parameter``. Every 20 steps the tasks' Gram matrix is formed three
-times on the same batch: of the rows at the features, of those rows summed over the batch, and of the gradients of the trunk's
-parameters. Each rule is asked for its weights on each, by copies that know nothing of each other; the weights are
-compared by the update of the parameters that they come to. So all rules are compared at the same points.
+times on one batch: of the rows at the features, of those rows summed over the batch, and of the gradients of the
+trunk's parameters. Copies of each rule give their weights for each matrix, and the weights are compared by the update
+of the parameters that they come to. So all rules are compared at the same points.
 """
 
 from __future__ import annotations

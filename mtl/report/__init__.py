@@ -1,6 +1,7 @@
 """Tables and pictures of runs, from their folders alone.
 
-Needs no torch, and what is imported here loads no NumPy: mtl-train imports it before it answers. ``text`` and ``figures`` are what a run says of itself; everything else is the command mtl-report.
+Needs no torch, and what is imported here loads no NumPy: mtl-train imports it before it answers. ``text`` and
+``figures`` are what a run says of itself; everything else is the command mtl-report.
 """
 
 from mtl.report.figures import CELL, draw_run, heat_map

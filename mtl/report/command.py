@@ -20,13 +20,18 @@ EXAMPLE = """
 """
 
 
-def report(paths: Sequence[Path], out: Path | None = None, tune: Sequence[str] = ()) -> tuple[str, Path]:
+def report(
+    paths: Sequence[Path], out: Path | None = None, tune: Sequence[str] = (), wandb: bool = False
+) -> tuple[str, Path]:
     """Write the report of all runs below ``paths``; its text, and the folder where it is.
+
+    ``wandb``: log it to a W&B run of the same project, entity and group as the first of the runs, too.
 
     The folder is ``out``, or else the one that holds all the paths. ReportError, one sentence, before anything is
     written.
     """
-    comparisons = compare(find_runs(paths), tune)
+    runs = find_runs(paths)
+    comparisons = compare(runs, tune)
     folder = out or Path(os.path.commonpath([path.resolve() for path in paths]))
     title = " and ".join(dict.fromkeys(path.resolve().name for path in paths))
     text = markdown(comparisons, title)
@@ -42,6 +47,11 @@ def report(paths: Sequence[Path], out: Path | None = None, tune: Sequence[str] =
             (folder / name).write_text(content)
     except OSError as error:
         raise ReportError(f"--out {folder} cannot be written ({error.strerror}): choose a folder that can.") from error
+    if wandb:
+        from mtl.report.send import send
+
+        tracker = runs[0].config.get("tracker", {})
+        text += "\n" + send(folder, tracker.get("project", "mtl"), tracker.get("entity"), tracker.get("group")) + "\n"
     return text, folder
 
 
@@ -58,15 +68,11 @@ def main() -> None:
     parser.add_argument("--wandb", action="store_true", help="log the tables and the page to a W&B run as well")
     arguments = parser.parse_args()
     try:
-        text, folder = report(arguments.paths, arguments.out, arguments.tune)
-        print(text)
-        if arguments.wandb:
-            from mtl.report.send import send
-
-            print(send(folder, arguments.paths))
+        text, folder = report(arguments.paths, arguments.out, arguments.tune, arguments.wandb)
     except ReportError as error:
         print(f"mtl-report: {error}", file=sys.stderr)
         sys.exit(2)
+    print(text)
     print(f"report.html, report.md, results.csv and results.json are in {folder}")
 
 

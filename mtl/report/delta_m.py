@@ -1,7 +1,7 @@
 """Δm, the relative change against single-task baselines, in the field's two conventions.
 
-They do not agree: the first counts a task with many metrics more, and a published method can be better than its baselines
-in one and worse in the other. So both are always given, by name.
+They do not agree: the first counts a task with many metrics more, and a published method can be better than its
+baselines in one and worse in the other. So both are always given, by name.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ function sortable(table, sticky) {
 
 function curve(c, row, index, name) {
   const found = row.curves[name];
-  return found ? [{ label: row.label, colour: colour(index), dash: dash(index), x: c.steps[found.x], ...found, x: c.steps[found.x] }] : [];
+  return found ? [{ label: row.label, colour: colour(index), dash: dash(index), ...found, x: c.steps[found.x] }] : [];
 }
 
 function results(c) {

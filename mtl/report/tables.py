@@ -135,8 +135,8 @@ def _equal_time(comparison: Comparison) -> Table | None:
     header = ["", "steps", *(f"val {name}{arrow(higher)}" for name, higher in comparison.metrics.items())]
     lines = [[e.row.label, f"{e.steps:.0f}", *(show(e.metrics.get(n)) for n in comparison.metrics)] for e in found]
     words = (
-        f"What {seconds:.3g} s of training steps come to, the time of the shortest: the best evaluation until then. Runs "
-        "that are stopped so have not come to the end of their learning rate schedule."
+        f"What {seconds:.3g} s of training steps come to, the time of the shortest: each row's best evaluation until "
+        "then. A run that is stopped so has not come to the end of its learning rate schedule."
     )
     return Table(f"{comparison.data}: at equal time, validation", words, header, lines)
 
