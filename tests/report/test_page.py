@@ -35,7 +35,7 @@ def study(tmp_path_factory):
     root = write_study(tmp_path_factory.mktemp("report") / "study")
     write_run(root / "failed", strategy="mgda", seed=9, status="failed", error=f"{EVIL} ${{7*7}}", rows=2)
     write_run(root / "evil", seed=0, test=accuracies(0.9, 0.9), backbone={"name": EVIL}, optimizer={"lr": 0.2})
-    examples = root / "2" / "examples"
+    examples = root / "23" / "examples"  # the sum at the learning rate that is selected
     examples.mkdir()
     (examples / "0_image.png").write_bytes(PIXEL)
     tasks = {"left": {"kind": "class", "target": "3", "prediction": EVIL}}
