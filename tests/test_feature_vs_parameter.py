@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "feature_vs_p
 @pytest.mark.parametrize(("trunk", "driver"), [("mlp", "mgda"), ("cnn", "detached")])
 def test_the_audits_are_those_of_the_ordinary_loop(train_tiny, monkeypatch, trunk, driver):
     import run as study
+
     from mtl.strategies import audit
 
     monkeypatch.setattr(audit, "ALL_TASKS", 6)  # the loop would audit one pair at a time

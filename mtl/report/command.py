@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mtl.report.compare import compare
-from mtl.report.folders import ReportError, find_runs
+from mtl.report.folders import ReportError, common_folder, find_runs
 from mtl.report.page import page
 from mtl.report.tables import csv_of_runs, markdown, results
 
@@ -32,7 +31,7 @@ def report(
     """
     runs = find_runs(paths)
     comparisons = compare(runs, tune)
-    folder = out or Path(os.path.commonpath([path.resolve() for path in paths]))
+    folder = out or common_folder(paths)
     title = " and ".join(dict.fromkeys(path.resolve().name for path in paths))
     text = markdown(comparisons, title)
     files = {

@@ -149,7 +149,7 @@ def _group(runs: list[Run], notes: list[str]) -> list[Row]:
         row = groups.setdefault(tuple(sorted((key, str(v)) for key, v in run.settings.items())), Row({}))
         other = row.runs.get(run.seed)
         if other is not None:
-            notes.append(f"{other.folder} and {run.folder} are the same run twice; one of them is counted.")
+            notes.append(f"{other.name} and {run.name} are the same run twice; one of them is counted.")
         if other is None or run.finished or not other.finished:
             row.runs[run.seed] = run
     return list(groups.values())
@@ -280,11 +280,11 @@ def _say_what_is_missing(comparison: Comparison) -> None:
     notes, methods = comparison.notes, comparison.methods
     for run in comparison.runs:
         if run.status == "running":
-            notes.append(f"{run.folder} is running, or was killed.")
+            notes.append(f"{run.name} is running, or was killed.")
         elif not run.finished:
-            notes.append(f"{run.folder} is {run.status}{f': {run.error}' if run.error else ''}.")
+            notes.append(f"{run.name} is {run.status}{f': {run.error}' if run.error else ''}.")
         if run.broken:
-            notes.append(f"{run.folder}/metrics.jsonl has {run.broken} broken lines, which were left out.")
+            notes.append(f"{run.name}/metrics.jsonl has {run.broken} broken lines, which were left out.")
     few = [row for row in comparison.rows if 0 < len(row.finished) < 3]
     if few:
         which = "all" if len(few) == len(comparison.rows) else ", ".join(row.label for row in few)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ class Run:
     """One run folder. What is not there, or not yet, is empty."""
 
     folder: Path
+    name: str = ""  # the folder as seen from the report's
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     status: str = "unknown"
@@ -88,7 +89,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: json.dumps(value) if isinstance(value, Mapping | list) else value} if prefix else {}
 
 
-def find_runs(paths: Iterable[Path]) -> list[Run]:
+def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Every run at or below the paths, in the order of their folders. ReportError where there is none."""
     folders: dict[Path, None] = {}
     for path in paths:
@@ -99,7 +100,13 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         if not found:
             raise ReportError(f"{path} holds no run: no folder in it has a status.json or a metrics.jsonl.")
         folders |= dict.fromkeys(folder.resolve() for folder in found)
-    return [read_run(folder) for folder in folders]
+    home = common_folder(paths)
+    return [read_run(folder, os.path.relpath(folder, home)) for folder in folders]
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all the paths; of one path, itself."""
+    return Path(os.path.commonpath([path.resolve() for path in paths]))
 
 
 def _run_folders(path: Path) -> Iterable[Path]:
@@ -113,10 +120,12 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(len(part) if part.isdigit() else 0, part) for part in path.parts]  # job 10 after job 9
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, name: str) -> Run:
     """What a run's folder says."""
     status, file = read_json(folder / "status.json"), folder / "config.yaml"
-    run = Run(folder, status=status.get("status", "unknown"), error=status.get("error"))
+    run = Run(
+        folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
+    )
     run.summary = read_json(folder / "summary.json")
     text = file.read_text() if file.is_file() else ""
     if text:

@@ -138,7 +138,7 @@ def _run(row: Row, run: Run, comparison: Comparison) -> dict[str, Any]:
         "seed": run.seed,
         "status": run.status,
         "error": run.error,
-        "folder": str(run.folder),
+        "folder": run.name,
         "command": run.command,
         "selected": row in comparison.rows,
         "against": reference.label if reference is not row else None,

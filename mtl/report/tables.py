@@ -212,7 +212,7 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "mean_rank": finite(row.rank),
         "step_time_ratio": finite(row.time_ratio),
         "memory_ratio": finite(row.memory_ratio),
-        "runs": [str(run.folder) for run in row.runs.values()],
+        "runs": [run.name for run in row.runs.values()],
     }
 
 
@@ -236,7 +236,7 @@ def _run_lines(comparison: Comparison) -> list[dict[str, Any]]:
     for row in comparison.candidates:
         for seed, run in sorted(row.runs.items()):
             line = {"data": comparison.data, "label": row.label, "selected": row in comparison.rows, "seed": seed}
-            line |= {"status": run.status, "folder": str(run.folder), "steps": run.summary.get("steps")}
+            line |= {"status": run.status, "folder": run.name, "steps": run.summary.get("steps")}
             line |= {"best_val": run.summary.get("best", {}).get("monitor")}
             line |= {"seconds_per_step": finite(run.step_seconds), "peak_memory": finite(run.peak_memory)}
             line |= {f"test/{name}": value for name, value in run.summary.get("test", {}).items()}
