@@ -168,8 +168,8 @@ def _select(candidates: list[Row], hidden: set[str], tune: Sequence[str], notes:
         seeds = max(len(row.finished) for row in group)
         whole = [row for row in group if len(row.finished) == seeds]
         best = _best(whole)
-        own = {k for k in differing([row.settings for row in group]) if k in hidden} if len(group) > 1 else set()
-        best.tuned = {k: v for k, v in best.settings.items() if k in own}
+        own = [key for key in best.settings if any(key == k or key.startswith(f"{k}.") for k in tune)]
+        best.tuned = {key: best.settings[key] for key in own if len({str(row.settings.get(key)) for row in group}) > 1}
         if len(whole) < len(group):
             notes.append(
                 f"{len(group) - len(whole)} settings have fewer finished seeds than others, and are not selected."

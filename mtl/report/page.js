@@ -219,7 +219,7 @@ function choice(label, options, chosen, change) {
 
 function sortable(table, sticky) {
   const body = element("tbody"), head = element("tr"), rows = [];
-  const wide = table.header[1] === "selected on validation" ? 1 : -1;
+  const wide = table.header.indexOf("selected on validation");
   const numberOf = text => { const found = parseFloat(text.replace("−", "-")); return Number.isNaN(found) ? null : found; };
   const best = table.header.map((title, j) => {
     const values = table.lines.filter(l => l.kind !== "baseline").map(l => numberOf(l[j])).filter(v => v !== null);
@@ -299,7 +299,7 @@ function tradeoffs(c) {
   const qualities = [...(methods.some(r => r.delta) ? [["Δm by metric, %", "Δm by metric, % ↓"]] : []), ...names.map(n => [n, n + arrow(up[n])])];
   if (qualities.length) {
     let chosen = qualities[0][0];
-    const figure = plot("cost", "Training cost against quality", "Seconds of a training step, by the fastest reading, against the test metric.", 380, (svg, w, h) => {
+    const figure = plot("cost", "Training cost against quality", "Time of a training step, by the fastest reading, against the test metrics; bars: 95 % intervals.", 380, (svg, w, h) => {
       const points = methods.flatMap(row => {
         const found = chosen.startsWith("Δm") ? row.delta : row.values[chosen];
         return found && row.seconds !== null ? [{ label: row.label, x: row.seconds * 1000, y: found[0], dy: found[1], colour: colour(row.index), square: row.static }] : [];

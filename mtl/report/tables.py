@@ -69,19 +69,16 @@ def _main(comparison: Comparison) -> Table:
     tuned = any(row.tuned for row in rows)
     delta, ratio = any(row.delta_metric for row in methods), any(row.reference for row in methods)
     ranked = len(methods) > 1 and any(math.isfinite(row.rank) for row in methods)
-    header = ["", *(["selected on validation"] if tuned else []), "seeds"]
+    header = ["", "seeds"]
     header += [f"{name}{arrow(higher)}" for name, higher in comparison.metrics.items()]
     header += ["Δm by metric, % ↓", "Δm by task, % ↑"] * delta + ["mean rank"] * ranked
-    header += ["step time ×", "memory ×"] * ratio
+    header += ["step time ×", "memory ×"] * ratio + ["selected on validation"] * tuned
     lines = []
     for row in rows:
-        line = [row.label, *([words_of(row.tuned)] if tuned else []), _seeds(row)]
-        line += [show(row.metrics.get(name)) for name in comparison.metrics]
+        line = [row.label, _seeds(row), *(show(row.metrics.get(name)) for name in comparison.metrics)]
         line += [show(row.delta_metric, "+"), show(row.delta_task, "+")] * delta
-        line += [number(row.rank, ".2f")] * ranked + [
-            number(row.time_ratio, ".2f"),
-            number(row.memory_ratio, ".2f"),
-        ] * ratio
+        line += [number(row.rank, ".2f")] * ranked
+        line += [number(row.time_ratio, ".2f"), number(row.memory_ratio, ".2f")] * ratio + [words_of(row.tuned)] * tuned
         lines.append(line)
     return Table(f"{comparison.data}: test metrics", _reading(comparison, delta, ranked, ratio), header, lines)
 
@@ -155,8 +152,9 @@ def number(value: float, form: str) -> str:
 
 
 def words_of(settings: dict[str, Any]) -> str:
-    """Settings as they are written on the command line."""
-    return " ".join(f"{key}={f'{v:g}' if isinstance(v, float) else v}" for key, v in settings.items()) or NOTHING
+    """Settings in a few words: of each key its last part."""
+    words = [f"{k.rpartition('.')[2]} {f'{v:g}' if isinstance(v, float) else v}" for k, v in settings.items()]
+    return ", ".join(words) or NOTHING
 
 
 def markdown(comparisons: Sequence[Comparison], title: str) -> str:

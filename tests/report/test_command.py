@@ -23,7 +23,7 @@ def test_a_study_from_the_command_line(tmp_path, command):
     lines = done.stdout.splitlines()
     (header,) = [line for line in lines if line.startswith("|") and "selected on validation" in line]
     assert "left/accuracy ↑" in header and "Δm by metric, % ↓" in header and "Δm by task, % ↑" in header
-    (naive,) = [line for line in lines if line.startswith("| Naive") and "optimizer.lr=0.2" in line]
+    (naive,) = [line for line in lines if line.startswith("| Naive") and "lr 0.2" in line]
     assert "0.730 ± 0.025" in naive and "1.00" in naive
     assert "A mean rank belongs to this set of rows alone" in done.stdout
     table = list(csv.DictReader((study / "results.csv").open()))
