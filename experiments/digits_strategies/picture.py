@@ -1,6 +1,6 @@
 """Pictures of a report's page, section by section, by the machine's Chromium.
 
-python experiments/digits_strategies/picture.py outputs/digits_strategies/report.html --out experiments/digits_strategies
+python experiments/digits_strategies/picture.py outputs/digits_strategies/report.html
 """
 
 from __future__ import annotations
