@@ -209,13 +209,13 @@ def draw(lines: list[dict[str, Any]], driver: str, path: Path) -> None:
             above.fill_between(steps, mean - half, mean + half, color=colours[space], alpha=0.2, linewidth=0)
         for i, (space, colour) in enumerate(colours.items()):
             found = [interval(by_seed(own, f"update/{rule}", space=space)) for rule in RULES]
-            at = np.arange(len(RULES)) + 0.27 * (i - 1)
+            at = np.arange(len(RULES)) + 0.2 * (i - 1)
             error = [f.half or 0.0 for f in found]
-            below.bar(at, [f.mean for f in found], 0.27, yerr=error, color=colour, label=space, error_kw={"lw": 1})
+            below.errorbar(at, [f.mean for f in found], error, fmt="o", markersize=6, color=colour, label=space)
         above.set(title=trunk, xlabel="step", ylim=(-0.6, 1.05))
         above.axhline(0, color="0.5", linewidth=0.8)
         below.set_xticks(range(len(RULES)), RULES, rotation=40, ha="right")
-        below.set(ylim=(0, 1.05))
+        below.set(ylim=(0.6, 1.02))
         for axes in (above, below):
             axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("correlation of the cosines\nwith those in parameter space")

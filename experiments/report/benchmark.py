@@ -37,9 +37,8 @@ def write_run(folder: Path, lr: float, seed: int, rows: int) -> None:
         names += [f"conflict/{n}" for n in ("cos_mean", "cos_min", "fraction", "rank", "stationarity", "cancellation")]
         names += ["loss/total", "grad_norm", "lr", "time/step", "time/data", "samples_per_second", "memory/peak"]
         values = {name: math.sin(step * (i + 1) + seed) for i, name in enumerate(names)}
-        lines.append(
-            json.dumps({"step": step, "epoch": step / 100, "split": "val" if step % 20 == 0 else "train", **values})
-        )
+        split = "val" if step % 20 == 0 else "train"
+        lines.append(json.dumps({"step": step, "epoch": step / 100, "split": split, **values}))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
