@@ -491,7 +491,7 @@ def _out_of_patience(state: TrainState, trainer: Any, p: Plan) -> bool:
 
 def _skip_or_raise(state: TrainState, trainer: Any, skipping: Skipping | None, words: str) -> None:
     """Take the step back, or end the run where the steps that are not finite may not be skipped (any more)."""
-    if skipping is None:
+    if skipping is None or trainer.on_nan == "raise":
         raise FloatingPointError(f"{words}. Nothing was updated; trainer.on_nan=skip leaves such steps out.")
     skipping.take_back()
     state.skips["total"] += 1
