@@ -54,12 +54,9 @@ def main() -> None:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "mtl.report.command", name], check=True, stdout=subprocess.DEVNULL)
         seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(
-            f"{options.runs} runs of {options.rows} rows: {seconds:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of one"
-        )
-        print(
-            f"processor; {used.ru_maxrss / 1024:.0f} MiB; page {(Path(name) / 'report.html').stat().st_size / 1e6:.1f} MB"
-        )
+        cpu, megabytes = used.ru_utime + used.ru_stime, (Path(name) / "report.html").stat().st_size / 1e6
+        print(f"{options.runs} runs of {options.rows} rows: {seconds:.1f} s, {cpu:.1f} s of CPU time,")
+        print(f"{used.ru_maxrss / 1024:.0f} MiB, a page of {megabytes:.1f} MB")
 
 
 if __name__ == "__main__":
