@@ -37,7 +37,7 @@ def report(
     files = {
         "report.md": text,
         "results.csv": csv_of_runs(comparisons),
-        "results.json": json.dumps(results(comparisons), indent=2, allow_nan=False) + "\n",
+        "results.json": json.dumps(results(comparisons), indent=2, allow_nan=False, default=str) + "\n",
         "report.html": page(comparisons, title),
     }
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.report.delta_m import by_metric, by_task
+from mtl.report.delta_m import by_metric, by_task, task_of
 from mtl.report.folders import ReportError, Run
 from mtl.report.names import PLAIN, class_name, differing, label_all, mirrors
 from mtl.report.statistics import Interval, bootstrap, interval, mean_ranks, paired
@@ -200,12 +200,6 @@ def _metrics(rows: Sequence[Row]) -> dict[str, bool | None]:
                     directions.setdefault(f"loss/{task}", False)
     order = [task for row in rows for task in row.first.tasks]
     return dict(sorted(directions.items(), key=lambda item: order.index(task_of(item[0]))))
-
-
-def task_of(metric: str) -> str:
-    """The task that a metric is of: ``left`` of ``left/accuracy`` and of ``loss/left``."""
-    first, _, last = metric.partition("/")
-    return last if first == "loss" else first
 
 
 def _measure(comparison: Comparison, hidden: set[str]) -> None:

@@ -37,9 +37,15 @@ def by_metric(values: Metrics, baselines: Metrics, higher_is_better: Mapping[str
 def by_task(values: Metrics, baselines: Metrics, higher_is_better: Mapping[str, bool]) -> float:
     """Δp in percent as the mean over the tasks of the mean over each one's metrics; *higher is better*.
 
-    Lin & Zhang 2023 (LibMTL). A task's name is what comes before the last ``/``.
+    Lin & Zhang 2023 (LibMTL).
     """
     tasks: dict[str, list[float]] = {}
     for name, change in relative_changes(values, baselines, higher_is_better).items():
-        tasks.setdefault(name.rpartition("/")[0], []).append(-change)
+        tasks.setdefault(task_of(name), []).append(-change)
     return float(np.mean([np.mean(changes) for changes in tasks.values()]))
+
+
+def task_of(metric: str) -> str:
+    """The task that a metric is of: ``left`` of ``left/accuracy``, and of ``loss/left``."""
+    first, _, last = metric.partition("/")
+    return last if first == "loss" else first

@@ -86,7 +86,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
         items = (flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
         return {key: leaf for part in items for key, leaf in part.items()}
-    return {prefix: json.dumps(value) if isinstance(value, Mapping | list) else value} if prefix else {}
+    return {prefix: json.dumps(value, default=str) if isinstance(value, Mapping | list) else value} if prefix else {}
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
@@ -128,16 +128,22 @@ def read_run(folder: Path, name: str) -> Run:
     )
     run.summary = read_json(folder / "summary.json")
     text = file.read_text() if file.is_file() else ""
-    if text:
-        run.config = _yaml(text) or {}
-        first = text.split("\n", 1)[0]
-        run.overrides = json.loads(first.removeprefix(OVERRIDES)) if first.startswith(OVERRIDES) else []
+    run.config = _yaml(text)
+    first = text.split("\n", 1)[0]
+    if first.startswith(OVERRIDES):
+        run.overrides = json.loads(first.removeprefix(OVERRIDES))
     _read_series(run)
     return run
 
 
-def _yaml(text: str) -> Any:
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # ten times as fast, where it was built
+def _yaml(text: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(
+            text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )  # ten times as fast, where it was built
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl.report.compare import Comparison, Row, task_of
+from mtl.report.compare import Comparison, Row
+from mtl.report.delta_m import task_of
 from mtl.report.folders import Run
 from mtl.report.folders import flatten as flattened
 from mtl.report.tables import finite, number, summary_line, tables

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,16 @@ def test_several_paths_meet_in_the_folder_above_them(tmp_path):
     assert report([tmp_path / "x"], tmp_path / "out")[1] == tmp_path / "out"
 
 
+def test_a_configuration_that_cannot_be_read_or_holds_a_date(tmp_path):
+    write_run(tmp_path / "0", test=accuracies(0.5, 0.5))
+    (tmp_path / "0" / "config.yaml").write_text("a: [1,")
+    write_run(tmp_path / "1", test=accuracies(0.5, 0.5), data={"since": date(2024, 1, 1), "x": []})
+    write_run(tmp_path / "2", test=accuracies(0.5, 0.5), data={"since": date(2025, 1, 1), "x": []})
+    text, _ = report([tmp_path], tune=["data.since"])
+    assert "unknown: 1 runs" in text and "since 2024-01-01" in text
+
+
+@pytest.mark.slow
 def test_the_run_of_a_real_training(train_tiny):
     for task in ("left", "right"):
         train_tiny(f"tasks=[{task}]", folder=f"sweep/{task}")

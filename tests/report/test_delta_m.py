@@ -62,6 +62,13 @@ def test_one_metric_a_task_makes_them_each_others_negative():
     assert by_task(values, alone, higher) == pytest.approx(-(-12.5 + 50) / 2)
 
 
+def test_a_task_that_is_judged_by_its_loss_is_a_task_like_others():
+    values = {"a/x": 1.1, "a/y": 1.1, "loss/b": 1.2, "loss/c": 1.3}
+    alone, higher = dict.fromkeys(values, 1.0), {"a/x": True, "a/y": True, "loss/b": False, "loss/c": False}
+    assert by_task(values, alone, higher) == pytest.approx((10 - 20 - 30) / 3)
+    assert by_metric(values, alone, higher) == pytest.approx((-10 - 10 + 20 + 30) / 4)
+
+
 def test_signs_where_a_metric_is_negative_or_zero():
     assert relative_changes({"a/r2": -0.1}, {"a/r2": -0.2}, {"a/r2": True})["a/r2"] == pytest.approx(-50)
     assert math.isnan(by_metric({"a/x": 1.0}, {"a/x": 0.0}, {"a/x": True}))
