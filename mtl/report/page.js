@@ -169,7 +169,8 @@ function scatter(svg, width, height, points, xLabel, yLabel, front = []) {
     svg.append(mark);
     if (!p.faint) taken.push({ x: cx - 6, y: cy - 6, w: 12, h: 12 });
   }
-  for (const p of points) if (!p.faint) name(svg, p, a.x(p.x), a.y(p.y), taken, width, height);
+  const byWeight = [...points].sort((p, q) => Number(Boolean(q.square)) - Number(Boolean(p.square)));  // fixed weights are named first
+  for (const p of byWeight) if (!p.faint) name(svg, p, a.x(p.x), a.y(p.y), taken, width, height);
 }
 
 function name(svg, point, cx, cy, taken, width, height) {
