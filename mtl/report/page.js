@@ -426,7 +426,7 @@ function runs(c) {
       const rows = (header, lines) => element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...header.map(h => element("th", { class: "left" }, h)))),
         element("tbody", {}, ...lines.map(line => element("tr", {}, ...line.map(text => element("td", { class: "left" }, element("code", {}, text))))))));
       if (run.changes.length) details.append(rows(["differs in", run.against || "the reference", "this run"], run.changes));
-      if (run.config.length) details.append(element("details", {}, element("summary", {}, "whole configuration"), rows(["key", "value"], run.config)));
+      if (run.config.length) details.append(element("details", {}, element("summary", {}, "whole configuration, the same for all seeds"), rows(["key", "value"], run.config)));
     });
     return details;
   }));

@@ -144,9 +144,7 @@ def _run(row: Row, run: Run, comparison: Comparison) -> dict[str, Any]:
         "selected": row in comparison.rows,
         "against": reference.label if reference is not row else None,
         "changes": changes,
-        "config": [[key, _text(value)] for key, value in flattened(run.config).items()]
-        if row in comparison.rows
-        else [],
+        "config": [[key, _text(value)] for key, value in flattened(run.config).items()] if run is row.first else [],
         "test": {name: number(value, ".4g") for name, value in test.items() if value is not None},
         "best": finite(run.summary.get("best", {}).get("monitor")),
     }
