@@ -23,6 +23,7 @@ class Row:
     runs: dict[int, Run]  # by seed
     label: str = ""
     tuned: dict[str, Any] = field(default_factory=dict)  # the values that were selected on the validation split
+    others: list[Row] = field(default_factory=list)  # the settings that it was selected from
     metrics: dict[str, Interval] = field(default_factory=dict)  # of the test split
     differences: dict[str, Interval] = field(default_factory=dict)  # to the reference, paired by seed
     delta_metric: Interval | None = None
@@ -72,8 +73,13 @@ class Row:
 
     @property
     def step_seconds(self) -> float:
-        """The fastest reading of a step's time over all seeds; NaN where there is none."""
-        return float(np.fmin.reduce([run.step_seconds for run in self.runs.values()]))
+        """The fastest reading of a step's time; NaN where there is none.
+
+        Other work on the machine can only add to it, so every run counts that does the same work: all seeds, and of the
+        settings that were not selected those with the same peak memory, as a learning rate changes nothing in.
+        """
+        same = [row for row in self.others if row.peak_memory == self.peak_memory]
+        return float(np.fmin.reduce([run.step_seconds for row in [self, *same] for run in row.runs.values()]))
 
     @property
     def peak_memory(self) -> float:
@@ -168,6 +174,7 @@ def _select(candidates: list[Row], hidden: set[str], tune: Sequence[str], notes:
         seeds = max(len(row.finished) for row in group)
         whole = [row for row in group if len(row.finished) == seeds]
         best = _best(whole)
+        best.others = [row for row in group if row is not best]
         own = [key for key in best.settings if any(key == k or key.startswith(f"{k}.") for k in tune)]
         best.tuned = {key: best.settings[key] for key in own if len({str(row.settings.get(key)) for row in group}) > 1}
         if len(whole) < len(group):

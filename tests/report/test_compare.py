@@ -91,6 +91,17 @@ def test_a_whole_study(tmp_path):
     assert comparison.notes == []
 
 
+def test_the_time_of_a_step_is_the_fastest_reading_of_runs_that_do_the_same_work(tmp_path):
+    write_run(tmp_path / "0", test=accuracies(0.5, 0.5), best=0.1, step_time=0.3)
+    write_run(tmp_path / "1", test=accuracies(0.5, 0.5), best=0.1, step_time=0.2, seed=1)
+    write_run(tmp_path / "2", test=accuracies(0.5, 0.5), best=0.5, step_time=0.1, optimizer={"lr": 0.2})
+    lighter = write_run(tmp_path / "3", test=accuracies(0.5, 0.5), best=0.5, step_time=0.01, optimizer={"lr": 0.3})
+    (lighter / "summary.json").write_text((lighter / "summary.json").read_text().replace("1000", "500"))
+    assert compared(tmp_path, "optimizer.lr")[1]["Naive"].step_seconds == 0.1
+    rows = compared(tmp_path)[1]
+    assert rows["Naive optimizer.lr=0.1"].step_seconds == 0.2
+
+
 def test_without_tuning_every_row_meets_the_baseline_with_its_own_settings(tmp_path):
     _, rows = compared(write_study(tmp_path))
     low = rows["MGDA optimizer.lr=0.1"]
