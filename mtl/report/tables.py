@@ -95,8 +95,8 @@ def _reading(comparison: Comparison, delta: bool, ranked: bool, ratio: bool) -> 
         words.append("A mean rank belongs to this set of rows alone: leave one out, and it may change.")
     if ratio:
         words.append(
-            "Time and memory are those of a training step over the plain sum's, the time by the fastest reading of all of "
-            "a row's runs."
+            "Time and memory are those of a training step over the plain sum's, the time by the fastest reading of all "
+            "of a row's runs."
         )
     return " ".join(words)
 
