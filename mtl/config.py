@@ -212,6 +212,12 @@ def _check_values(cfg: DictConfig) -> None:
     _check_choice("trainer.shard", trainer.shard, (None, "backbone", "all"))
     _check_choice("trainer.on_nan", trainer.on_nan, ("raise", "skip"))
     _check_choice("data.on_error", cfg.data.get("on_error", "raise"), ("raise", "skip"))
+    if trainer.shard is not None and cfg.conflict.audit_every is not None:
+        raise ConfigError(
+            f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use conflict.audit_every=null."
+        )
+    if trainer.shard is not None and trainer.precision == "fp16":
+        raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
     if trainer.ema is not None and trainer.ema >= 1:
         raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
     _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
