@@ -340,7 +340,8 @@ def build_parts(cfg: DictConfig) -> Parts:
     inputs, targets = next(iter(Batches(data.val, two, cfg.seed, split="val", on_error=skips)))
     backbone = make("backbone", cfg.backbone, **data.input_info)
     features = rehearse_backbone(backbone, inputs)
-    known = describe_features(features) | getattr(backbone, "feature_info", {})
+    sizes = {key: value for key, value in data.input_info.items() if key == "image_size"}  # what dense heads resize to
+    known = sizes | describe_features(features) | getattr(backbone, "feature_info", {})
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
     try:
         model = MultiTaskModel(backbone, heads, cfg.share)

@@ -9,5 +9,6 @@ What ``data`` in the configuration names is an object with
 - ``targets``: the names of all targets; the head set chooses which of them are tasks;
 - ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size`` of images,
   ``vocabulary`` and ``context`` of text;
-- ``batch_size``.
+- ``batch_size``;
+- ``kinds``, for data of images: target -> how one is drawn in ``examples/``, see mtl.examples.
 """
