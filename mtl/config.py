@@ -51,6 +51,7 @@ class TrainerConfig:
     limit_train_batches: int | None = None  # batches of an epoch
     limit_val_batches: int | None = None  # batches of an evaluation, of test as well
     overfit_batches: int | None = None  # train and evaluate on the same first batches, in order
+    examples: int = 8  # samples of the test split whose predictions are drawn into examples/, where they are images
     fast_dev_run: bool = False  # one step, one batch an evaluation, no W&B: does it run at all?
 
 
@@ -188,7 +189,7 @@ def _check_values(cfg: DictConfig) -> None:
     for key, value in counts:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        least = 0 if key in ("trainer.num_workers", "trainer.keep") else 1
+        least = 0 if key in ("trainer.num_workers", "trainer.keep", "trainer.examples") else 1
         if not (value > 0 if isinstance(value, float) else value >= least):
             raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
     trainer = cfg.trainer
