@@ -71,9 +71,9 @@ def splits(
 ) -> tuple[Sequence[Item], Sequence[Item], Sequence[Item]]:
     """Training, validation and test items, where the field has no validation split.
 
-    That is the last ``validation`` of the training items: neighbours, which may show one scene, stay together. With 0 it
-    is the test split, as in the published results. ValueError for a share that is not from 0 to below 1, or that leaves
-    nothing on one side.
+    That is the last ``validation`` of the training items: neighbours, which may show one scene, stay together. With 0
+    it is the test split, as in the published results. ValueError for a share that is not from 0 to below 1, or that
+    leaves nothing on one side.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} must be from 0 (val is the test split, as published) to below 1.")
@@ -115,7 +115,7 @@ def read_image(file: Path) -> tv_tensors.Image:
 
 
 def read_png(file: Path) -> NDArray[Any]:
-    """An image file's own numbers, ``[H, W]`` or ``[H, W, C]``: class indices as they are, 16 bits where it has them."""
+    """An image file's own numbers, ``[H, W]`` or ``[H, W, C]``: class indices, or 16 bits, as they are."""
     with naming(file), Image.open(file) as image:
         return np.array(image)
 

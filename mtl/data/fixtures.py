@@ -49,8 +49,8 @@ def corner(array: Array, mark: float, height: int, width: int) -> Array:
 def main(make_fixture: Callable[[Path], None]) -> None:
     """The command ``python -m mtl.data.<name> --make-fixture DIR``."""
     name = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(f"python -m mtl.data.{name}", description=f"A tiny data={name}, to try it with.")
-    parser.add_argument("--make-fixture", type=Path, metavar="DIR", required=True, help="a folder that is not there yet")
+    parser = argparse.ArgumentParser(f"python -m mtl.data.{name}")
+    parser.add_argument("--make-fixture", type=Path, metavar="DIR", required=True, help="write a tiny one there")
     folder = parser.parse_args().make_fixture
     if folder.exists() and any(folder.iterdir()):
         parser.error(f"{folder} is not empty: give a folder that is not there yet.")
