@@ -73,16 +73,16 @@ def splits(
 
     That is the last ``validation`` of the training items: neighbours, which may show one scene, stay together. With 0
     it is the test split, as in the published results. ValueError for a share that is not from 0 to below 1, or that
-    leaves nothing on one side.
+    leaves nothing to train on.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} must be from 0 (val is the test split, as published) to below 1.")
     if validation == 0:
         log.warning("validation=0: val is the test split, as published; the best model is then chosen on the test")
         return train, test, test
-    cut = len(train) - round(len(train) * validation)
-    if not 0 < cut < len(train):
-        raise ValueError(f"validation={validation} of {len(train)} training samples leaves one side empty.")
+    cut = len(train) - max(1, round(len(train) * validation))
+    if cut < 1:
+        raise ValueError(f"validation={validation} leaves nothing of {len(train)} to train on.")
     return train[:cut], train[cut:], test
 
 
