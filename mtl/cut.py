@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mtl import distributed
+
 # A float32 sum over 2^24 products is wrong by 4e-3, and bfloat16 rows drift after a few thousand: products are
 # summed in float32 over BLOCK elements only, and the blocks in float64. CHUNK elements at a time fit the cache,
 # which makes this faster than one matmul as well.
@@ -28,22 +30,25 @@ class Cut:
 
     With ``rows`` given, the gradient of each task is also kept as one row. The sum that goes into the trunk is
     formed in the same order either way, so keeping rows changes no bit of the training.
+
+    ``loss_scale``: what all that lands here was multiplied by, so that float16 can hold it. Rows have it divided out;
+    what goes into the trunk has it, and so have the trunk's gradients.
     """
 
-    def __init__(self, features: Any, rows: Rows | None = None) -> None:
+    def __init__(self, features: Any, rows: Rows | None = None, loss_scale: float = 1.0) -> None:
         flat, structure = pytree.tree_flatten(features)
         self.trunk: list[Tensor] = [t for t in flat if _is_differentiable(t)]
         detached = [t.detach().requires_grad_() if _is_differentiable(t) else t for t in flat]
         self.leaves: list[Tensor] = [t for t in detached if _is_differentiable(t)]
         self.features = pytree.tree_unflatten(detached, structure)
-        self._rows = rows
+        self._rows, self._loss_scale = rows, loss_scale
         self._sum: list[Tensor | None] = [None] * len(self.leaves)
 
     def land(self, factor: float = 1.0) -> None:
         """Take what the last head's backward left on the leaves, and add ``factor`` times it to the sum."""
         gradients = [leaf.grad for leaf in self.leaves]
         if self._rows is not None:
-            self._rows.append(gradients)
+            self._rows.append(gradients, self._loss_scale)
         for i, (leaf, gradient) in enumerate(zip(self.leaves, gradients, strict=True)):
             leaf.grad = None
             total = self._sum[i]
@@ -79,12 +84,18 @@ class Cut:
             if part.grad is not None:
                 gradient.copy_(part.grad)
 
-    def backward(self, gradients: Sequence[Tensor | None] | None = None) -> None:
-        """Send ``gradients`` (default: the sum of what landed) through the trunk, in one backward.
+    def backward(self, direction: Sequence[Tensor] | None = None) -> None:
+        """Send ``direction`` (default: the sum of what landed) through the trunk, in one backward.
 
-        A leaf that no head read has no gradient and is left out, and so is a frozen trunk's.
+        A leaf that no head read has no gradient and is left out, and so is a frozen trunk's. With more than one process
+        it gets zeros: every process must pass through the whole trunk, or the others would wait for it.
         """
-        gradients = self._sum if gradients is None else gradients
+        if direction is None:
+            gradients = self._sum
+        else:
+            gradients = [_scaled(g, z, self._loss_scale) for z, g in zip(self.trunk, direction, strict=True)]
+        if distributed.active():
+            gradients = [torch.zeros_like(z) if g is None else g for z, g in zip(self.trunk, gradients, strict=True)]
         pairs = [(z, g) for z, g in zip(self.trunk, gradients, strict=True) if g is not None and z.requires_grad]
         if pairs:
             torch.autograd.backward([z for z, _ in pairs], [g for _, g in pairs])
@@ -107,22 +118,32 @@ def sliced(tensor: Tensor, count: int, positions: int | None = None) -> tuple[Te
 
 
 def push_through(
-    trunk: Sequence[Tensor], gradients: Sequence[Tensor], parameters: Sequence[Tensor], keep_graph: bool = True
+    trunk: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    keep_graph: bool = True,
+    loss_scale: float = 1.0,
 ) -> tuple:
     """One vector-Jacobian product: ``gradients`` at the trunk's output, as they are at its parameters.
 
-    None for a parameter that the features do not depend on. ``keep_graph``: there will be another one.
+    None for a parameter that the features do not depend on. ``keep_graph``: there will be another one. On its way
+    through the trunk the vector is multiplied by ``loss_scale``.
     """
-    pairs = [(z, g) for z, g in zip(trunk, gradients, strict=True) if z.requires_grad]
+    pairs = [(z, _scaled(g, z, loss_scale)) for z, g in zip(trunk, gradients, strict=True) if z.requires_grad]
     outputs, vectors = [z for z, _ in pairs], [g for _, g in pairs]
-    return torch.autograd.grad(outputs, parameters, vectors, retain_graph=keep_graph, allow_unused=True)
+    pushed = torch.autograd.grad(outputs, parameters, vectors, retain_graph=keep_graph, allow_unused=True)
+    return pushed if loss_scale == 1 else tuple(None if g is None else g.div_(loss_scale) for g in pushed)
+
+
+def _scaled(gradient: Tensor, output: Tensor, loss_scale: float) -> Tensor:
+    return (gradient if loss_scale == 1 else gradient * loss_scale).to(output.dtype)
 
 
 class Rows:
     """One row a task: its gradient with respect to the features (or other ``leaves``), flattened.
 
-    All leaves of one dtype lie side by side in one buffer ``[K, n]``. A ``Rows`` that is kept from step to step
-    keeps its buffers: fresh memory costs eight times the copy into it.
+    All leaves of one dtype lie side by side in one buffer ``[K, n]``, in float32 or better. A ``Rows`` that is kept
+    from step to step keeps its buffers: fresh memory costs eight times the copy into it.
     """
 
     def __init__(self) -> None:
@@ -137,11 +158,11 @@ class Rows:
         layout = (tasks, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
         if layout != self._layout:
             self._layout = layout
-            kinds = list(dict.fromkeys((leaf.dtype, leaf.device) for leaf in leaves))
+            kinds = list(dict.fromkeys(map(_kind, leaves)))
             lengths = [0] * len(kinds)
             self._slots = []
             for leaf in leaves:
-                i = kinds.index((leaf.dtype, leaf.device))
+                i = kinds.index(_kind(leaf))
                 self._slots.append((i, slice(lengths[i], lengths[i] + leaf.numel()), leaf.shape))
                 lengths[i] += leaf.numel()
             self._buffers = [
@@ -150,14 +171,19 @@ class Rows:
             ]
         return self
 
-    def append(self, gradients: Sequence[Tensor | None]) -> None:
-        """Copy one task's gradients in as the next row; ``None`` is a leaf that it does not depend on."""
+    def append(self, gradients: Sequence[Tensor | None], loss_scale: float = 1.0) -> None:
+        """Copy one task's gradients, divided by ``loss_scale``, in as the next row.
+
+        ``None`` is a leaf that the task does not depend on.
+        """
         for (i, where, shape), gradient in zip(self._slots, gradients, strict=True):
             target = self._buffers[i][self.count, where]
             if gradient is None:
                 target.zero_()
             else:
                 target.view(shape).copy_(gradient)
+                if loss_scale != 1:
+                    target.div_(loss_scale)
         self.count += 1
 
     def scale(self, weights: Sequence[Tensor]) -> None:
@@ -186,15 +212,26 @@ class Rows:
         return gram(self.blocks)
 
     def batch_summed_gram(self) -> Tensor:
-        """The Gram matrix of the rows summed over the batch, the first axis of every leaf."""
+        """The Gram matrix of the rows summed over the batch, the first axis of every leaf; over all ranks' batches."""
         blocks = self.blocks()
-        return gram(
-            lambda: (blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots)
-        )
+        sums = [blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots]
+        distributed.total_of(sums)
+        return gram(lambda: sums)
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
-        return self.shaped([_combine(block, weights) for block in self.blocks()])
+        return self.shaped([weights.to(block) @ block for block in self.blocks()])
+
+    def places(self, before: int, samples: int) -> list[list[tuple[int, int, int]]]:
+        """Where each leaf of each block lies in that leaf of a batch of ``samples``, ``before`` of them earlier ones.
+
+        From where, to where, and how long the whole leaf is, in elements.
+        """
+        places: list[list[tuple[int, int, int]]] = [[] for _ in self._buffers]
+        for i, _, shape in self._slots:
+            each = shape[1:].numel()
+            places[i].append((before * each, (before + shape[0]) * each, samples * each))
+        return places
 
 
 class ParameterRows:
@@ -211,6 +248,11 @@ class ParameterRows:
         """Keep one task's gradients as the next row; ``None`` is a parameter that it does not depend on."""
         pairs = zip(self._parameters, gradients, strict=True)
         self._rows.append([torch.zeros_like(p) if g is None else g for p, g in pairs])
+
+    def sum_over_ranks(self) -> None:
+        """Make them the whole batch's: unlike those at the features, rows here overlap, so that they must travel."""
+        for row in self._rows:
+            distributed.total_of(row)
 
     def blocks(self) -> list[Tensor]:
         """The rows as matrices ``[K, n_i]``, one a parameter: a copy of them all."""
@@ -258,13 +300,8 @@ def gram(pieces: Callable[[], Iterable[Tensor]]) -> Tensor:
     return total
 
 
-def _combine(block: Tensor, weights: Tensor) -> Tensor:
-    if block.dtype in (torch.float32, torch.float64):
-        return weights.to(block) @ block
-    total = torch.zeros_like(block[0], dtype=torch.float32)  # low precision is added up in float32
-    for row, weight in zip(block, weights.tolist(), strict=True):
-        total.add_(row, alpha=weight)
-    return total.to(block.dtype)
+def _kind(leaf: Tensor) -> tuple[torch.dtype, torch.device]:
+    return torch.promote_types(leaf.dtype, torch.float32), leaf.device
 
 
 def as_seen_by_heads(features: Any) -> tuple[Any, list[Tensor]]:

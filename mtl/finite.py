@@ -88,9 +88,9 @@ def _rows_not_finite(
 ) -> list[str]:
     guilty = []
     with torch.random.fork_rng():
-        cut = Cut(model.backbone(inputs))
+        cut = Cut(model.features(inputs))
         for task in present_tasks(tasks, targets):
-            loss = task.loss(model.heads[task.name](cut.features), targets[task.name])
+            loss = model.loss(task, cut.features, targets[task.name])
             if loss.requires_grad:
                 loss.backward()
             if not all(_finite(leaf.grad) for leaf in cut.leaves):

@@ -48,24 +48,33 @@ class FPN(nn.Module):
 
     The levels, maps ``[B, channels_i, H_i, W_i]`` of any sizes, are brought to ``width`` channels and merged from
     coarse to fine; what comes of each is rectified, and their sum at the size of the first one is predicted from. The
-    output is resized to ``image_size``, a side or (height, width). All normalisation is over groups of channels: a sample does
-    not depend on the others in its batch, which may be one. ValueError for a ``width`` that is no multiple of 8.
+    output is resized to ``image_size``, a side or (height, width). Of a backbone that says how its levels are reduced,
+    those finer than ``stride`` are left out: 4 is the papers', 2 also takes the stem of a ResNet.
+
+    All normalisation is over groups of channels: a sample does not depend on the others in its batch, which may be one.
+    ValueError for a ``width`` that is no multiple of 8.
 
     Source: Lin et al. 2017 (FPN), with the semantic branch of Kirillov et al. 2019 (Panoptic FPN) with one convolution
     a level.
     """
 
     def __init__(
-        self, channels: Sequence[int], out_channels: int, image_size: int | Sequence[int], width: int = 128
+        self,
+        channels: Sequence[int],
+        out_channels: int,
+        image_size: int | Sequence[int],
+        width: int = 128,
+        stride: int = 4,
+        reductions: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.image_size = _height_and_width(image_size)
-        self.pyramid = FeaturePyramidNetwork(list(channels), width, norm_layer=_group_norm)
+        self.image_size, self.first = _height_and_width(image_size), _first_level(reductions, stride)
+        self.pyramid = FeaturePyramidNetwork(list(channels[self.first :]), width, norm_layer=_group_norm)
         self.predict = nn.Conv2d(width, out_channels, 1)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Merge and predict."""
-        finest, *coarser = self.pyramid({str(i): level for i, level in enumerate(pyramid)}).values()
+        finest, *coarser = self.pyramid({str(i): level for i, level in enumerate(pyramid[self.first :])}).values()
         merged = relu(finest)
         for level in coarser:
             merged = merged + _resized(relu(level), merged.shape[-2:])
@@ -77,10 +86,12 @@ class DeepLab(nn.Module):
 
     Atrous spatial pyramid pooling with ``rates`` and ``width`` channels on the last map, then its result at the size of
     the first map beside ``low_channels`` channels of that one, two convolutions, and the output resized to
-    ``image_size``, a side or (height, width). ``low_channels=0``: one convolution on the last map's result alone, which
-    is DeepLabV3's head. Dropout is the published 0.5, after the pooling. Normalisation is over groups of channels where
-    the paper's is over the batch, so that a batch of one works. ValueError for a ``width`` or ``low_channels`` that is
-    no multiple of 8.
+    ``image_size``, a side or (height, width). The first map is, of a backbone that says how its maps are reduced, the
+    first that is not finer than ``stride``, the paper's 4. ``low_channels=0``: one convolution on the last map's result
+    alone, which is DeepLabV3's head.
+
+    Dropout is the published 0.5, after the pooling. Normalisation is over groups of channels where the paper's is over
+    the batch, so that a batch of one works. ValueError for a ``width`` or ``low_channels`` that is no multiple of 8.
 
     Source: Chen et al. 2018 (DeepLabV3+), section 3. The paper's last map has a stride of 8 or 16: with timm's ResNets
     ``backbone.options.output_stride=8``.
@@ -94,11 +105,13 @@ class DeepLab(nn.Module):
         width: int = 256,
         low_channels: int = 48,
         rates: Sequence[int] = (6, 12, 18),
+        stride: int = 4,
+        reductions: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.image_size = _height_and_width(image_size)
+        self.image_size, self.first = _height_and_width(image_size), _first_level(reductions, stride)
         self.aspp = _with_group_norms(ASPP(channels[-1], rates, width))
-        self.low = _convolution(channels[0], low_channels, 1) if low_channels else None
+        self.low = _convolution(channels[self.first], low_channels, 1) if low_channels else None
         convolutions = [_convolution(width + low_channels, width, 3)]
         if low_channels:
             convolutions.append(_convolution(width, width, 3))
@@ -108,7 +121,7 @@ class DeepLab(nn.Module):
         """Pool, refine and predict."""
         features = self.aspp(pyramid[-1])
         if self.low is not None:
-            low = self.low(pyramid[0])
+            low = self.low(pyramid[self.first])
             features = torch.cat([_resized(features, low.shape[-2:]), low], 1)
         return _resized(self.predict(features), self.image_size)
 
@@ -154,6 +167,10 @@ def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
 def _height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return height, width
+
+
+def _first_level(reductions: Sequence[int] | None, stride: int) -> int:
+    return next((i for i, reduction in enumerate(reductions or ()) if reduction >= stride), 0)
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:

@@ -265,9 +265,9 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
     with torch.inference_mode(), opened(batches) as iterator:
         for batch in iterator:
             inputs, targets = to_device(batch, device)
-            features = model.backbone(inputs)
+            features = model.features(inputs)
             for task in present_tasks(tasks, targets):
-                prediction, target = model.heads[task.name](features), targets[task.name]
+                prediction, target = model.predict(task.name, features), targets[task.name]
                 count = count_labels(task, target)
                 sums[task.name] += task.loss(prediction, target).item() * count
                 counts[task.name] += count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mtl import distributed
 from mtl.data.labels import Labels
 
 
@@ -45,13 +47,52 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        self.precision: torch.dtype | None = None  # what autocast computes in; None: whatever comes in
+        self.loss_scale = 1.0  # what a strategy multiplies all its gradients by, and the training loop divides out
+        self.synchronises = True  # whether gradients are summed over the ranks; not where more batches of a step come
+        self._trunk: list[nn.Module] = []  # in a list, where it is no submodule: it only wraps the backbone
         for name in share:
             _share(heads, name)
 
     def forward(self, inputs: Any) -> dict[str, Any]:
         """The prediction of every task, by its name."""
-        features = self.backbone(inputs)
-        return {task: head(features) for task, head in self.heads.items()}
+        features = self.features(inputs)
+        return {task: self.predict(task, features) for task in self.heads}
+
+    def features(self, inputs: Any) -> Any:
+        """The shared features of a batch, in the model's precision."""
+        with self.autocast():
+            return (self._trunk[0] if self._trunk and torch.is_grad_enabled() else self.backbone)(inputs)
+
+    def predict(self, task: str, features: Any) -> Any:
+        """One head's prediction, in the model's precision."""
+        with self.autocast():
+            return self.heads[task](features)
+
+    def loss(self, task: Task, features: Any, target: Any) -> Tensor:
+        """One task's loss, in float32 where autocast knows that it should be."""
+        with self.autocast():
+            return task.loss(self.heads[task.name](features), target)
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision, for a forward pass only: a backward pass and the rules run outside of it."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, self.precision)
+
+    def train_through(self, trunk: nn.Module) -> None:
+        """Have the features of training steps computed by ``trunk``, a module around the backbone."""
+        self._trunk = [trunk]
+
+    @contextmanager
+    def unsynchronised(self) -> Iterator[None]:
+        """Inside, gradients stay on their ranks."""
+        self.synchronises = False
+        try:
+            with distributed.unsynchronised(self._trunk[0] if self._trunk else self.backbone):
+                yield
+        finally:
+            self.synchronises = True
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The backbone's parameters: what the tasks share."""
@@ -100,6 +141,24 @@ def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Tas
     return [task for task, mask in zip(candidates, labelled, strict=True) if (True if mask is None else next(answers))]
 
 
+def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[int]:
+    """How many labels of each task are in this batch, 0 where there is none; see count_labels."""
+    counts: list[Any] = []
+    for task in tasks:
+        target = targets.get(task.name)
+        mask = None if target is None else where_labelled(task, target)
+        if target is None:
+            counts.append(0)
+        elif mask is None:
+            counts.append(target.numel() if isinstance(target, Tensor) else len(target))
+        else:
+            counts.append(mask.sum())
+    # One transfer for all the tasks that must be looked at, not one each.
+    unknown = [count for count in counts if isinstance(count, Tensor)]
+    answers = iter(torch.stack(unknown).tolist() if unknown else [])
+    return [next(answers) if isinstance(count, Tensor) else count for count in counts]
+
+
 def where_labelled(task: Task, target: Any) -> Tensor | None:
     """Where ``target`` holds a label, as a mask: what its loss's ``labelled`` says, where it has such a method.
 
@@ -119,7 +178,4 @@ def where_labelled(task: Task, target: Any) -> Tensor | None:
 
 def count_labels(task: Task, target: Any) -> int:
     """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor."""
-    mask = where_labelled(task, target)
-    if mask is not None:
-        return int(mask.sum())
-    return target.numel() if isinstance(target, Tensor) else len(target)
+    return label_counts([task], {task.name: target})[0]

@@ -15,12 +15,15 @@ class GradDrop(Random, RowRule):
     l the ``leak`` (one number for all tasks or one a task; 0 is the paper's default, 1 the plain sum). A
     zero gradient adds nothing.
 
-    U comes from the rule's own generator on the CPU, so that it is the same on every device.
+    U comes from the rule's own generator on the CPU, so that it is the same on every device, and on every process for
+    the elements that it has: it draws those of the whole batch.
 
     Source: Chen et al. 2020, algorithm 1, in the form for gradients that are not separated by sample: the
     sign of the activations and the sum over the batch, which that algorithm puts in front for activations,
     need a batch axis that a row does not have. LibMTL has one leak for all tasks.
     """
+
+    elementwise = True
 
     def __init__(self, leak: float | Sequence[float] = 0.0, seed: int = 0) -> None:
         super().__init__()
@@ -28,21 +31,39 @@ class GradDrop(Random, RowRule):
         require("leak", leak, "from 0 to 1", bool(leaks) and all(0 <= value <= 1 for value in leaks))
         self.leaks = leaks
         self.generator = new_generator(seed)
+        self._places: Sequence[Sequence[tuple[int, int, int]]] | None = None
+
+    def combine(
+        self,
+        rows: list[Tensor],
+        gram: Tensor,
+        losses: Tensor | None = None,
+        present: Sequence[int] | None = None,
+        places: Sequence[Sequence[tuple[int, int, int]]] | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """As any rule on rows; ``places`` are those of Rows.places where ``rows`` are of a part of the batch."""
+        self._places = places
+        return super().combine(rows, gram, losses, present)
 
     def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the masked sum, and the share of each gradient that is in it."""
         leak = self._leak(len(gram), present)
         factors, direction = [], []
-        for block in rows:
+        for number, block in enumerate(rows):
             wide = block.to(torch.promote_types(block.dtype, torch.float32))
             size = wide.abs().sum(0)
             purity = 0.5 * (1 + wide.sum(0) / size.where(size > 0, 1))
-            draw = torch.rand(block.shape[1], generator=self.generator, dtype=torch.float32).to(wide)
+            draw = self._draw(number, block.shape[1]).to(wide)
             mask = ((wide > 0) & (purity > draw)) | ((wide < 0) & (purity < draw))
             share = leak.to(wide)[:, None]
             factors.append(share + (1 - share) * mask)
             direction.append((factors[-1] * wide).sum(0))
         return direction, masked_weights(rows, factors)
+
+    def _draw(self, block: int, length: int) -> Tensor:
+        places = [(0, length, length)] if self._places is None else self._places[block]
+        draws = [torch.rand(whole, generator=self.generator)[start:stop] for start, stop, whole in places]
+        return torch.cat(draws)
 
     def _leak(self, count: int, present: Sequence[int] | None) -> Tensor:
         if len(self.leaks) == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ class RowRule(Rule):
     """A rule on rows: ``combine(rows, gram, losses, present) -> (direction, weights)``; see ``combine``."""
 
     needs_rows = True
+    elementwise: ClassVar[bool] = False  # each element by itself, so that a process can work on its part of them
 
     def combine(
         self,

@@ -17,6 +17,8 @@ class TrimmedMean(RowRule):
     Source: Yin et al. 2018, definition 2, with a number of values in place of their share.
     """
 
+    elementwise = True
+
     def __init__(self, trim: int = 1) -> None:
         super().__init__()
         require("trim", trim, "0 or more", trim >= 0)

@@ -7,6 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from mtl import distributed
 from mtl.cut import ParameterRows, Rows, push_through
 from mtl.model import MultiTaskModel
 from mtl.strategies.result import AuditResult
@@ -54,20 +55,23 @@ class Audit(nn.Module):
             return
         order = self._order(torch.ones(rows.count) if coefficients is None else coefficients.abs())
         c = None if coefficients is None else coefficients.double().cpu()[order]
-        saved = c is not None and len(order) == rows.count and bool(c[-1] != 0)
+        saved = c is not None and len(order) == rows.count and bool(c[-1] != 0) and model.synchronises
+        # What was there before is summed over the ranks together with what comes: it cannot be told apart afterwards.
+        saved = saved and not (distributed.active() and any(p.grad is not None for p in parameters))
         pushed = ParameterRows(parameters)
         for task in order[: len(order) - saved]:
-            pushed.append(push_through(trunk, rows.row(task), parameters))
+            pushed.append(push_through(trunk, rows.row(task), parameters, loss_scale=model.loss_scale))
+        pushed.sum_over_ranks()
         before = [None if p.grad is None else p.grad.clone() for p in parameters] if saved else []
         result = AuditResult([tasks[i] for i in sorted(order)])
         yield result
         if saved:
-            pushed.append([_own(p, b) for p, b in zip(parameters, before, strict=True)])
+            pushed.append([_own(p, b, model.loss_scale) for p, b in zip(parameters, before, strict=True)])
         gram = pushed.gram()
         if saved and c is not None:
             gram = _with_last_row(gram, c)
         back = torch.tensor(order).argsort()  # to the order of the tasks
-        result.features = rows.gram()[sorted(order)][:, sorted(order)]
+        result.features = distributed.total(rows.gram())[sorted(order)][:, sorted(order)]
         result.parameters = gram[back][:, back]
 
     def _order(self, sizes: Tensor) -> list[int]:
@@ -80,10 +84,11 @@ class Audit(nn.Module):
         return sizes.argsort().tolist()
 
 
-def _own(parameter: Tensor, before: Tensor | None) -> Tensor | None:
-    if parameter.grad is None or before is None:
-        return parameter.grad
-    return parameter.grad - before
+def _own(parameter: Tensor, before: Tensor | None, loss_scale: float) -> Tensor | None:
+    if parameter.grad is None:
+        return None
+    own = parameter.grad if before is None else parameter.grad - before
+    return own if loss_scale == 1 else own / loss_scale
 
 
 def _with_last_row(gram: Tensor, coefficients: Tensor) -> Tensor:

@@ -4,17 +4,19 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mtl import distributed
 from mtl.cut import Cut, ParameterRows, Rows, push_through
-from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.model import MultiTaskModel, Task
 from mtl.rules.solvers import SolverError
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import HeldGradients, check_chunks, run_heads
+from mtl.strategies.heads import HeldGradients, Weights, check_chunks, run_heads
 from mtl.strategies.result import AuditResult, StepResult
+from mtl.strategies.shard import Shard, shard_of
 from mtl.weightings import Weighting
 
 log = logging.getLogger(__name__)
@@ -106,96 +108,136 @@ class Balanced(nn.Module):
         audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
-        present = present_tasks(tasks, targets)
-        if not present:
+        shard = shard_of(tasks, inputs, targets)
+        if not shard.tasks:
             self.weighting.observe({}, None)
             return StepResult({}, {})
-        names = [task.name for task in present]
+        names = list(shard.shares)
+        weigh = Weights(self.weighting, shard, model.loss_scale)
         # Weights that were found for other tasks mean nothing: when one comes or goes, the rule runs anew.
         due = self.steps % self.every == 0 or names != self.solved
         self.steps += 1
-        scale = float(len(present)) if self.scale == "tasks" else float(self.scale)
-        keep = due or measure or audit or self.weighting.late or self.weighting.needs_gram
+        scale = float(len(names)) if self.scale == "tasks" else float(self.scale)
+        keep = due or measure or audit or weigh.late or self.weighting.needs_gram
         rows = self._rows if keep else None
-        cut = Cut(model.backbone(inputs), rows)
+        cut = Cut(model.features(inputs), rows, model.loss_scale)
         if rows is not None:
-            rows.start(len(present), cut.leaves)
-        held = HeldGradients(model, present) if self.weighting.late or self.head_scale == "weights" else None
+            rows.start(len(names), cut.leaves)
+        held = HeldGradients(model, shard.tasks) if weigh.late or self.head_scale == "weights" else None
         known = {name: scale * weight for name, weight in zip(names, self._last(names).tolist(), strict=True)}
         losses, weights = run_heads(
-            model, present, targets, cut, self.weighting, held, None if keep else known, self.token_chunks
+            model, shard, targets, cut, weigh.now, held, None if keep else known, self.token_chunks
         )
-        late = self.weighting.weights(losses) if self.weighting.late else None
+        losses = shard.whole(losses)
+        late = weigh.after(losses) if weigh.late else None
         if rows is not None and late is not None:
             weights = late
             rows.scale([weights[name] for name in names])
 
-        if rows is None:  # a step between, its factors already applied
-            gram, found, rule_weights = None, None, self._last(names)
-            cut.backward()
-        else:
-            gram, found, rule_weights = self._balance(model, cut, rows, names, losses, due, scale, audit)
+        found = self._balance(model, cut, rows, shard, losses, due, scale) if rows is not None else None
+        rule_weights = self._last(names) if found is None else found.weights
         total = {name: scale * weight for name, weight in zip(names, rule_weights.tolist(), strict=True)}
         if held is not None:
             by_rule = total if self.head_scale == "weights" else dict.fromkeys(names, 1.0)
             held.release({name: by_rule[name] * (1.0 if late is None else late[name]) for name in names})
+        sending = shard.send(model)
+        check = self._send_into_trunk(model, cut, rows, names, losses, found, scale, audit)
+        sending.wait()
+        weigh.learn(losses)
+        gram = None if found is None else found.gram
         self.weighting.observe(losses, gram)
         weights = {name: weight * total[name] for name, weight in weights.items()}
-        return StepResult(losses, weights, gram, None if gram is None else self.space, found)
+        return StepResult(losses, weights, gram, None if gram is None else self.space, check)
 
     def _balance(
         self,
         model: MultiTaskModel,
         cut: Cut,
         rows: Rows,
-        names: list[str],
+        shard: Shard,
         losses: Mapping[str, Tensor],
         due: bool,
         scale: float,
-        audit: bool,
-    ) -> tuple[Tensor, AuditResult | None, Tensor]:
-        """Weigh the rows and leave the trunk's gradient; the Gram matrix, the audit, and the rule's weights."""
-        in_parameters = self.space == "parameters"
-        parameters = [p for p in model.shared_parameters() if p.requires_grad] if in_parameters else []
-        compared = _push_all(rows, cut, parameters) if in_parameters else rows
-        gram = rows.batch_summed_gram() if self.space == "features_sum" else compared.gram()
+    ) -> _Balance:
+        """The Gram matrix, the rule's weights, and the direction that they give."""
+        names = list(shard.shares)
+        parameters = [p for p in model.shared_parameters() if p.requires_grad] if self.space == "parameters" else []
+        compared: Rows | ParameterRows = rows
+        if self.space == "parameters":
+            compared = _push_all(rows, cut, parameters, model.loss_scale)
+            gram = compared.gram()  # of rows that are whole already
+        elif self.space == "features_sum":
+            gram = rows.batch_summed_gram()
+        else:
+            gram = rows.gram()
+        own = gram.diagonal().clone()
+        if self.space == "features":
+            gram = distributed.total(gram)
         try:
-            direction, weights = self._direction(compared, gram, names, losses, due, scale)
+            if self._needs_rows:
+                direction, weights = self._combine(compared, gram, shard, losses, scale)
+                if distributed.active() and compared is rows:  # shares of each gradient: of the whole ones
+                    weights = distributed.total(weights * own) / gram.diagonal().where(gram.diagonal() > 0, 1)
+            else:
+                weights = self._call_rule(self.rule, gram, names, losses) if due else self._last(names)
+                self.last_weights |= zip(names, weights.tolist(), strict=True)
+                self.solved = names
+                direction = compared.combine(scale * weights)
         except SolverError as error:
             if not self._skips:
                 raise
             self.skipped += 1
             log.warning("the rule found no weights and the trunk skips a step (%d so far): %s", self.skipped, error)
-            return gram, None, torch.zeros(len(names)).double()
-        if in_parameters:
-            for parameter, gradient in zip(parameters, direction, strict=True):
+            return _Balance(gram, torch.zeros(len(names)).double(), None, parameters)
+        return _Balance(gram, weights, direction, parameters)
+
+    def _send_into_trunk(
+        self,
+        model: MultiTaskModel,
+        cut: Cut,
+        rows: Rows | None,
+        names: list[str],
+        losses: Mapping[str, Tensor],
+        found: _Balance | None,
+        scale: float,
+        audit: bool,
+    ) -> AuditResult | None:
+        """Leave the trunk's gradient; the check of the spaces, where it was asked for."""
+        if rows is None or found is None:  # a step between, its factors already applied
+            cut.backward()
+            return None
+        check: AuditResult | None
+        if found.direction is None:  # skipped
+            if distributed.active() and self.space != "parameters":
+                cut.backward([torch.zeros_like(z) for z in cut.trunk])
+            return None
+        if self.space == "parameters":
+            for parameter, gradient in zip(found.parameters, found.direction, strict=True):
+                gradient = gradient if model.loss_scale == 1 else gradient.mul_(model.loss_scale)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-            found = AuditResult(names, rows.gram(), gram) if audit else None
+            check = AuditResult(names, distributed.total(rows.gram()), found.gram) if audit else None
         else:
             # The direction of a rule on rows is no weighted sum of them, so that no row follows from the others.
-            c = None if self._needs_rows else scale * weights
-            with self._audit.around(model, cut.trunk, rows if audit else None, names, c) as found:
-                cut.backward(direction)
-        if found is not None and len(found.tasks) == len(names) and not self._needs_rows:
-            found.weights = self._hypothetical(found, losses)
-        return gram, found, weights
+            c = None if self._needs_rows else scale * found.weights
+            with self._audit.around(model, cut.trunk, rows if audit else None, names, c) as check:
+                cut.backward(found.direction)
+        if check is not None and len(check.tasks) == len(names) and not self._needs_rows:
+            check.weights = self._hypothetical(check, losses)
+        return check
 
-    def _direction(
+    def _combine(
         self,
         rows: Rows | ParameterRows,
         gram: Tensor,
-        names: list[str],
+        shard: Shard,
         losses: Mapping[str, Tensor],
-        due: bool,
         scale: float,
     ) -> tuple[list[Tensor], Tensor]:
-        if self._needs_rows:
-            blocks, weights = self.rule.combine(rows.blocks(), gram, **self._context(names, losses))
-            return rows.shaped([scale * block for block in blocks]), weights.double().cpu()
-        weights = self._call_rule(self.rule, gram, names, losses) if due else self._last(names)
-        self.last_weights |= zip(names, weights.tolist(), strict=True)
-        self.solved = names
-        return rows.combine(scale * weights), weights
+        context = self._context(list(shard.shares), losses)
+        if "places" in self._also_taken and isinstance(rows, Rows):
+            context["places"] = shard.places(rows)
+        blocks, weights = self.rule.combine(rows.blocks(), gram, **context)
+        return rows.shaped([scale * block for block in blocks]), weights.double().cpu()
 
     def _call_rule(self, rule: nn.Module, gram: Tensor, names: list[str], losses: Mapping[str, Tensor]) -> Tensor:
         weights = rule(gram, **self._context(names, losses)).detach().double().cpu()
@@ -227,11 +269,22 @@ class Balanced(nn.Module):
         return torch.tensor([self.last_weights[name] for name in names], dtype=torch.float64)
 
 
-def _push_all(rows: Rows, cut: Cut, parameters: Sequence[Tensor]) -> ParameterRows:
+class _Balance(NamedTuple):
+    """What a rule made of the rows; ``direction`` is None where it failed and the step is skipped."""
+
+    gram: Tensor
+    weights: Tensor
+    direction: list[Tensor] | None
+    parameters: list[nn.Parameter]
+
+
+def _push_all(rows: Rows, cut: Cut, parameters: Sequence[Tensor], loss_scale: float) -> ParameterRows:
     pushed = ParameterRows(parameters)
     for task in range(rows.count):
         last = task == rows.count - 1
-        pushed.append(push_through(cut.trunk, rows.row(task), parameters, keep_graph=not last))
+        row = push_through(cut.trunk, rows.row(task), parameters, keep_graph=not last, loss_scale=loss_scale)
+        pushed.append(row)
+    pushed.sum_over_ranks()
     return pushed
 
 

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtl import distributed
 from mtl.cut import Cut, Rows
-from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.model import MultiTaskModel, Task
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import HeldGradients, check_chunks, run_heads
+from mtl.strategies.heads import HeldGradients, Weights, check_chunks, run_heads
 from mtl.strategies.result import StepResult
+from mtl.strategies.shard import shard_of
 from mtl.weightings import Weighting
 
 
@@ -47,24 +49,29 @@ class Detached(nn.Module):
         audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
-        present = present_tasks(tasks, targets)
-        measure = (measure or audit or self.weighting.needs_gram) and bool(present)
-        late = self.weighting.late and bool(present)
-        rows = Rows() if measure or late else None
-        cut = Cut(model.backbone(inputs), rows)
+        shard = shard_of(tasks, inputs, targets)
+        names = list(shard.shares)
+        weigh = Weights(self.weighting, shard, model.loss_scale)
+        measure = (measure or audit or self.weighting.needs_gram) and bool(names)
+        rows = Rows() if measure or weigh.late else None
+        cut = Cut(model.features(inputs), rows, model.loss_scale)
         if rows is not None:
-            rows.start(len(present), cut.leaves)
-        held = HeldGradients(model, present) if late else None
-        losses, weights = run_heads(model, present, targets, cut, self.weighting, held, token_chunks=self.token_chunks)
+            rows.start(len(names), cut.leaves)
+        held = HeldGradients(model, shard.tasks) if weigh.late else None
+        losses, weights = run_heads(model, shard, targets, cut, weigh.now, held, token_chunks=self.token_chunks)
         direction = None
         if rows is not None and held is not None:
-            weights = self.weighting.weights(losses)
+            losses = shard.whole(losses)
+            weights = weigh.after(losses)
             held.release(weights)
             rows.scale(list(weights.values()))
-            direction = rows.combine(torch.ones(len(present)))
-        ones = torch.ones(len(present), dtype=torch.float64)
-        gram = rows.gram() if rows is not None and measure else None
-        with self._audit.around(model, cut.trunk, rows if audit else None, list(losses), ones) as found:
+            direction = rows.combine(torch.ones(len(names)))
+        sending = shard.send(model, None if weigh.late else losses)
+        ones = torch.ones(len(names), dtype=torch.float64)
+        gram = distributed.total(rows.gram()) if rows is not None and measure else None
+        with self._audit.around(model, cut.trunk, rows if audit else None, names, ones) as found:
             cut.backward(direction)
+        losses = sending.wait() or losses
+        weigh.learn(losses)
         self.weighting.observe(losses, gram)
         return StepResult(losses, weights, gram, None if gram is None else "features", found)

@@ -9,15 +9,52 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from torch.utils import _pytree as pytree
+
+from mtl import distributed
 from mtl.cut import Cut, sliced
-from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks, where_labelled
-from mtl.weightings import Weighting, weight_of
+from mtl.model import MultiTaskModel, Task, loss_modules, where_labelled
+from mtl.strategies.shard import Shard, shard_of
+from mtl.weightings import Weighting, slope_of, weight_of
 
 
 def check_chunks(token_chunks: int) -> None:
     """ValueError unless it is a number of slices."""
     if token_chunks < 1:
         raise ValueError(f"token_chunks={token_chunks} must be 1 or more.")
+
+
+class Weights:
+    """How a weighting's weights come about in one step.
+
+    Most are known from the task's own loss when its head has run. Where only the whole batch's loss tells, because the
+    weighting needs all tasks' first or, with several processes, because its weights depend on the loss that each has
+    only a part of, they are ``late``: one until ``after`` says them.
+    """
+
+    def __init__(self, weighting: Weighting, shard: Shard, loss_scale: float) -> None:
+        self._weighting, self._loss_scale = weighting, loss_scale
+        self._apart = distributed.active()
+        self.late = bool(shard.tasks) and (weighting.late or (self._apart and not weighting.affine))
+
+    def now(self, task: str, loss: Tensor) -> Tensor:
+        """A task's weight when its head has run."""
+        if self.late:
+            return torch.ones_like(loss)
+        if self._apart:
+            return slope_of(self._weighting, task, loss)
+        return weight_of(self._weighting, task, loss, self._loss_scale)
+
+    def after(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The late weights, from the whole losses of all tasks."""
+        if self._weighting.late:
+            return self._weighting.weights(losses)
+        return {task: weight_of(self._weighting, task, loss, self._loss_scale) for task, loss in losses.items()}
+
+    def learn(self, losses: Mapping[str, Tensor]) -> None:
+        """Let what the weighting learns have its gradient from the whole losses, where it has none yet."""
+        if self._apart and not self.late and next(self._weighting.parameters(), None) is not None:
+            self.after(losses)
 
 
 class HeldGradients:
@@ -58,45 +95,64 @@ class HeldGradients:
 
 def run_heads(
     model: MultiTaskModel,
-    tasks: Sequence[Task],
+    shard: Shard,
     targets: Mapping[str, Any],
     cut: Cut,
-    weighting: Weighting,
+    weigh: Callable[[str, Tensor], Tensor],
     held: HeldGradients | None = None,
     factors: Mapping[str, float] | None = None,
     token_chunks: int = 1,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Forward and backward of each head in turn on the cut features; returns losses and weights by task.
 
-    A late weighting's weights are not known yet: they are one here. ``factors`` multiply what goes into the trunk.
-    With ``token_chunks`` a head runs on one slice of the positions after the other.
+    The losses are this process's parts of them. ``weigh`` gives each task's weight; ``factors`` multiply what goes into
+    the trunk. With ``token_chunks`` a head runs on one slice of the positions after the other.
     """
     losses, weights = {}, {}
-    shares = label_shares(tasks, targets, cut.positions, token_chunks) if token_chunks > 1 else {}
-    for task in tasks:
-        target = targets[task.name]
-        losses[task.name], weights[task.name] = (
-            _run_slices(model, task, target, cut, weighting, shares[task.name])
-            if shares
-            else _run_head(model, task, target, cut, weighting)
-        )
+    here = [task for task in shard.tasks if shard.shares[task.name]]
+    slices = label_shares(here, targets, cut.positions, token_chunks) if token_chunks > 1 else {}
+    for task in shard.tasks:
+        name, share = task.name, shard.shares[task.name]
+        if not share:  # no label here, but elsewhere
+            losses[name], weights[name] = _run_idle(model, task, cut, weigh)
+        elif slices:
+            losses[name], weights[name] = _run_slices(model, task, targets[name], cut, weigh, slices[name], share)
+        else:
+            losses[name], weights[name] = _run_head(model, task, targets[name], cut, weigh, share)
         if held is not None:
-            held.take(task.name)
-        cut.land(1.0 if factors is None else factors[task.name])
+            held.take(name)
+        cut.land(1.0 if factors is None else factors[name])
     return losses, weights
 
 
-def _run_head(model: MultiTaskModel, task: Task, target: Any, cut: Cut, weighting: Weighting) -> tuple[Tensor, Tensor]:
+def _run_head(
+    model: MultiTaskModel, task: Task, target: Any, cut: Cut, weigh: Callable, share: float
+) -> tuple[Tensor, Tensor]:
     # A function of its own, so that nothing of this head's graph is referenced when the next one runs.
-    loss = task.loss(model.heads[task.name](cut.features), target)
-    weight = torch.ones_like(loss) if weighting.late else weight_of(weighting, task.name, loss)
+    loss = model.loss(task, cut.features, target)
+    weight = weigh(task.name, loss)
     if loss.requires_grad:  # not where a head without parameters ignores the features
-        loss.backward(weight)
-    return loss.detach(), weight
+        loss.backward(_times(weight, model.loss_scale * share))
+    return _times(loss.detach(), share), weight
+
+
+def _run_idle(model: MultiTaskModel, task: Task, cut: Cut, weigh: Callable) -> tuple[Tensor, Tensor]:
+    """A head that has nothing to learn here: it only does what the other processes wait for."""
+    loss = cut.leaves[0].new_zeros((), dtype=torch.promote_types(cut.leaves[0].dtype, torch.float32))
+    if distributed.is_sharded(*model.heads[task.name].parameters()):
+        outputs = pytree.tree_leaves(model.predict(task.name, cut.features))
+        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
+    return loss, weigh(task.name, loss)
 
 
 def _run_slices(
-    model: MultiTaskModel, task: Task, target: Tensor, cut: Cut, weighting: Weighting, shares: Sequence[float]
+    model: MultiTaskModel,
+    task: Task,
+    target: Tensor,
+    cut: Cut,
+    weigh: Callable,
+    parts_of_labels: Sequence[float],
+    share: float,
 ) -> tuple[Tensor, Tensor]:
     """As _run_head, with the head's output alive for one slice of the positions at a time.
 
@@ -104,28 +160,36 @@ def _run_slices(
     """
     apart = HeldGradients(model, [task])
     mix, read = mixing_and_reading(model.heads[task.name])
-    inner = Cut(mix(cut.features))
+    with model.autocast():
+        inner = Cut(mix(cut.features))
     loss = torch.zeros((), device=target.device)
-    parts = sliced(target, len(shares), inner.positions)
-    for features, part, share in zip(inner.slices(len(shares)), parts, shares, strict=True):
-        if share:  # a mean over no label is no number
-            loss = loss + _run_slice(read, task, features, part, share)
+    parts = sliced(target, len(parts_of_labels), inner.positions)
+    for features, part, labels in zip(inner.slices(len(parts_of_labels)), parts, parts_of_labels, strict=True):
+        if labels:  # a mean over no label is no number
+            loss = loss + _run_slice(model, read, task, features, part, labels)
     inner.land()
     inner.backward()
     apart.take(task.name)
-    weight = torch.ones_like(loss) if weighting.late else weight_of(weighting, task.name, loss)
-    apart.release({task.name: weight})
+    weight = weigh(task.name, loss)
+    apart.release({task.name: _times(weight, share)})
     for leaf in cut.leaves:
         if leaf.grad is not None:
-            leaf.grad.mul_(weight)
-    return loss, weight
+            leaf.grad.mul_(_times(weight, share))
+    return _times(loss, share), weight
 
 
-def _run_slice(read: Callable, task: Task, features: Tensor, target: Tensor, share: float) -> Tensor:
-    loss = task.loss(read(features), target) * share
+def _run_slice(
+    model: MultiTaskModel, read: Callable, task: Task, features: Tensor, target: Tensor, labels: float
+) -> Tensor:
+    with model.autocast():
+        loss = task.loss(read(features), target) * labels
     if loss.requires_grad:
-        loss.backward()
+        loss.backward(torch.full_like(loss, model.loss_scale))
     return loss.detach()
+
+
+def _times(value: Tensor, factor: float) -> Tensor:
+    return value if factor == 1 else value * factor
 
 
 def mixing_and_reading(head: nn.Module) -> tuple[Callable, Callable]:
@@ -162,6 +226,14 @@ def revisit(
         return functional_call(module, {name: buffer.clone() for name, buffer in module.named_buffers()}, (values,))
 
     with torch.no_grad():
-        features = run(model.backbone, inputs)
-        present = present_tasks(tasks, targets)
-        weighting.revisit({t.name: t.loss(run(model.heads[t.name], features), targets[t.name]) for t in present})
+        shard = shard_of(tasks, inputs, targets)
+        with model.autocast():
+            features = run(model.backbone, inputs)
+        losses = {}
+        for task in shard.tasks:
+            share, loss = shard.shares[task.name], torch.zeros((), device=next(model.parameters()).device)
+            if share:
+                with model.autocast():
+                    loss = task.loss(run(model.heads[task.name], features), targets[task.name])
+            losses[task.name] = _times(loss, share)
+        weighting.revisit(shard.whole(losses))

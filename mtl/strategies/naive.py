@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from mtl import distributed
 from mtl.cut import Rows, as_seen_by_heads
-from mtl.model import MultiTaskModel, Task, present_tasks
+from mtl.model import MultiTaskModel, Task
 from mtl.strategies.audit import Audit
+from mtl.strategies.heads import Weights
 from mtl.strategies.result import StepResult
-from mtl.weightings import Weighting, weight_of
+from mtl.strategies.shard import shard_of
+from mtl.weightings import Weighting
 
 
 class Naive(nn.Module):
@@ -40,34 +44,44 @@ class Naive(nn.Module):
         audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
-        present = present_tasks(tasks, targets)
-        measure = (measure or audit or self.weighting.needs_gram) and bool(present)
-        features = model.backbone(inputs)
+        shard = shard_of(tasks, inputs, targets)
+        here = [task for task in shard.tasks if shard.shares[task.name]]
+        measure = (measure or audit or self.weighting.needs_gram) and bool(shard.tasks)
+        features = model.features(inputs)
+        trunk = [z for z in pytree.tree_leaves(features) if isinstance(z, Tensor) and z.requires_grad]
         leaves: list[Tensor] = []
         if measure:
             features, leaves = as_seen_by_heads(features)
-        losses = {t.name: t.loss(model.heads[t.name](features), targets[t.name]) for t in present}
-        detached = {name: loss.detach() for name, loss in losses.items()}
-        if self.weighting.late:
-            weights = self.weighting.weights(detached) if present else {}
-        else:
-            weights = {name: weight_of(self.weighting, name, loss) for name, loss in losses.items()}
-        rows = _rows(leaves, losses, weights) if measure else None
+        parts = {t.name: model.loss(t, features, targets[t.name]) * shard.shares[t.name] for t in here}
+        zero = torch.zeros((), device=next(model.parameters()).device)
+        losses = shard.whole({t.name: parts[t.name].detach() if t in here else zero for t in shard.tasks})
+        weights = Weights(self.weighting, shard, model.loss_scale).after(losses) if losses else {}
+        factors = {name: weights[name] * model.loss_scale for name in parts}
+        rows = _rows(leaves, list(losses), parts, factors, model.loss_scale) if measure else None
         ones = torch.ones(len(losses), dtype=torch.float64)
-        learning = [name for name, loss in losses.items() if loss.requires_grad]
         with self._audit.around(model, leaves, rows if audit else None, list(losses), ones) as found:
-            if learning:
-                torch.autograd.backward([losses[name] for name in learning], [weights[name] for name in learning])
-        gram = None if rows is None else rows.gram()
-        self.weighting.observe(detached, gram)
-        return StepResult(detached, weights, gram, None if gram is None else "features", found)
+            outputs = [(loss, factors[name]) for name, loss in parts.items() if loss.requires_grad]
+            if distributed.active():  # every process must pass through the whole trunk, or the others would wait
+                outputs += [(z, torch.zeros_like(z)) for z in trunk]
+            if outputs:
+                torch.autograd.backward([output for output, _ in outputs], [vector for _, vector in outputs])
+        shard.send(model).wait()
+        gram = None if rows is None else distributed.total(rows.gram())
+        self.weighting.observe(losses, gram)
+        return StepResult(losses, weights, gram, None if gram is None else "features", found)
 
 
-def _rows(leaves: Sequence[Tensor], losses: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Rows:
-    rows = Rows().start(len(losses), leaves)
-    for name, loss in losses.items():
-        if loss.requires_grad:
-            rows.append(torch.autograd.grad(loss, leaves, weights[name], retain_graph=True, allow_unused=True))
-        else:
-            rows.append([None] * len(leaves))
+def _rows(
+    leaves: Sequence[Tensor],
+    tasks: Sequence[str],
+    parts: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
+    loss_scale: float,
+) -> Rows:
+    rows = Rows().start(len(tasks), leaves)
+    for name in tasks:
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        if name in parts and parts[name].requires_grad:
+            gradients = torch.autograd.grad(parts[name], leaves, factors[name], retain_graph=True, allow_unused=True)
+        rows.append(gradients, loss_scale)
     return rows

@@ -4,6 +4,7 @@ A weighting is a module with ``forward(task, loss) -> scaled loss``, or ``weight
 losses of all tasks first; see the class Weighting.
 """
 
+import torch
 from torch import Tensor
 
 from mtl.weightings.dwa import DWA
@@ -32,17 +33,25 @@ __all__ = [
     "Static",
     "Uncertainty",
     "Weighting",
+    "slope_of",
     "weight_of",
 ]
 
 
-def weight_of(weighting: Weighting, task: str, loss: Tensor) -> Tensor:
+def weight_of(weighting: Weighting, task: str, loss: Tensor, loss_scale: float = 1.0) -> Tensor:
     """The weight of ``task``: the derivative of its scaled loss with respect to ``loss``, a scalar.
 
     ``loss.backward(weight)`` then has the effect of ``weighting(task, loss).backward()`` for any weighting,
-    linear in the loss or not; what the weighting learns has its gradient when this returns.
+    linear in the loss or not; what the weighting learns has its gradient, times ``loss_scale``, when this returns.
     """
     leaf = loss.detach().requires_grad_()
-    weighting(task, leaf).backward()
+    scaled = weighting(task, leaf)
+    scaled.backward(torch.full_like(scaled, loss_scale))
     assert leaf.grad is not None
-    return leaf.grad
+    return leaf.grad if loss_scale == 1 else leaf.grad.div_(loss_scale)
+
+
+def slope_of(weighting: Weighting, task: str, loss: Tensor) -> Tensor:
+    """The same weight, without a gradient for what the weighting learns."""
+    leaf = loss.detach().requires_grad_()
+    return torch.autograd.grad(weighting(task, leaf), leaf)[0]

@@ -24,6 +24,7 @@ class DWA(TaskWeighting):
     Source: Liu et al. 2019, "End-to-End Multi-Task Learning with Attention", equation 7; T = 2 as there.
     """
 
+    affine = True
     older: Tensor
     newer: Tensor
     current: Tensor

@@ -38,6 +38,7 @@ class GradNorm(TaskWeighting):
     mean loss of the first epoch as L(0), and leaves the heads unscaled; here all three are as in the paper.
     """
 
+    affine = True
     needs_gram = True
     current: Tensor
     first: Tensor

@@ -27,6 +27,8 @@ class IMTLL(TaskWeighting):
     paper's whole method adds the rule IMTL-G.
     """
 
+    affine = True
+
     def __init__(self, tasks: Sequence[str], initial: float = 0.0) -> None:
         super().__init__(tasks)
         require("initial", initial, "a finite number", math.isfinite(initial))

@@ -24,6 +24,7 @@ class Random(TaskWeighting):
     (TMLR), RLW with the standard normal distribution.
     """
 
+    affine = True
     current: Tensor
 
     def __init__(self, tasks: Sequence[str], seed: int = 0) -> None:

@@ -12,6 +12,8 @@ class Static(Weighting):
     weight decay goes on. Raises ValueError for a weight that is negative or names no task of ``tasks``.
     """
 
+    affine = True
+
     def __init__(self, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
         super().__init__()
         for task, weight in weights.items():

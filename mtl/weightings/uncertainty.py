@@ -28,6 +28,8 @@ class Uncertainty(TaskWeighting):
     here every task has the regression's, as in common code.
     """
 
+    affine = True
+
     def __init__(self, tasks: Sequence[str], initial: float = 0.0) -> None:
         super().__init__(tasks)
         require("initial", initial, "a finite number", math.isfinite(initial))

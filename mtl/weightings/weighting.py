@@ -14,6 +14,7 @@ class Weighting(nn.Module):
     ``state_dict``.
     """
 
+    affine = False  # the scaled loss is a L + b with a known beforehand: with several processes, nothing has to wait
     late = False  # needs the losses of all tasks: weights() instead of forward()
     needs_gram = False  # wants the Gram matrix in observe(), at every step
     revisits = False  # wants the losses of the same batch again after the update: costs one more forward pass

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mtl import distributed
+from mtl.cut import Rows
+from mtl.model import MultiTaskModel, Task, label_counts, loss_modules, present_tasks
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's part of a step's batch: all of it, unless there are others.
+
+    ``tasks``: those with a label anywhere in the batch. ``shares``: how much of each one's labels is here, from 0 to 1;
+    a loss times its share is this process's part of the whole batch's mean. ``samples``: of each process.
+    """
+
+    tasks: list[Task]
+    shares: dict[str, float]
+    samples: list[int]
+
+    def whole(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every task's loss from its parts: one sum over the processes."""
+        if not distributed.active() or not losses:
+            return dict(losses)
+        return dict(zip(losses, distributed.total(torch.stack(list(losses.values()))).unbind(), strict=True))
+
+    def places(self, rows: Rows) -> list[list[tuple[int, int, int]]]:
+        """Where the columns of ``rows`` lie in those of the whole batch; see Rows.places."""
+        return rows.places(sum(self.samples[: distributed.rank()]), sum(self.samples))
+
+    def send(self, model: MultiTaskModel, losses: Mapping[str, Tensor] | None = None) -> Sending:
+        """Start to sum the heads' gradients over the processes, and the parts of the losses with them."""
+        return Sending(self, model, losses or {})
+
+
+class Sending:
+    """The heads' gradients on their way: one buffer for all of them, whatever their number."""
+
+    def __init__(self, shard: Shard, model: MultiTaskModel, losses: Mapping[str, Tensor]) -> None:
+        self._losses, self._sum = losses, None
+        if distributed.active():
+            modules = loss_modules(shard.tasks)
+            own = [*(model.heads[task.name] for task in shard.tasks), *modules.values()]
+            learned = dict.fromkeys(p for module in own for p in module.parameters() if p.requires_grad)
+            parameters = [p for p in learned if not distributed.is_sharded(p)] if model.synchronises else []
+            self._sum = distributed.GradientSum(parameters, list(losses.values()))
+
+    def wait(self) -> dict[str, Tensor]:
+        """The sums are in ``.grad``; returns the whole losses."""
+        if self._sum is None:
+            return dict(self._losses)
+        return dict(zip(self._losses, self._sum.wait(), strict=True))
+
+
+def shard_of(tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any]) -> Shard:
+    """Which tasks are in the batch, and how much of them is here: with several processes, one sum over them."""
+    samples = next((len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+    if not distributed.active():
+        present = present_tasks(tasks, targets)
+        return Shard(present, {task.name: 1.0 for task in present}, [samples])
+    here = label_counts(tasks, targets)
+    sizes = [samples * (number == distributed.rank()) for number in range(distributed.world_size())]
+    everywhere = distributed.total(torch.tensor([*here, *sizes], dtype=torch.float64)).tolist()
+    shares = {task.name: own / all_ for task, own, all_ in zip(tasks, here, everywhere, strict=False) if all_}
+    present = [task for task in tasks if task.name in shares]
+    return Shard(present, shares, [int(size) for size in everywhere[len(here) :]])

@@ -1,0 +1,141 @@
+"""The same few steps in one process and on shards of the batches in several: what both leave is compared."""
+
+import copy
+
+import torch
+from torch import nn
+
+from mtl import distributed, rules, weightings
+from mtl.model import MultiTaskModel, Task, loss_modules
+from mtl.strategies import Balanced, Detached, Naive, revisit
+from mtl.sync_batchnorm import synchronised
+
+TASKS = ("a", "b", "c")
+BATCH, STEPS = 7, 3  # no number of ranks divides the batch
+
+
+class Pyramid(nn.Module):
+    """Two maps of different sizes, the second one read by no head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)
+
+    def forward(self, x):
+        first = self.first(x).tanh()
+        return [first, self.second(first).tanh()]
+
+
+class PyramidHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, z):
+        return self.linear(z[0].mean((2, 3)))
+
+
+def trunk(kind):
+    if kind == "pyramid":
+        return Pyramid()
+    norm = nn.BatchNorm2d(4) if kind == "batchnorm" else nn.GroupNorm(2, 4)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(256, 8), nn.Tanh())
+
+
+WEIGHTINGS = {
+    "equal": lambda: weightings.Equal(),
+    "uw": lambda: weightings.Uncertainty(TASKS),
+    "log": lambda: weightings.Log(),
+    "famo": lambda: weightings.FAMO(TASKS),
+    "gradnorm": lambda: weightings.GradNorm(TASKS),
+    "dwa": lambda: weightings.DWA(TASKS, steps_per_epoch=1),
+    "random": lambda: weightings.Random(TASKS),
+    "gls": lambda: weightings.GeometricMean(),
+    "imtl_l": lambda: weightings.IMTLL(TASKS),
+    "stch": lambda: weightings.STCH(TASKS, steps_per_epoch=1),
+}
+RULES = {name: getattr(rules, name) for name in rules.__all__ if isinstance(getattr(rules, name), type)}
+
+
+def make_rule(name):
+    try:
+        return RULES[name]()
+    except TypeError:
+        return RULES[name](num_tasks=len(TASKS))
+
+
+def strategy_of(name, weighting="equal", **options):
+    weighting = WEIGHTINGS[weighting]()
+    if name in ("naive", "detached"):
+        return {"naive": Naive, "detached": Detached}[name](weighting, **options)
+    return Balanced(weighting, make_rule(name), TASKS, **options)
+
+
+def batches(absent, dtype):
+    """Batches of every task; some labels are missing, of ``b`` all in the first half of the first batch."""
+    generator = torch.Generator().manual_seed(5)
+    for number in range(STEPS):
+        inputs = torch.randn(BATCH, 1, 8, 8, generator=generator, dtype=dtype)
+        targets = {
+            "a": torch.randint(3, (BATCH,), generator=generator),
+            "b": torch.randn(BATCH, 3, generator=generator, dtype=dtype),
+            "c": torch.randint(3, (BATCH,), generator=generator),
+        }
+        if absent:
+            targets["a"][::3] = -100
+            if number == 0:
+                targets["a"][: BATCH // 2] = -100  # none on the first of two ranks
+            if number == 1:
+                del targets["b"]
+        yield inputs, targets
+
+
+def here(value):
+    """This rank's part of a batch."""
+    size, rank, count = len(value), distributed.rank(), distributed.world_size()
+    return value[size * rank // count : size * (rank + 1) // count]
+
+
+def train(
+    strategy, kind="pooled", dtype=torch.float64, absent=False, frozen=False, chunks=1, weighting="equal",
+    audit=False, sync=False, micro=1, clip=None, **options,
+):  # fmt: skip
+    """Parameters, Gram matrices, losses, weights and the number of collectives after a few steps."""
+    torch.manual_seed(0)
+    heads = {task: PyramidHead() if kind == "pyramid" else nn.Linear(8, 3) for task in TASKS}
+    model = MultiTaskModel(trunk(kind), heads).to(dtype)
+    tasks = [Task(task, nn.MSELoss() if task == "b" else nn.CrossEntropyLoss()) for task in TASKS]
+    if frozen:
+        for parameter in list(model.backbone.parameters())[:2]:
+            parameter.requires_grad_(False)
+    if kind == "batchnorm" and distributed.active() and sync:
+        model.backbone = synchronised(model.backbone, torch.device("cpu"))
+    chosen = strategy_of(strategy, weighting, **options)
+    if distributed.active():
+        model.train_through(distributed.parallel(model.backbone, torch.zeros(2, 1, 8, 8, dtype=dtype)))
+    learned = [*model.parameters(), *chosen.parameters(), *loss_modules(tasks).parameters()]
+    optimizer = torch.optim.SGD([p for p in learned if p.requires_grad], lr=0.1, momentum=0.9)
+    seen = []
+    for inputs, targets in batches(absent, dtype):
+        optimizer.zero_grad()
+        inputs, targets = here(inputs), {task: here(target) for task, target in targets.items()}
+        result = chosen.step(model, tasks, inputs, targets, measure=True, audit=audit)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(learned, clip)
+        optimizer.step()
+        if chosen.weighting.revisits:
+            revisit(chosen.weighting, model, tasks, inputs, targets)
+        seen.append(result)
+    return {
+        "parameters": torch.cat([p.detach().flatten() for p in learned]),
+        "gram": [result.gram for result in seen],
+        "losses": [{n: v.item() for n, v in result.losses.items()} for result in seen],
+        "weights": [{n: v.item() for n, v in result.weights.items()} for result in seen],
+        "audit": [result.audit.parameters for result in seen if result.audit is not None],
+        "buffers": [copy.deepcopy(buffer) for buffer in model.buffers()],
+    }
+
+
+def train_all(cases):
+    """Every case in turn."""
+    return [train(**case) for case in cases]

@@ -1,0 +1,101 @@
+"""Several processes on shards of the batches do what one does with whole batches."""
+
+import pytest
+import torch
+
+from distributed.parity import RULES, WEIGHTINGS, train_all
+from distributed.ranks import run_ranks
+
+STRATEGIES = ("naive", "detached", "MGDA", "PCGrad", "CAGrad", "NashMTL", "GradDrop")
+ROWS_THAT_MIX = ("MoCo", "DBMTL", "ExcessMTL")  # not one element by itself: parameters only
+
+FAST = {
+    **{f"{s}-plain": dict(strategy=s) for s in STRATEGIES},
+    **{f"{s}-absent": dict(strategy=s, absent=True, audit=s == "detached") for s in ("naive", "detached", "GradDrop")},
+    **{f"{s}-parameters": dict(strategy=s, space="parameters", absent=True) for s in ("MGDA", "CAGrad", "GradDrop")},
+    **{f"{s}-pyramid": dict(strategy=s, kind="pyramid") for s in ("naive", "detached", "MGDA", "GradDrop")},
+    **{f"{s}-batchnorm": dict(strategy=s, kind="batchnorm", sync=True) for s in ("naive", "detached", "MGDA")},
+    **{f"{s}-frozen": dict(strategy=s, frozen=True) for s in ("naive", "detached", "MGDA")},
+    **{f"detached-{w}": dict(strategy="detached", weighting=w, absent=True) for w in ("uw", "log", "famo", "gradnorm")},
+    "naive-log": dict(strategy="naive", weighting="log", absent=True),
+    "MGDA-sum": dict(strategy="MGDA", space="features_sum", absent=True),
+    "MGDA-audit": dict(strategy="MGDA", audit=True, clip=0.1),
+    "PCGrad-uw": dict(strategy="PCGrad", weighting="uw", absent=True, head_scale="weights"),
+    "MGDA-every": dict(strategy="MGDA", every=2),
+}
+SLOW = {
+    **{
+        f"{rule}-{space}-{absent}": dict(strategy=rule, space=space, absent=absent, on_solver_failure="skip")
+        for rule in RULES
+        for space in ("features", "parameters")
+        if space == "parameters" or rule not in ROWS_THAT_MIX
+        for absent in (False, True)
+    },
+    **{
+        f"{s}-{w}-{kind}": dict(strategy=s, weighting=w, kind=kind, absent=True)
+        for s in ("naive", "detached", "MGDA")
+        for w in WEIGHTINGS
+        for kind in ("pooled", "pyramid")
+    },
+    **FAST,
+}
+
+
+class Runs:
+    """All cases on some ranks and in one process, run when the first of them is asked for."""
+
+    def __init__(self, cases, ranks):
+        self._cases, self._ranks, self._results = cases, ranks, None
+
+    def __getitem__(self, name):
+        if self._results is None:
+            cases = list(self._cases.values())
+            apart = run_ranks(self._ranks, train_all, cases)
+            self._results = dict(zip(self._cases, zip(train_all(cases), *apart, strict=True), strict=True))
+        return self._results[name]
+
+
+TWO, THREE = Runs(FAST, 2), Runs(SLOW, 3)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_two_ranks_are_one_process(name):
+    assert_same(*TWO[name], tolerance=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_three_ranks_are_one_process(name):
+    solved = name.split("-")[0] in ("NashMTL", "FairGrad", "SDMGrad")  # solvers that amplify the last digits
+    assert_same(*THREE[name], tolerance=1e-9 if solved else 1e-12)
+
+
+def assert_same(one, *ranks, tolerance):
+    for rank in ranks:
+        assert (rank["parameters"] - one["parameters"]).abs().max() <= tolerance
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(rank["gram"], one["gram"], strict=True))
+        for name in ("losses", "weights"):
+            for own, expected in zip(rank[name], one[name], strict=True):
+                assert own == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        for own, expected in zip(rank["audit"], one["audit"], strict=True):
+            assert torch.allclose(own, expected, rtol=1e-9)
+        for own, expected in zip(rank["buffers"], one["buffers"], strict=True):
+            assert torch.allclose(own, expected)
+
+
+def float32_and_broken():
+    """Cases that are not to be equal, and float32."""
+    return [
+        dict(strategy="MGDA", dtype=torch.float32, absent=True),
+        dict(strategy="detached", kind="batchnorm"),  # local statistics
+        dict(strategy="MGDA", kind="pyramid"),
+    ]
+
+
+def test_float32_is_close_and_a_local_batch_norm_is_seen():
+    cases = float32_and_broken()
+    one, two = train_all(cases), run_ranks(2, train_all, cases)[0]
+    differences = [(a["parameters"] - b["parameters"]).abs().max() for a, b in zip(one, two, strict=True)]
+    assert differences[0] <= 1e-5
+    assert differences[1] > 1e-4  # negative control: what is not synchronised is outside of every tolerance
+    assert all(torch.equal(a, b) for a, b in zip(*(r[2]["gram"] for r in run_ranks(2, train_all, cases)), strict=True))
