@@ -181,4 +181,6 @@ def same_everywhere(name: str, value: str) -> None:
     values = everyones(value)
     odd = [str(number) for number, other in enumerate(values) if other != values[0]]
     if odd:
-        raise RuntimeError(f"{name} is not the same on every rank: that of rank {', '.join(odd)} differs from rank 0's.")
+        raise RuntimeError(
+            f"{name} is not the same on every rank: that of rank {', '.join(odd)} differs from rank 0's."
+        )

@@ -98,10 +98,10 @@ def check_batch_size(batch_size: int) -> None:
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
     """Whatever goes wrong inside is a ValueError that names the file."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist.")
     try:
         yield
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} does not exist.") from error
     except Exception as error:
         words = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{file} cannot be read: {words}") from error

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-
 from torch.utils import _pytree as pytree
 
 from mtl import distributed

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from distributed.parity import RULES, WEIGHTINGS, train_all
 from distributed.ranks import run_ranks
 
