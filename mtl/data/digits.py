@@ -82,7 +82,8 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 class Pairs(Dataset):
     """The pairs of one split; sample ``i`` has source digit ``i mod n`` at the left.
 
-    ``scans`` ``[n, side, side]``, from 0 to 1 or bytes; ``mode``: how the canvas becomes ``image_size`` wide.
+    ``scans`` ``[n, side, side]``, from 0 to 1 or bytes; ``margin``: what the canvas has to the right of both digits and
+    below; ``mode``: how it becomes ``image_size`` wide.
     """
 
     def __init__(
@@ -97,9 +98,12 @@ class Pairs(Dataset):
         std: float,
         seed: int,
         redraw: bool,
+        margin: int = 0,
         mode: str = "bilinear",
     ) -> None:
-        self._scans, self._labels, self._offset, self._image_size = scans[:, None], labels, offset, image_size
+        self._scans, self._labels, self._image_size = scans[:, None], labels, image_size
+        self._left = (0, offset + margin, 0, offset + margin)  # what is padded: left, right, above, below
+        self._right = (offset, margin, offset, margin)
         self._mean, self._std, self._mode = mean, std, mode
         self._repeats, self._seed, self._redraw = repeats, seed, redraw
         self._partners: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -115,10 +119,7 @@ class Pairs(Dataset):
         """The samples of ``indices`` in this epoch: a function of the seed, the epoch and the indices alone."""
         left = torch.as_tensor(indices) % len(self._labels)
         right = self._right_digits(epoch if self._redraw else 0)[torch.as_tensor(indices)]
-        offset = self._offset
-        images = torch.maximum(
-            pad(self._scans[left], (0, offset, 0, offset)), pad(self._scans[right], (offset, 0, offset, 0))
-        )
+        images = torch.maximum(pad(self._scans[left], self._left), pad(self._scans[right], self._right))
         if not images.is_floating_point():
             images = images / 255
         align = False if self._mode == "bilinear" else None

@@ -17,7 +17,7 @@ from mtl.metrics import classification
 
 RAW = Path("MNIST/raw")
 NAMES = {"train": "train", "test": "t10k"}
-SIDE, OFFSET = 28, 6  # pixels of a digit, and by how many the right one is moved
+SIDE, OFFSET, MARGIN = 28, 6, 2  # pixels of a digit, by how many the right one is moved, and what is empty beyond it
 MEAN, STD = 0.1307, 0.3081  # of MNIST's pixels
 SOURCE = (
     "torchvision.datasets.MNIST(root, download=True) fetches them, and "
@@ -55,8 +55,9 @@ class MultiMNIST:
         def pairs(part: Sequence[int], source: str, seed: int) -> Pairs:
             scans, labels = (values[list(part)] for values in digits[source])
             return Pairs(
-                scans, labels, OFFSET, image_size, 1, mean=MEAN, std=STD, seed=seed, redraw=False, mode="nearest"
-            )
+                scans, labels, OFFSET, image_size, 1,
+                mean=MEAN, std=STD, seed=seed, redraw=False, margin=MARGIN, mode="nearest",
+            )  # fmt: skip
 
         self.train, self.test = pairs(train, "train", 0), pairs(test, "test", 2)
         self.val = pairs(val, "train", 1) if validation else self.test
