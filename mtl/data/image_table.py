@@ -264,10 +264,9 @@ def _encode(
 
 def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
     """A column as numbers, NaN for none; ValueError with the row for what is none, or not 0 or 1 for labels."""
-    truths = own.map({True: 1.0, False: 0.0}) if kind == "labels" or _are_truths(own.dropna()) else None
-    numbers = pd.to_numeric(own, errors="coerce") if truths is None else truths
-    numbers = numbers.astype(float).where(np.isfinite(numbers.astype(float)))
-    wrong = own.notna() & numbers.isna()
+    numbers = own.astype(float) if _are_truths(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
+    fine = numbers.isin([0, 1]) if kind == "labels" else np.isfinite(numbers)
+    wrong = own.notna() & ~fine
     if wrong.any():
         row = _first(wrong)
         accepted = "0, 1" if kind == "labels" else "a finite number"
