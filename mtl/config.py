@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import types
 import typing
@@ -50,6 +51,7 @@ class TrainerConfig:
     limit_train_batches: int | None = None  # batches of an epoch
     limit_val_batches: int | None = None  # batches of an evaluation, of test as well
     overfit_batches: int | None = None  # train and evaluate on the same first batches, in order
+    examples: int = 8  # samples of the test split whose predictions are drawn into examples/, where they are images
     fast_dev_run: bool = False  # one step, one batch an evaluation, no W&B: does it run at all?
 
 
@@ -97,6 +99,8 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+
+log = logging.getLogger(__name__)
 
 # Inside an installed package conf/ lies beside this file, in the repository one folder up.
 HERE = Path(__file__).resolve().parent
@@ -185,7 +189,7 @@ def _check_values(cfg: DictConfig) -> None:
     for key, value in counts:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        least = 0 if key in ("trainer.num_workers", "trainer.keep") else 1
+        least = 0 if key in ("trainer.num_workers", "trainer.keep", "trainer.examples") else 1
         if not (value > 0 if isinstance(value, float) else value >= least):
             raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
     trainer = cfg.trainer
@@ -323,6 +327,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     from mtl.environment import find_device
     from mtl.loop import Parts
     from mtl.model import MultiTaskModel, Task
+    from mtl.multi_input import Concatenated, own_samples, read_own_samples
     from mtl.rehearsal import describe_features, rehearse_backbone, rehearse_slices, rehearse_task
 
     try:
@@ -339,9 +344,12 @@ def build_parts(cfg: DictConfig) -> Parts:
     two, skips = in_order(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
     inputs, targets = next(iter(Batches(data.val, two, cfg.seed, split="val", on_error=skips)))
     backbone = make("backbone", cfg.backbone, **data.input_info)
-    features = rehearse_backbone(backbone, inputs)
     sizes = {key: value for key, value in data.input_info.items() if key == "image_size"}  # what dense heads resize to
-    known = sizes | describe_features(features) | getattr(backbone, "feature_info", {})
+    known = sizes | getattr(backbone, "feature_info", {})
+    separate = getattr(data, "multi_input", False)
+    backbone = Concatenated(backbone) if separate else backbone
+    features = rehearse_backbone(backbone, inputs)
+    known = describe_features(features[0] if separate else features) | known
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
     try:
         model = MultiTaskModel(backbone, heads, cfg.share)
@@ -352,10 +360,13 @@ def build_parts(cfg: DictConfig) -> Parts:
     tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in cfg.heads]
     chunks = cfg.strategy.get("token_chunks", 1)
     for task in tasks:
-        task.labels = rehearse_task(task, model.heads[task.name], features, targets)
+        own = own_samples(task.name, features) if separate else features
+        task.labels = rehearse_task(task, model.heads[task.name], own, targets)
         if isinstance(chunks, int) and chunks > 1:
             rehearse_slices(task, model.heads[task.name], features, targets.get(task.name), chunks)
         task.to(device)
+    if separate:
+        read_own_samples(model)
     return Parts(data, model.to(device), tasks, device)
 
 
@@ -376,6 +387,8 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     offered = {"weighting": weighting, "tasks": names}
     if "rule" in cfg.strategy:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
+    if getattr(parts.data, "multi_input", False):
+        offered |= _common_space(cfg)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
     if cfg.strategy.get("space") == "parameters" and not any(p.requires_grad for p in parts.model.shared_parameters()):
@@ -394,6 +407,25 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
 
 def _make_loss(losses: DictConfig, task: str) -> Any:
     return make("losses", losses) if "_target_" in losses else make(f"losses.{task}", losses[task])
+
+
+def _common_space(cfg: DictConfig) -> dict[str, str]:
+    """Where tasks with inputs of their own can be compared, for a strategy whose file leaves it open."""
+    space = cfg.strategy.get("space")
+    if space == "features":
+        raise ConfigError(
+            "strategy.space=features: every task has inputs of its own, so that at the features no two of their "
+            "gradients have a sample in common; use strategy.space=parameters, or features_sum where the rule needs no "
+            "rows."
+        )
+    if space == "parameters" and cfg.conflict.audit_every is not None:
+        raise ConfigError(
+            f"conflict.audit_every={cfg.conflict.audit_every}: every task has inputs of its own, and with "
+            "strategy.space=parameters there is nothing at the features to compare with; use null."
+        )
+    if space is None:
+        log.info("every task has inputs of its own: conflict is measured on gradients that are summed over the batch")
+    return {} if space else {"space": "features_sum"}
 
 
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:

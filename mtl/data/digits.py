@@ -55,7 +55,7 @@ class Digits:
                 raise ValueError(f"{name}={value} must be 1 or more.")
         if not 0 <= offset <= SIDE:
             raise ValueError(f"offset={offset} must be from 0 (the digits cover each other) to {SIDE} (they touch).")
-        self.batch_size = batch_size
+        self.batch_size, self.kinds = batch_size, dict.fromkeys(CLASSES, "class")
         self.input_info = {"in_channels": 1, "image_size": image_size}
         scans, labels = _load()
         scans = scans.reshape(-1, SIDE, SIDE).astype(np.float32) / BRIGHTEST
