@@ -113,7 +113,7 @@ class ImageTable:
             kind = (kinds or {}).get(name) or infer(table, columns, self._file)
             self.columns[name], values[name] = _encode(table, name, kind, columns, parts == "train", self._file)
         self.targets = tuple(wanted)
-        self.kinds = {name: "class" if c.kind == "class" else "value" for name, c in self.columns.items()}
+        self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
         self.batch_size = batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size}
         resize: v2.Transform = v2.Resize([image_size, image_size])
