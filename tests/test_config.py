@@ -45,6 +45,8 @@ def one_step(parts, state):
 @pytest.mark.parametrize("group", ["weighting", "strategy", "optimizer", "scheduler", "trainer", "tracker", "data"])
 def test_every_option_is_built_and_takes_a_step(group):
     for option in options(group):
+        if group == "data" and OmegaConf.is_missing(load([f"data={option}"]).data, "root"):
+            continue  # it needs files: see tests/data
         one_step(*built(f"{group}={option}"))
 
 

@@ -1,8 +1,8 @@
 """Joint augmentation: an image and its masks, depth and normals are turned together, by torchvision's transforms.
 
-The kind of a target says what becomes of it: tv_tensors.Mask (of classes) keeps its values, Depth, Disparity and Normals
-change theirs. All that is drawn comes from torch's global generator, and the loader seeds that by seed, epoch and sample:
-an augmentation is the same with any number of loader processes and after a resume.
+The kind of a target says what becomes of it: tv_tensors.Mask (of classes) keeps its values; Depth, Disparity and
+Normals change theirs. All that is drawn comes from torch's global generator, and the loader seeds that by seed, epoch
+and sample: an augmentation is the same with any number of loader processes and after a resume.
 """
 
 from __future__ import annotations

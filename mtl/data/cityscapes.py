@@ -39,7 +39,6 @@ class Cityscapes:
     """
 
     targets = ("segmentation", "depth")
-    kinds = dict(segmentation="segmentation", depth="depth")
 
     def __init__(
         self,
@@ -57,6 +56,7 @@ class Cityscapes:
             raise ValueError(f"disparity={disparity} must be multiplied or inherited.")
         self.batch_size, self._classes, self._label = batch_size, classes, f"label_{classes}"
         self._disparity = Disparity if disparity == "multiplied" else Depth
+        self.kinds = dict(segmentation="segmentation", depth="depth")
         self._arrays = Arrays(root, ("image", self._label, "depth"), SOURCE)
         self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
         train, val, test = splits(self._arrays.train, self._arrays.val, validation)

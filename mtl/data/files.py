@@ -71,18 +71,18 @@ def splits(
 ) -> tuple[Sequence[Item], Sequence[Item], Sequence[Item]]:
     """Training, validation and test items, where the field has no validation split.
 
-    That is the last ``validation`` of the training items: neighbours, which may show one scene, stay together. With 0 it
-    is the test split, as in the published results. ValueError for a share that is not from 0 to below 1, or that leaves
-    nothing on one side.
+    That is the last ``validation`` of the training items: neighbours, which may show one scene, stay together. With 0
+    it is the test split, as in the published results. ValueError for a share that is not from 0 to below 1, or that
+    leaves nothing to train on.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} must be from 0 (val is the test split, as published) to below 1.")
     if validation == 0:
         log.warning("validation=0: val is the test split, as published; the best model is then chosen on the test")
         return train, test, test
-    cut = len(train) - round(len(train) * validation)
-    if not 0 < cut < len(train):
-        raise ValueError(f"validation={validation} of {len(train)} training samples leaves one side empty.")
+    cut = len(train) - max(1, round(len(train) * validation))
+    if cut < 1:
+        raise ValueError(f"validation={validation} leaves nothing of {len(train)} to train on.")
     return train[:cut], train[cut:], test
 
 
@@ -98,10 +98,10 @@ def check_batch_size(batch_size: int) -> None:
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
     """Whatever goes wrong inside is a ValueError that names the file."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist.")
     try:
         yield
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} does not exist.") from error
     except Exception as error:
         words = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(f"{file} cannot be read: {words}") from error
@@ -115,7 +115,7 @@ def read_image(file: Path) -> tv_tensors.Image:
 
 
 def read_png(file: Path) -> NDArray[Any]:
-    """An image file's own numbers, ``[H, W]`` or ``[H, W, C]``: class indices as they are, 16 bits where it has them."""
+    """An image file's own numbers, ``[H, W]`` or ``[H, W, C]``: class indices, or 16 bits, as they are."""
     with naming(file), Image.open(file) as image:
         return np.array(image)
 

@@ -46,13 +46,18 @@ def corner(array: Array, mark: float, height: int, width: int) -> Array:
     return array
 
 
-def main(make_fixture: Callable[[Path], None]) -> None:
-    """The command ``python -m mtl.data.<name> --make-fixture DIR``."""
-    name = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(f"python -m mtl.data.{name}", description=f"A tiny data={name}, to try it with.")
-    parser.add_argument("--make-fixture", type=Path, metavar="DIR", required=True, help="a folder that is not there yet")
-    folder = parser.parse_args().make_fixture
+def write(make_fixture: Callable[[Path], None], folder: Path, parser: argparse.ArgumentParser) -> None:
+    """Make a fixture in a folder that is empty or not there yet: real data are never written over."""
     if folder.exists() and any(folder.iterdir()):
         parser.error(f"{folder} is not empty: give a folder that is not there yet.")
     make_fixture(folder)
-    print(f"{folder} holds a tiny data={name} in the real layout; its name for a run is data.root={folder}")
+    print(
+        f"{folder} holds a tiny data set in the real layout: mtl-train data={Path(sys.argv[0]).stem} data.root={folder}"
+    )
+
+
+def main(make_fixture: Callable[[Path], None]) -> None:
+    """The command ``python -m mtl.data.<name> --make-fixture DIR``."""
+    parser = argparse.ArgumentParser(f"python -m mtl.data.{Path(sys.argv[0]).stem}")
+    parser.add_argument("--make-fixture", type=Path, metavar="DIR", required=True, help="write a tiny one there")
+    write(make_fixture, parser.parse_args().make_fixture, parser)

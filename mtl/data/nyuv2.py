@@ -36,11 +36,11 @@ class NYUv2:
     """
 
     targets = ("segmentation", "depth", "normals")
-    kinds = dict(segmentation="segmentation", depth="depth", normals="normals")
 
     def __init__(self, root: str, batch_size: int = 8, validation: float = 0.1, augment: bool = True) -> None:
         check_batch_size(batch_size)
         self.batch_size = batch_size
+        self.kinds = dict(segmentation="segmentation", depth="depth", normals="normals")
         self._arrays = Arrays(root, ("image", "label", "depth", "normal"), SOURCE)
         self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
         train, val, test = splits(self._arrays.train, self._arrays.val, validation)
