@@ -269,13 +269,13 @@ def test_resumed_is_never_stopped(root, tmp_path):
 @pytest.mark.parametrize(
     "space", [[], ["strategy=pcgrad", "strategy.space=parameters"]], ids=["detached", "parameters"]
 )
-def test_two_processes_do_what_one_does(root, command, tmp_path, space):
+def test_two_processes_do_what_one_does(root, command, tmp_path, choice):
     """Losses, conflict, and accuracies over splits in which a process may have no image of a task."""
     from mtl.report import only_metrics, read_metrics
 
     rows = []
     for devices in (1, 2):
-        options = settings(root, *space, f"trainer.devices={devices}", "backbone.name=test_convnext")
+        options = settings(root, *choice, f"trainer.devices={devices}", "backbone.name=test_convnext")
         done = command("mtl.train", *options, f"hydra.run.dir=on_{devices}")
         assert done.returncode == 0, done.stderr
         folder = tmp_path / f"on_{devices}"
@@ -311,6 +311,6 @@ def test_office_home_is_the_same_with_other_domains(tmp_path):
 @pytest.mark.slow
 def test_the_command_writes_the_fixture(command, tmp_path):
     done = command("mtl.data.office", "--make-fixture", "here")
-    assert done.returncode == 0 and "here holds a tiny data=office" in done.stdout
+    assert done.returncode == 0 and "data=office data.root=here" in done.stdout
     with Image.open(next((tmp_path / "here" / "amazon" / "images").rglob("*.jpg"))) as image:
         assert image.size == (40, 30)
