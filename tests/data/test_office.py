@@ -198,14 +198,17 @@ def test_a_task_without_images_in_the_batch_is_absent():
 # ------------------------------------------------------------------------------------------------ whole runs
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "choice",
     [
-        ["strategy=naive"],
         ["strategy=detached", "conflict.audit_every=2"],
         ["strategy=mgda", "strategy.space=features_sum"],
-        ["strategy=pcgrad", "strategy.space=parameters"],
-        ["strategy=graddrop", "strategy.space=parameters"],
+        pytest.param(["strategy=naive"], marks=SLOW),
+        pytest.param(["strategy=pcgrad", "strategy.space=parameters"], marks=SLOW),
+        pytest.param(["strategy=graddrop", "strategy.space=parameters"], marks=SLOW),
     ],
     ids=" ".join,
 )
@@ -266,9 +269,7 @@ def test_resumed_is_never_stopped(root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "space", [[], ["strategy=pcgrad", "strategy.space=parameters"]], ids=["detached", "parameters"]
-)
+@pytest.mark.parametrize("choice", [[], ["strategy=pcgrad", "strategy.space=parameters"]], ids=["sum", "rule"])
 def test_two_processes_do_what_one_does(root, command, tmp_path, choice):
     """Losses, conflict, and accuracies over splits in which a process may have no image of a task."""
     from mtl.report import only_metrics, read_metrics
@@ -299,6 +300,7 @@ def test_batches_follow_from_the_step_alone(root):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_office_home_is_the_same_with_other_domains(tmp_path):
     sizes = dict.fromkeys(("Art", "Clipart", "Product", "Real_World"), (6, 2, 2))
     make_fixture(tmp_path, sizes, classes=65)

@@ -179,11 +179,11 @@ TINY = [
     "choice",
     [
         ["strategy=naive"],
-        ["strategy=detached", "weighting=uw"],
         ["strategy=mgda"],
         ["strategy=graddrop"],
         ["strategy=pcgrad", "strategy.space=parameters"],
-        ["strategy=nash_mtl", "strategy.space=features_sum"],
+        pytest.param(["strategy=detached", "weighting=uw"], marks=pytest.mark.slow),
+        pytest.param(["strategy=nash_mtl", "strategy.space=features_sum"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
