@@ -162,6 +162,17 @@ def test_one_trunk_pass_gives_the_sum_of_the_tasks_gradients(strategy):
     assert result.gram[0, 1].abs() > 1e-4
 
 
+@pytest.mark.parametrize("strategy", [Naive, Detached])
+def test_the_audit_compares_what_is_summed_over_the_batch(strategy):
+    model, tasks, inputs, targets = tasks_and_batch()
+    step = strategy(Equal(), space="features_sum").step
+    audit = step(model, tasks, inputs, targets, audit=True).audit
+    sums, parameters = by_hand(inputs, targets)
+    torch.testing.assert_close(audit.features, sums @ sums.T)
+    torch.testing.assert_close(audit.parameters, parameters @ parameters.T)
+    assert (audit.features - audit.parameters).abs().max() > 1e-4
+
+
 def test_flattened_rows_have_nothing_in_common():
     model, tasks, inputs, targets = tasks_and_batch()
     gram = Detached(Equal()).step(model, tasks, inputs, targets, measure=True).gram
