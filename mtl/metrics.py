@@ -33,8 +33,6 @@ WITHIN = (11.25, 22.5, 30)  # degrees
 BINS = 18000  # of an angle's error, a hundredth of a degree each
 THRESHOLDS = 101  # of a probability, from 0 to 1
 
-Error = Callable[[Tensor, Tensor], Tensor]
-
 
 def classification(num_classes: int, ignore_index: int = IGNORED) -> dict[str, Metric]:
     """For targets that are class indices: ``accuracy``, the share of samples whose top class is right."""
@@ -60,12 +58,15 @@ def depth(invalid: float | None = 0.0, batch_mean: bool = False) -> dict[str, Me
     ``batch_mean`` adds ``abs_err_batch_mean`` and ``rel_err_batch_mean``. Lower is better.
     """
     labelled = partial(is_label, invalid=invalid)
-    errors: dict[str, Error] = {"abs_err": _absolute, "rel_err": _relative}
-    return {
-        **{name: MaskedMean(error, labelled) for name, error in errors.items()},
+    named = {
+        "abs_err": MaskedMean(_absolute, labelled),
+        "rel_err": MaskedMean(_relative, labelled),
         "rmse": MaskedMean(_squared, labelled, root=True),
-        **_by_batch(errors, labelled, batch_mean),
     }
+    if batch_mean:
+        named["abs_err_batch_mean"] = MaskedMean(_absolute, labelled, "mean")
+        named["rel_err_batch_mean"] = MaskedMean(_relative, labelled, "mean")
+    return named
 
 
 def regression(invalid: float | None = None) -> dict[str, Metric]:
@@ -80,14 +81,16 @@ def normals(batch_mean: bool = False) -> dict[str, Metric]:
     ``angle_mean`` and ``angle_median`` (lower is better), and the shares of pixels ``within_11.25``, ``within_22.5``
     and ``within_30`` degrees (higher). ``batch_mean`` adds all five by batch, as ``angle_median_batch_mean``.
     """
-    within: dict[str, Error] = {f"within_{limit}": partial(_within, limit=limit) for limit in WITHIN}
-    return {
+    named = {
         "angle_mean": MaskedMean(angle, is_normal),
         "angle_median": MedianAngle(),
-        **{name: MaskedMean(error, is_normal) for name, error in within.items()},
-        **_by_batch({"angle_mean": angle, **within}, is_normal, batch_mean),
-        **({"angle_median_batch_mean": MaskedMean(angle, is_normal, "median")} if batch_mean else {}),
+        **{f"within_{limit}": Within(limit) for limit in WITHIN},
     }
+    if batch_mean:
+        named["angle_mean_batch_mean"] = MaskedMean(angle, is_normal, "mean")
+        named["angle_median_batch_mean"] = MaskedMean(angle, is_normal, "median")
+        named |= {f"within_{limit}_batch_mean": Within(limit, "mean") for limit in WITHIN}
+    return named
 
 
 def attributes(count: int | None = None) -> dict[str, Metric]:
@@ -147,15 +150,18 @@ class BitsPerByte(Metric):
 class MaskedMean(Metric):
     """The mean of ``error(prediction, target)`` over where ``labelled(target)``, or its root.
 
-    ``by_batch``: the mean over the batches of each batch's ``mean`` or ``median`` (the lower of two, as torch's).
+    ``by_batch``: the mean over the batches of each batch's ``mean`` or ``median`` (the lower of two, as torch's); of
+    several processes each one's part of a batch counts as a batch.
     """
+
+    higher_is_better = False
 
     total: Tensor
     count: Tensor
 
     def __init__(
         self,
-        error: Error,
+        error: Callable[[Tensor, Tensor], Tensor],
         labelled: Callable[[Tensor], Tensor],
         by_batch: str | None = None,
         root: bool = False,
@@ -183,11 +189,22 @@ class MaskedMean(Metric):
         return mean.sqrt() if self._root else mean
 
 
+class Within(MaskedMean):
+    """The share of normals ``[B, 3, H, W]`` that are less than ``limit`` degrees from the target's."""
+
+    higher_is_better = True
+
+    def __init__(self, limit: float, by_batch: str | None = None) -> None:
+        super().__init__(partial(_within, limit=limit), is_normal, by_batch)
+
+
 class MedianAngle(Metric):
     """The median angle between normals ``[B, 3, H, W]`` over the whole set, in degrees, from a histogram of the errors.
 
     Within 0.01 degrees, the width of a bin, of the median of all pixels (the lower one of an even number).
     """
+
+    higher_is_better = False
 
     histogram: Tensor
 
@@ -244,6 +261,8 @@ class LogitsAccuracy(MultilabelAccuracy):
 class MaxF(BinaryPrecisionRecallCurve):
     """The best F1 that one threshold on the probability has over the whole set."""
 
+    higher_is_better = True
+
     def __init__(self, thresholds: int) -> None:
         super().__init__(thresholds=thresholds, ignore_index=IGNORED)
 
@@ -289,10 +308,6 @@ def _squared(prediction: Tensor, target: Tensor) -> Tensor:
 
 def _relative(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).abs() / target
-
-
-def _by_batch(errors: dict[str, Error], labelled: Callable, wanted: bool) -> dict[str, Metric]:
-    return {f"{name}_batch_mean": MaskedMean(error, labelled, "mean") for name, error in errors.items() if wanted}
 
 
 def _whole(target: Tensor) -> Tensor:

@@ -168,6 +168,18 @@ def test_the_best_threshold_is_one_for_the_set():
     assert list(metrics.edges()) == ["max_f"]
 
 
+def test_every_metric_says_which_way_is_better():
+    kinds = [
+        metrics.classification(3), metrics.segmentation(3), metrics.depth(batch_mean=True), metrics.regression(),
+        metrics.normals(batch_mean=True), metrics.attributes(), metrics.attributes(3),
+        metrics.edges(), metrics.saliency(),
+    ]  # fmt: skip
+    for named in kinds:
+        for name, metric in named.items():
+            error = "err" in name or name.startswith(("angle", "rmse"))
+            assert metric.higher_is_better is not error, name
+
+
 def test_states_of_two_processes_add_up():
     """Every state has the reduction sum, so that what two ranks saw is what one would have seen."""
     depths, normals = depth_batches(), normal_batches()
