@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import types
 import typing
@@ -26,6 +27,9 @@ from mtl.secrecy import refusal
 
 if TYPE_CHECKING:
     from mtl.loop import Parts, TrainState
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -381,6 +385,8 @@ def build_parts(cfg: DictConfig) -> Parts:
         read_own_samples(model)
     model.precision = DTYPES[cfg.trainer.precision]
     model.to(device)
+    if cfg.trainer.precision == "fp16" and device.type == "cpu":
+        log.warning("trainer.precision=fp16 on the CPU is for trials only: it is slow, and bf16 needs no loss scale.")
     if cfg.trainer.channels_last:
         model.to(memory_format=torch.channels_last)
     return Parts(data, model, tasks, device, to_device(inputs, device))

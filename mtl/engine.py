@@ -30,7 +30,7 @@ def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
     if trainer.grad_checkpointing:
         _recompute_activations(model.backbone)
     if trainer.compile:
-        _compile(model, strategy)
+        _compile(model)
     if trainer.shard is not None:
         _shard(model, strategy, trainer)
     trunk = model.backbone
@@ -104,7 +104,7 @@ def _release(norm: Any, inputs: Any, output: Any) -> None:
 # ------------------------------------------------------------------------------------------------ compilation
 
 
-def _compile(model: MultiTaskModel, strategy: Any) -> None:
+def _compile(model: MultiTaskModel) -> None:
     import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mtl import distributed
 from mtl.cut import Cut
 from mtl.distributed import is_sharded, whole
 from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
@@ -94,7 +95,8 @@ def what_is_not_finite(
     if losses:
         return " and ".join(losses) + cause
     named = [name for name, parameter in model.named_parameters() if not _finite(parameter.grad)]
-    rows = _rows_not_finite(model, tasks, inputs, targets)
+    # With several processes not all of them have all tasks, and one would wait for what another does not run.
+    rows = [] if distributed.active() else _rows_not_finite(model, tasks, inputs, targets)
     if rows:
         return f"the gradient of {' and '.join(rows)} with respect to the features is not finite{cause}"
     return f"the gradient of {_few(named) or 'a parameter'} is not finite, though every loss is{cause}"

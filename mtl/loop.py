@@ -23,15 +23,15 @@ from mtl import checkpoint, distributed, environment, report
 from mtl.accumulation import accumulate
 from mtl.checkpoint import Saver
 from mtl.clock import Clock
-from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.data.loader import Batches, Shuffled, Slices, in_order, opened
 from mtl.engine import Recompilations
 from mtl.examples import write_examples
 from mtl.finite import Skipping, all_finite, clip, total_norm, what_is_not_finite
+from mtl.logged import Conflicts, audit_metrics, loss_metrics
 from mtl.model import MultiTaskModel, Task, count_labels, loss_modules, present_tasks
 from mtl.precision import is_overflow, loss_scale, unscale
 from mtl.signals import Preempted
-from mtl.strategies import AuditResult, StepResult, revisit
+from mtl.strategies import revisit
 from mtl.tracking import Silent, Tracker
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "rng": distributed.everyones(environment.rng_state()),  # by rank
             **{name: getattr(self, name) for name in COUNTED},
+            "unreadable": self.unreadable_anywhere(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,6 +119,13 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
         if distributed.rank() < len(state["rng"]):  # else it was made by fewer processes, and this one begins anew
             environment.set_rng_state(state["rng"][distributed.rank()])
+
+    def unreadable_anywhere(self) -> dict[str, list[int]]:
+        """By split, the samples that any rank has left out: each reads its own part."""
+        found: dict[str, list[int]] = {}
+        for split, indices in (item for own in distributed.everyones(self.unreadable) for item in own.items()):
+            found[split] = [*found.get(split, []), *(index for index in indices if index not in found.get(split, []))]
+        return found
 
     def _load_scheduler(self, name: str, state: dict[str, Any]) -> None:
         if name != type(self.scheduler).__name__:
@@ -361,61 +369,9 @@ def to_device(values: Any, device: torch.device, channels_last: bool = False) ->
     return pytree.tree_map_only(Tensor, move, values)
 
 
-def loss_metrics(result: StepResult) -> dict[str, float]:
-    """The losses and weights of a step by their logged names, fetched from the device at once."""
-    names = list(result.losses)
-    if not names:
-        return {}
-    values = torch.stack([*result.losses.values(), *result.weights.values()]).tolist()
-    losses, weights = values[: len(names)], values[len(names) :]
-    row = {f"loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
-    row["loss/total"] = sum(losses)
-    return row | {f"weight/{name}": weight for name, weight in zip(names, weights, strict=True)}
-
-
-def audit_metrics(audit: AuditResult) -> dict[str, float]:
-    """What a parameter-space check found, by the logged names."""
-    assert audit.features is not None and audit.parameters is not None
-    return agreement_metrics(audit.features, audit.parameters, audit.tasks, audit.weights)
-
-
-class Conflicts:
-    """The tasks' cosines, averaged since they were last asked for."""
-
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self.tasks = list(tasks)
-        self._clear()
-
-    def update(self, gram: Tensor, present: Sequence[str]) -> dict[str, float]:
-        """Add one Gram matrix over the tasks in ``present`` and return its conflict metrics."""
-        matrix = cosines(gram)
-        index = torch.tensor([self.tasks.index(task) for task in present])
-        known = torch.isfinite(matrix)
-        self._sum[index[:, None], index] += matrix.where(known, 0)
-        self._count[index[:, None], index] += known
-        return conflict_metrics(gram, present)
-
-    def mean(self) -> Tensor | None:
-        """The mean cosine of every pair ``[K, K]``, NaN where there is none; None if nothing was measured."""
-        matrix = self._sum / self._count if self._count.any() else None
-        self._clear()
-        return matrix
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The cosines since they were last asked for: their sums and their numbers."""
-        return {"sum": self._sum.clone(), "count": self._count.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from another run's."""
-        self._sum, self._count = state["sum"].clone(), state["count"].clone()
-
-    def _clear(self) -> None:
-        self._sum = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64)
-        self._count = torch.zeros_like(self._sum)
-
-
 def summarise(state: TrainState, test: dict[str, float], folder: Path) -> dict[str, Any]:
     """The content of summary.json."""
+    unreadable = state.unreadable_anywhere()
     train, val = report.read_metrics(folder, "train"), report.read_metrics(folder, "val")
     last = train[-1] if train else {}
     return {
@@ -434,7 +390,7 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path) -> dict[s
         },
         "skipped": {
             "steps": state.skips["total"],
-            "samples": {split: sorted(indices) for split, indices in state.unreadable.items() if indices},
+            "samples": {split: sorted(indices) for split, indices in unreadable.items() if indices},
         },
         "seconds": {"total": state.seconds, "step": last.get("time/step"), "data": last.get("time/data")},
         "memory/peak": last.get("memory/peak"),
@@ -492,7 +448,7 @@ def _out_of_patience(state: TrainState, trainer: Any, p: Plan) -> bool:
 
 def _skip_or_raise(state: TrainState, trainer: Any, skipping: Skipping | None, words: str) -> None:
     """Take the step back, or end the run where the steps that are not finite may not be skipped (any more)."""
-    if skipping is None:
+    if skipping is None or trainer.on_nan == "raise":
         raise FloatingPointError(f"{words}. Nothing was updated; trainer.on_nan=skip leaves such steps out.")
     skipping.take_back()
     state.skips["total"] += 1

@@ -86,7 +86,11 @@ def test_a_skipped_step_teaches_nothing(tmp_path, choice, kind):
         assert differing(steps[2][part], steps[3][part]) == [], part
     assert not same(steps[3]["model"], steps[4]["model"]), "negative control"
     assert all(torch.isfinite(v).all() for v in steps[6]["model"].values())
-    assert steps[3]["skips"] == {"total": 1, "in_a_row": 1} and steps[4]["skips"] == {"total": 1, "in_a_row": 0}
+    assert steps[3]["skips"] == {"total": 1, "in_a_row": 1, "overflow": 0} and steps[4]["skips"] == {
+        "total": 1,
+        "in_a_row": 0,
+        "overflow": 0,
+    }
     assert [row["step"] for row in read_metrics(folder, "train")] == [1, 2, 4, 5, 6]
     assert json.loads((folder / "summary.json").read_text())["skipped"]["steps"] == 1
 

@@ -9,7 +9,8 @@ from torch import nn
 from mtl.checkpoint import load as load_checkpoint
 from mtl.config import load
 from mtl.conflict import conflict_metrics
-from mtl.loop import Conflicts, evaluate, plan, to_device
+from mtl.logged import Conflicts
+from mtl.loop import evaluate, plan, to_device
 from mtl.model import MultiTaskModel, Task
 from mtl.report import read_metrics
 

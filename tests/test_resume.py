@@ -79,6 +79,23 @@ def test_with_every_strategy_and_weighting(tmp_path, choice):
     assert_same(left_by(whole), left_by(parts))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.precision=fp16"],
+        ["trainer.precision=bf16", "trainer.channels_last=true"],
+        ["trainer.accumulate_grad_batches=2"],
+        ["trainer.accumulate_grad_batches=2", "trainer.accumulate=exact", "strategy=mgda"],
+    ],
+    ids=" ".join,
+)
+def test_in_other_precisions_and_accumulating(tmp_path, options):
+    whole = run(tmp_path / "whole", *options)
+    parts = run(tmp_path / "parts", *options, stop_at=5)
+    run(parts, *options, "resume=auto")
+    assert_same(left_by(whole), left_by(parts))
+
+
 @pytest.mark.parametrize("strategy", ["naive", "detached", "mgda", "moco"])
 def test_with_text_and_shared_parameters(tmp_path, strategy):
     text = [

@@ -1,0 +1,93 @@
+"""Whole runs on several ranks, as torchrun would start them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from mtl import distributed
+from mtl.config import ConfigError, load
+from mtl.signals import Preempted
+from mtl.train import train
+
+SHORT = [
+    "~backbone", "data.image_size=8", "data.batch_size=7", "+data.pairs_per_digit=1", "trainer.limit_train_batches=4",
+    "trainer.max_steps=10", "trainer.val_every=3", "trainer.limit_val_batches=3", "trainer.log_every=2",
+    "conflict.every=3", "tracker=jsonl", "device=cpu",
+]  # fmt: skip
+PLAIN = [*SHORT, "+backbone._target_=distributed.runs.Plain", "strategy=mgda", "optimizer=sgd", "optimizer.lr=0.1"]
+RESTLESS = [
+    *SHORT, "+backbone._target_=restless.Backbone", "data._target_=restless.AugmentedDigits", "strategy=gradvac",
+    "trainer.ema=0.9", "trainer.sync_batchnorm=true",
+]  # fmt: skip
+
+
+class Plain(nn.Sequential):
+    """A trunk without randomness or batch statistics, and with a parameter that the features do not depend on."""
+
+    def __init__(self, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(image_size**2, 16), nn.Tanh())
+        self.unused = nn.Parameter(nn.init.ones_(nn.Linear(1, 1).weight.detach()))
+
+
+class Fails(Plain):
+    """Raises an error on one rank, or ends its process, when it has run so often in training."""
+
+    def __init__(self, image_size, rank, how="raise", after=4):
+        super().__init__(image_size)
+        self.rank, self.how, self.after = rank, how, after
+
+    def forward(self, inputs):
+        self.after -= self.training
+        if self.after < 0 and distributed.rank() == self.rank:
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ArithmeticError("this rank has had enough")
+        return super().forward(inputs)
+
+
+class Slow(Plain):
+    """Gives a signal time to come."""
+
+    def forward(self, inputs):
+        time.sleep(0.02)
+        return super().forward(inputs)
+
+
+def stopping_at(step, on_rank):
+    """Asks for the end after so many steps, on one rank only."""
+    answers = iter([False] * (step - 1) + [distributed.rank() == on_rank] + [False] * 100)
+    return lambda: next(answers)
+
+
+def mistake(*overrides):
+    with pytest.raises(ConfigError) as error:
+        train(load([*PLAIN, *overrides]), Path("nowhere"))
+    return str(error.value)
+
+
+def run_all(root):
+    """Every run of the tests, in one go: starting the processes takes the longest."""
+    root = Path(root)
+    train(load(PLAIN), root / "plain")
+    train(load([*PLAIN, "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]), root / "accumulated")
+    train(load(RESTLESS), root / "whole")
+    with pytest.raises(Preempted):
+        train(load(RESTLESS), root / "parts", stopping_at(5, on_rank=1))
+    train(load([*RESTLESS, "resume=auto"]), root / "parts")
+    sharded = [*PLAIN, "trainer.shard=all", "optimizer=adamw", "trainer.grad_clip_norm=0.1"]
+    train(load(sharded), root / "sharded")
+    with pytest.raises(Preempted):
+        train(load(sharded), root / "sharded parts", stopping_at(5, on_rank=0))
+    train(load([*sharded, "resume=auto"]), root / "sharded parts")
+    return {
+        "batch": mistake("data.batch_size=1"),
+        "rows": mistake("strategy=moco", "strategy.space=features"),
+        "space": mistake("trainer.shard=backbone", "strategy.space=parameters"),
+        "ema": mistake("trainer.shard=backbone", "trainer.ema=0.9"),
+        "naive": mistake("trainer.shard=all", "strategy=naive"),
+        "devices": mistake("trainer.devices=5"),
+    }

@@ -1,0 +1,94 @@
+"""Runs of two processes: what they leave is what one process leaves, and what they leave off, they go on with."""
+
+import pytest
+import torch
+from distributed.ranks import run_ranks
+from distributed.runs import PLAIN, run_all
+from exactness import assert_same, left_by
+from omegaconf import OmegaConf
+
+from mtl import checkpoint
+from mtl.config import load
+from mtl.evaluate import evaluate_checkpoint
+from mtl.report import read_metrics
+from mtl.train import train
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two ranks have left, and what they said of mistakes."""
+    root = tmp_path_factory.mktemp("two")
+    return root, run_ranks(2, run_all, str(root))
+
+
+def parameters(folder):
+    return checkpoint.load(folder)["model"]
+
+
+def assert_close(a, b, tolerance=1e-5):
+    assert max((a[name] - b[name]).abs().max() for name in a) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain", []),
+        ("accumulated", ["trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]),
+        ("sharded", ["optimizer=adamw", "trainer.grad_clip_norm=0.1"]),
+    ],
+)
+def test_two_processes_leave_what_one_leaves(tmp_path, two, name, options):
+    train(load([*PLAIN, *options]), tmp_path / "one")
+    one, both = left_by(tmp_path / "one"), left_by(two[0] / name)
+    assert_close(one[0]["last.pt"]["model"], both[0]["last.pt"]["model"])
+    for own, expected in zip(both[1], one[1], strict=True):  # every row, metrics of all samples and all
+        for row in (own, expected):
+            row.pop("memory/peak", None)
+        assert own.pop("split") == expected.pop("split")
+        assert own == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_stopped_on_one_rank_all_stop_and_go_on_to_the_last_bit(two):
+    assert_same(left_by(two[0] / "whole"), left_by(two[0] / "parts"))
+
+
+def test_ranks_draw_other_numbers(two):
+    first, second = checkpoint.load(two[0] / "whole")["rng"]
+    assert not torch.equal(first["cpu"], second["cpu"])
+
+
+def test_a_sharded_run_is_saved_whole_and_goes_on(two):
+    assert_close(parameters(two[0] / "sharded"), parameters(two[0] / "sharded parts"), 1e-7)
+
+
+@pytest.mark.parametrize("name", ["sharded parts", "parts"])
+def test_one_process_goes_on_with_what_two_have_left(tmp_path, two, name):
+    folder = two[0] / name
+    content = checkpoint.load(folder)
+    path = tmp_path / "moved.pt"
+    checkpoint.save(path, content)
+    config = dict(content["config"], resume=str(path))
+    config["trainer"] = dict(config["trainer"], max_steps=12, shard=None)
+    train(OmegaConf.create(config), tmp_path / "alone")
+    assert checkpoint.load(tmp_path / "alone")["step"] == 12
+
+
+def test_the_evaluation_of_one_process_is_that_of_two(two):
+    (row,) = read_metrics(two[0] / "plain", "test")
+    own = evaluate_checkpoint(two[0] / "plain" / "checkpoints" / "best.pt", "test")
+    assert own == pytest.approx({name: row[name] for name in own}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("batch", "trainer.devices=2 must be at most 1"),
+        ("rows", "strategy.space=features: MoCo works on whole rows"),
+        ("space", "trainer.shard=backbone: no rank has whole rows over the parameters"),
+        ("ema", "trainer.shard=backbone cannot go with trainer.ema=0.9"),
+        ("naive", "trainer.shard=all: with strategy=naive"),
+        ("devices", "trainer.devices=5, but torchrun has started 2 processes"),
+    ],
+)
+def test_mistakes(two, name, words):
+    assert all(answers[name].startswith(words) for answers in two[1])
