@@ -142,8 +142,10 @@ def test_a_folder_without_the_layout_is_named_with_what_is_missing_and_where_to_
     with pytest.raises(ConfigError) as caught:
         build(configuration(name, tmp_path))
     message = str(caught.value)
-    assert message.startswith(f"data: root={tmp_path} lacks {tmp_path}/") and "\n" not in message
+    assert message.startswith(f"data: root={tmp_path}: {tmp_path} lacks ") and "\n" not in message
     assert "--make-fixture DIR" in message or name == "image_table"
+    with pytest.raises(ValueError, match=rf"root={tmp_path}/no: there is no folder {tmp_path}/no: "):
+        made(name, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"data.root has no value: give it one, as in data.root="):
         build(load([f"data={name}"]))
 
