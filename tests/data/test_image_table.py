@@ -207,7 +207,7 @@ def test_images_are_read_upright_in_colour_and_at_one_size(folder, tmp_path):
         (dict(a=["1", "2", "x"] * 10), {}, "{file}, row 3: a is x, but most of this column are numbers."),
         (dict(a=["1", "2", "x"] * 10), {"kinds": {"a": "number"}}, "{file}, row 3: a is x; it must be a finite"),
         (dict(a=[f"text {i}" for i in range(N)]), {}, "{file}: a has 30 different texts in 30 rows, too many for"),
-        ({"a b": [1, 2, 3] * 10, "a_b": [1, 2, 3] * 10}, {}, "{file}: two columns come to the target a_b; name them by"),
+        ({"a b": [1, 2, 3] * 10, "a_b": [1, 2, 3] * 10}, {}, "{file}: two columns come to the target a_b"),
         (dict(a=["one"] * 30), {}, "{file}: a has only the value one."),
         (dict(a=[None] * 30), {}, "{file}: the column a is empty."),
         (dict(a=[0.5] * 30), {}, "{file}: a does not differ between the training rows"),
