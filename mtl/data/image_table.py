@@ -101,7 +101,7 @@ class ImageTable:
         )
         self._folder, self._file = folder, folder / labels
         table = read_table(self._file, image)
-        self.image = _known(table, image or str(table.columns[0]), "image", self._file)
+        self.image = _known(table, image or table.columns[0], "image", self._file)
         self._check_images(table)
         table[self.image] = table[self.image].astype(str)
         parts = self._parts(table, split, validation, test)
@@ -154,7 +154,7 @@ class ImageTable:
         return read_image(self._folder / name), {target: torch.as_tensor(label) for target, label in labels.items()}
 
     def _every_column(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
-        columns = [str(column) for column in table.columns if column not in (self.image, split)]
+        columns = [column for column in table.columns if column not in (self.image, split)]
         names = [_name(column) for column in columns]
         for name in names:
             if names.count(name) > 1:
@@ -209,7 +209,7 @@ def read_table(file: Path, image: str | None = None) -> pd.DataFrame:
         table = readers[file.suffix](file).reset_index(drop=True)
         if not len(table):
             raise ValueError("it has no rows")
-        return table
+        return table.set_axis([str(column) for column in table.columns], axis=1)
 
 
 def _read_csv(file: Path, image: str | None) -> pd.DataFrame:
@@ -293,7 +293,7 @@ def _are_truths(own: pd.Series) -> bool:
 
 def _known(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
     if column not in table.columns:
-        raise ValueError(f"{key}={column} is no column of {file}; there are {', '.join(map(str, table.columns))}.")
+        raise ValueError(f"{key}={column} is no column of {file}; there are {', '.join(table.columns)}.")
     return column
 
 
@@ -306,9 +306,9 @@ def _as_list(columns: str | Sequence[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns)
 
 
-def _name(column: Any) -> str:
+def _name(column: str) -> str:
     """A column's name as a task's, which may have letters, digits, _ and - only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", str(column)).strip("_") or "column"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
 
 
 # --------------------------------------------------------------------------- errors in a number's own units
@@ -341,10 +341,12 @@ def describe(root: str, labels: str, image: str | None, split: str | None) -> tu
     file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
     table = read_table(file, image)
     targets, left_out = {}, {}
-    for column in map(str, table.columns):
-        if column in (image or str(table.columns[0]), split):
+    for column in table.columns:
+        if column in (image or table.columns[0], split):
             continue
         try:
+            if _name(column) in targets:
+                raise ValueError(f"{targets[_name(column)]} has the name {_name(column)} already.")
             _encode(table, column, infer(table, (column,), file), (column,), np.ones(len(table), bool), file)
             targets[_name(column)] = column
         except ValueError as error:
