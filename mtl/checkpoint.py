@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
+
+from mtl import distributed
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "checkpoints"  # in a run's folder
 FAILED_SAVES = 3  # so many in a row end the run
 
@@ -43,11 +46,17 @@ class Saver:
     def save(self, *also: str, must: bool = False) -> bool:
         """Save the state as ``last.pt``, and under the names ``also``; whether it could be written.
 
+        All ranks call it, for each has a part of the state; rank 0 writes. RuntimeError where their strategies differ.
         What will not come again, the best model or a last state (``must``), is tried again for three seconds.
         """
+        distributed.same_everywhere("The strategy's state", _digest(self._state.strategy.state_dict()))
+        content = distributed.whole(self._state.state_dict())
+        return distributed.from_first(self._write(content, also, must) if distributed.rank() == 0 else None)
+
+    def _write(self, state: dict[str, Any], also: Sequence[str], must: bool) -> bool:
         numbered = [f"step-{self._state.step:08d}.pt"] if self._keep else []
         made_by = {"config": self._tracker.config, "wandb_id": self._tracker.wandb_id}
-        content = made_by | self._state.state_dict()
+        content = made_by | state
         error = self._try(content, [*also, *numbered])
         for seconds in (1, 2) if also or must else ():
             if error is not None:
@@ -126,6 +135,8 @@ def load(path: Path) -> dict[str, Any]:
         log.warning("%s has no sha256 beside it: its content could not be verified.", path)
     if content["format"] == 1:
         _from_format_1(content)
+    if content["format"] == 2:
+        _from_format_2(content)
     return content
 
 
@@ -205,16 +216,22 @@ def _read(path: Path, only_look: bool = False) -> dict[str, Any]:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if found not in (1, FORMAT) or "step" not in content:
+    if found not in (1, 2, FORMAT) or "step" not in content:
         raise ValueError(f"{path} is not a checkpoint of format {FORMAT}, the one this version reads; it is {found}.")
     return content
 
 
 def _from_format_1(content: dict[str, Any]) -> None:
     """Format 2 also has the averaged model, the generators of Python and NumPy, and what is only counted."""
-    content |= {"format": FORMAT, "ema": None, "conflicts": None, "peak_memory": None, "seconds": 0.0}
+    content |= {"format": 2, "ema": None, "conflicts": None, "peak_memory": None, "seconds": 0.0}
     content |= {"wandb_id": None, "skips": {"total": 0, "in_a_row": 0}, "unreadable": {}}
     content["rng"] |= {"python": None, "numpy": None}
+
+
+def _from_format_2(content: dict[str, Any]) -> None:
+    """Format 3 also has the generators of every rank, and float16's loss scale."""
+    content |= {"format": FORMAT, "rng": [content["rng"]], "scaler": {}}
+    content["skips"] |= {"overflow": 0}
 
 
 def _put(temporary: Path, path: Path, digest: str) -> None:
@@ -265,6 +282,17 @@ def _write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _digest(state: Any) -> str:
+    """A fingerprint of a nesting of tensors and plain values."""
+    digest = hashlib.sha256()
+    for leaf in pytree.tree_leaves(state):
+        if isinstance(leaf, torch.Tensor):
+            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -41,6 +41,15 @@ class TrainerConfig:
     monitor: str = "loss/total"  # the metric of the val split that decides what is best.pt
     mode: str = "min"  # min | max
     patience: int | None = None  # stop after so many evaluations without a better one
+    devices: int = 1  # processes, each with a part of every batch and, on GPUs, one of its own
+    precision: str = "32"  # 32 | bf16 | fp16: what the forward and backward passes compute in
+    compile: bool = False  # torch.compile the backbone and the heads
+    channels_last: bool = False  # the memory order that convolutions are fastest in, mostly
+    grad_checkpointing: bool = False  # the backbone keeps fewer activations and computes them again (timm models)
+    sync_batchnorm: bool = False  # batch normalisation over the whole batch, not over each process's part
+    shard: str | None = None  # null | backbone | all: what of the model is spread over the processes (FSDP2)
+    accumulate_grad_batches: int = 1  # batches an optimizer step
+    accumulate: str = "micro"  # micro: each batch has weights of its own | exact: as one large batch
     grad_clip_norm: float | None = None  # clip the gradient of all parameters to this norm
     ema: float | None = None  # evaluate a running average of the weights, with this decay a step; null: the weights
     keep: int = 0  # numbered checkpoints that stay beside last.pt and best.pt: the latest so many
@@ -198,6 +207,9 @@ def _check_values(cfg: DictConfig) -> None:
     if not 0 <= cfg.seed < 2**32:
         raise ConfigError(f"seed={cfg.seed} must be from 0 to {2**32 - 1}.")
     _check_choice("trainer.mode", trainer.mode, ("min", "max"))
+    _check_choice("trainer.precision", trainer.precision, ("32", "bf16", "fp16"))
+    _check_choice("trainer.accumulate", trainer.accumulate, ("micro", "exact"))
+    _check_choice("trainer.shard", trainer.shard, (None, "backbone", "all"))
     _check_choice("trainer.on_nan", trainer.on_nan, ("raise", "skip"))
     _check_choice("data.on_error", cfg.data.get("on_error", "raise"), ("raise", "skip"))
     if trainer.ema is not None and trainer.ema >= 1:
@@ -323,11 +335,14 @@ def first_line(error: BaseException) -> str:
 
 def build_parts(cfg: DictConfig) -> Parts:
     """Build data, model and tasks, and rehearse them on two samples. ConfigError for every mistake."""
+    import torch
+
     from mtl.data.loader import Batches, in_order
     from mtl.environment import find_device
-    from mtl.loop import Parts
+    from mtl.loop import Parts, to_device
     from mtl.model import MultiTaskModel, Task
     from mtl.multi_input import Concatenated, own_samples, read_own_samples
+    from mtl.precision import DTYPES
     from mtl.rehearsal import describe_features, rehearse_backbone, rehearse_slices, rehearse_task
 
     try:
@@ -367,13 +382,20 @@ def build_parts(cfg: DictConfig) -> Parts:
         task.to(device)
     if separate:
         read_own_samples(model)
-    return Parts(data, model.to(device), tasks, device)
+    model.precision = DTYPES[cfg.trainer.precision]
+    model.to(device)
+    if cfg.trainer.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return Parts(data, model, tasks, device, to_device(inputs, device))
 
 
 def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     """Build everything a run needs from a configuration, at its beginning. ConfigError for every mistake."""
+    import torch
     from timm.utils import ModelEmaV3
 
+    from mtl import distributed
+    from mtl.engine import prepare
     from mtl.environment import seed_everything
     from mtl.loop import RUN_LENGTHS, TrainState, plan
 
@@ -382,17 +404,26 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     parts = build_parts(cfg)
     _check_monitor(cfg.trainer.monitor, parts.tasks)
     names = [task.name for task in parts.tasks]
-    p = plan(parts.data, cfg.trainer)
-    weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=p.per_epoch, seed=cfg.seed)
+    try:
+        p = plan(parts.data, cfg.trainer)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    # It sees every batch, of which an optimizer step may have several.
+    weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=p.per_epoch * p.batches, seed=cfg.seed)
     offered = {"weighting": weighting, "tasks": names}
     if "rule" in cfg.strategy:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
     if getattr(parts.data, "multi_input", False):
-        offered |= _common_space(cfg)
+        offered |= _check_multi_input(cfg)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
     if cfg.strategy.get("space") == "parameters" and not any(p.requires_grad for p in parts.model.shared_parameters()):
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
+    ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
+    try:
+        prepare(parts, strategy, cfg.trainer)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
     # The length of the run, under the names that torch's and timm's schedulers have for it.
     length = dict.fromkeys(RUN_LENGTHS, p.steps)
@@ -401,16 +432,23 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     scheduler = make(
         "scheduler", cfg.scheduler, optimizer=optimizer, mode=cfg.trainer.mode, t_in_epochs=False, **length
     )
-    ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
-    return parts, TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler, ema)
+    if distributed.rank():  # each process draws its own dropout masks
+        seed_everything((cfg.seed + distributed.rank()) % 2**32, cfg.trainer.deterministic)
+    scaler = torch.amp.GradScaler(parts.device.type, enabled=cfg.trainer.precision == "fp16")
+    return parts, TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler, ema, scaler)
 
 
 def _make_loss(losses: DictConfig, task: str) -> Any:
     return make("losses", losses) if "_target_" in losses else make(f"losses.{task}", losses[task])
 
 
-def _common_space(cfg: DictConfig) -> dict[str, str]:
-    """Where tasks with inputs of their own can be compared, for a strategy whose file leaves it open."""
+def _check_multi_input(cfg: DictConfig) -> dict[str, str]:
+    """What tasks with inputs of their own cannot have; and where they are compared, if the strategy leaves it open."""
+    if cfg.trainer.accumulate == "exact" and cfg.trainer.accumulate_grad_batches > 1:
+        raise ConfigError(
+            "trainer.accumulate=exact: every task has inputs of its own, which do not come in pieces of one batch; "
+            "use trainer.accumulate=micro."
+        )
     space = cfg.strategy.get("space")
     if space == "features":
         raise ConfigError(

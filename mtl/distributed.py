@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
@@ -72,6 +74,16 @@ def is_sharded(*tensors: Tensor) -> bool:
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
+def wait_for_all() -> None:
+    """Go on when every rank is here."""
+    any_rank(False)
+
+
+def any_rank(answer: bool) -> bool:
+    """Whether it is so on one rank at least."""
+    return bool(total(torch.tensor(float(answer)))) if active() else answer
+
+
 def everyones(value: Any) -> list[Any]:
     """The value that each rank has, in the ranks' order."""
     values = [value]
@@ -124,16 +136,12 @@ class GradientSum:
         return numbers
 
 
-def parallel(trunk: nn.Module, inputs: Any) -> nn.Module:
-    """Wrap a trunk so that its gradients are summed over the ranks, bucket by bucket, while it runs backward.
-
-    ``inputs``: a few samples, from which it is seen whether the features depend on all of its parameters.
-    """
-    device = next(trunk.parameters()).device
+def parallel(trunk: nn.Module, device: torch.device, all_used: bool) -> nn.Module:
+    """Wrap a trunk so that its gradients are summed over the ranks, bucket by bucket, while it runs backward."""
     wrapped = DistributedDataParallel(
         trunk,
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=not _all_used(trunk, inputs),
+        find_unused_parameters=not all_used,
         gradient_as_bucket_view=True,
     )
     wrapped.register_comm_hook(None, _sum)
@@ -149,23 +157,65 @@ def _sum(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
 _sum.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
 
 
-def _all_used(trunk: nn.Module, inputs: Any) -> bool:
+def all_used(trunk: nn.Module, inputs: Any) -> bool:
+    """Whether the features of ``inputs``, a few samples, depend on all parameters of a trunk."""
     parameters = [p for p in trunk.parameters() if p.requires_grad]
-    buffers = [buffer.clone() for buffer in trunk.buffers()]
-    with torch.random.fork_rng():
-        features = [z for z in pytree.tree_leaves(trunk(inputs)) if isinstance(z, Tensor) and z.requires_grad]
-        gradients = torch.autograd.grad(
-            features, parameters, [torch.zeros_like(z) for z in features], allow_unused=True
-        )
-    with torch.no_grad():
-        for buffer, before in zip(trunk.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    return all(gradient is not None for gradient in gradients)
+    training = trunk.training
+    features = [z for z in pytree.tree_leaves(trunk.eval()(inputs)) if isinstance(z, Tensor) and z.requires_grad]
+    trunk.train(training)
+    vectors = [torch.zeros_like(z) for z in features]
+    return None not in torch.autograd.grad(features, parameters, vectors, allow_unused=True)
 
 
-def unsynchronised(trunk: nn.Module | None) -> Any:
-    """Inside, a trunk's gradients stay on their ranks: more batches of the same step will come."""
-    return trunk.no_sync() if isinstance(trunk, DistributedDataParallel) else nullcontext()
+def spread(module: nn.Module) -> None:
+    """Keep a part of each parameter on each rank, the whole only while it is used (FSDP2); gradients are summed."""
+    mesh = init_device_mesh(next(module.parameters()).device.type, (world_size(),))
+    spread_module: Any = fully_shard(module, mesh=mesh)
+    spread_module.set_gradient_divide_factor(1.0)
+    if mesh.device_type == "cpu":
+        spread_module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+
+
+def whole(state: Any) -> Any:
+    """A state, or a nesting of them, with every tensor that is spread over the ranks put together on each of them."""
+    return pytree.tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), state)
+
+
+def spread_like(value: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, spread as ``like`` is."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def spread_state(optimizer: torch.optim.Optimizer) -> None:
+    """Spread what an optimizer has loaded, whole, over the ranks as the parameters are."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and not isinstance(value, DTensor):
+                state[name] = spread_like(value, p)
+
+
+def same_start(*modules: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0, however they were initialised."""
+    if active():
+        for module in modules:
+            for value in (*module.parameters(), *module.buffers()):
+                dist.broadcast(value.detach(), src=0)
+
+
+@contextmanager
+def unsynchronised(trunk: nn.Module, *others: nn.Module) -> Iterator[None]:
+    """Inside, gradients stay on their ranks: more batches of the same step will come."""
+    spread_modules: list[Any] = [module for module in (trunk, *others) if isinstance(module, FSDPModule)]
+    for module in spread_modules:
+        module.set_requires_gradient_sync(False)
+    try:
+        with trunk.no_sync() if isinstance(trunk, DistributedDataParallel) else nullcontext():
+            yield
+    finally:
+        for module in spread_modules:
+            module.set_requires_gradient_sync(True)
 
 
 def same_buffers(*modules: nn.Module) -> None:
@@ -179,8 +229,6 @@ def same_buffers(*modules: nn.Module) -> None:
 def same_everywhere(name: str, value: str) -> None:
     """RuntimeError where ``value`` (a digest) is not the same on every rank."""
     values = everyones(value)
-    odd = [str(number) for number, other in enumerate(values) if other != values[0]]
+    odd = ", ".join(str(number) for number, other in enumerate(values) if other != values[0])
     if odd:
-        raise RuntimeError(
-            f"{name} is not the same on every rank: that of rank {', '.join(odd)} differs from rank 0's."
-        )
+        raise RuntimeError(f"{name} is not the same on every rank: that of rank {odd} differs from rank 0's.")

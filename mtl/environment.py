@@ -33,10 +33,14 @@ def find_device(name: str) -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
     if name.split(":")[0] not in present:
         raise ValueError(f"device={name} must be auto, cpu, cuda, cuda:<number> or mps.")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun every process has a GPU of its own
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     if (device.index or 0) >= present[device.type]:
         there = [f"cuda:{i}" for i in range(present["cuda"])] + ["mps"] * present["mps"] + ["cpu"]
         raise ValueError(f"device={name} is not on this machine; there are {', '.join(there)}.")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

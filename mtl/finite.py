@@ -12,18 +12,35 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mtl.cut import Cut
+from mtl.distributed import is_sharded, whole
 from mtl.model import MultiTaskModel, Task, loss_modules, present_tasks
 from mtl.strategies import StepResult
 
 log = logging.getLogger(__name__)
 
 
+def clip(parameters: Sequence[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients down to ``max_norm`` where their total ``norm`` is above it."""
+    for group in _apart(parameters):
+        nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+
+
 def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """The norm of the parameters' gradients, in float64 where their squares leave float32's range."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients, foreach=None)
-    if not torch.isfinite(norm) and all(g.isfinite().all() for g in gradients):
-        norm = nn.utils.get_total_norm([g.double() for g in gradients])
+    norms = [_norm([p.grad for p in group if p.grad is not None]) for group in _apart(parameters)]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+
+def _apart(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those that are spread over several processes apart from the others: torch does not take them together."""
+    groups = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
+    return [group for group in groups if group] or [[]]
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norm = whole(nn.utils.get_total_norm(gradients, foreach=None))
+    if not torch.isfinite(norm) and all(whole(g.isfinite().all()) for g in gradients):
+        norm = whole(nn.utils.get_total_norm([g.double() for g in gradients]))
     return norm
 
 

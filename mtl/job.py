@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config import ConfigError
+from mtl.launch import RankFailed, from_first, is_one_of_several, meeting, rank
 from mtl.report import best_value, overview, read_status
 from mtl.resume import expand, is_finished, newest_run, newest_sweep, quoted
 from mtl.secrecy import refusal
@@ -65,6 +66,8 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
     the end of a sweep, with all that its frames hold. With ``skip_finished`` a run that is finished is left alone.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if rank():
+        return _follow(body, cfg, folder)
     before: dict[str, Any] | None = None
     stop, ours = StopSignal(), False  # the folder, once it is locked
     try:
@@ -79,9 +82,10 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
     except Exception as error:
         mistake = isinstance(error, ConfigError | OmegaConfBaseException)
         words = str(error) if mistake else f"{type(error).__name__}: {error}"
-        if ours:
+        if ours and not (is_one_of_several() and (read_status(folder) or {}).get("status") in ("failed", "oom")):
             _leave_status(folder, before if mistake else None, "failed" if mistake else _kind_of(error), words)
-        log.error("%s", words, exc_info=not mistake or bool(os.environ.get("HYDRA_FULL_ERROR")))
+        told = mistake or isinstance(error, RankFailed)
+        log.error("%s", words, exc_info=not told or bool(os.environ.get("HYDRA_FULL_ERROR")))
         _clear_frames(error)
         raise JobFailed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
     except Preempted:
@@ -95,6 +99,25 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
     if stop() and HydraConfig.get().mode == RunMode.MULTIRUN:  # too late for this run, but no other must begin
         raise Preempted
     return value
+
+
+def _follow(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig, folder: Path) -> Any:
+    """The job of a process that torchrun has started beside the first one, which keeps the folder and the status.
+
+    Where this one fails first, the status says why: the others will only find that it is gone.
+    """
+    try:
+        with StopSignal() as stop:
+            if cfg.skip_finished and is_finished(cfg, folder):
+                return best_value(folder)
+            return body(cfg, folder, stop)
+    except Exception as error:
+        mistake = isinstance(error, ConfigError | OmegaConfBaseException)
+        words = f"rank {rank()}: {error}" if mistake else f"rank {rank()}: {type(error).__name__}: {error}"
+        log.error("%s", words, exc_info=not mistake)
+        if not mistake:
+            _leave_status(folder, None, _kind_of(error), words)
+        raise JobFailed(f"Rank {rank()} failed: {folder}") from None
 
 
 def _kind_of(error: Exception) -> str:
@@ -152,11 +175,11 @@ def command(hydra_main: Callable[[], None]) -> None:
     """Run a Hydra application; after a sweep, also one with failed jobs, print what came of each job."""
     sys.argv[1:] = expand(sys.argv[1:])
     try:
-        with handled(leave):  # before a job, between two, and while other processes run them
+        with handled(leave), meeting():  # before a job, between two, and while other processes run them
             hydra_main()
     finally:
         composed = HydraConfig.instance().cfg
-        if composed is not None and composed.hydra.mode == RunMode.MULTIRUN:
+        if composed is not None and composed.hydra.mode == RunMode.MULTIRUN and rank() == 0:
             table = overview(Path(composed.hydra.sweep.dir))
             print(f"\n{table}\n\nEverything is in {composed.hydra.sweep.dir}" if table else "No job was run.")
 
@@ -180,11 +203,31 @@ def _prepare(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], 
     try:
         if (words := refusal(config, overrides(config.hydra))) is not None:
             sys.exit(words)
+        if is_one_of_several():
+            _share(config, kind, newest)
+            return
         if config.resume == "auto" or config.skip_finished:
             _go_on(config, kind, newest)
         _make_folder(config, kind)
     except Exception as error:  # which Hydra would turn into a warning, and go on
         sys.exit(f"hydra.{kind}.dir cannot be prepared ({type(error).__name__}: {error}).")
+
+
+def _share(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Path | None]) -> None:
+    """Have all the processes that torchrun has started write into one folder, the first one's; the first one writes."""
+    if rank() == 0:
+        if config.resume == "auto" or config.skip_finished:
+            _go_on(config, kind, newest)
+        _make_folder(config, kind)
+    folder = from_first(str(config.hydra[kind].dir))
+    with read_write(config.hydra):
+        config.hydra[kind].dir = folder
+        config.hydra.overrides.hydra.append(f"hydra.{kind}.dir={quoted(folder)}")
+        if rank():
+            config.hydra.output_subdir = None
+            config.hydra.job_logging.root.level = "WARNING"
+            # A sweep composes each job anew.
+            config.hydra.overrides.hydra += ["hydra.output_subdir=null", "hydra.job_logging.root.level=WARNING"]
 
 
 def _go_on(config: DictConfig, kind: str, newest: Callable[[Path, list[str]], Path | None]) -> None:

@@ -13,29 +13,33 @@ from typing import Any
 import timm.scheduler
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mtl import checkpoint, environment, report
+from mtl import checkpoint, distributed, environment, report
+from mtl.accumulation import accumulate
 from mtl.checkpoint import Saver
 from mtl.clock import Clock
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
-from mtl.data.loader import Batches, Shuffled, in_order, opened
+from mtl.data.loader import Batches, Shuffled, Slices, in_order, opened
+from mtl.engine import Recompilations
 from mtl.examples import write_examples
-from mtl.finite import Skipping, all_finite, total_norm, what_is_not_finite
+from mtl.finite import Skipping, all_finite, clip, total_norm, what_is_not_finite
 from mtl.model import MultiTaskModel, Task, count_labels, loss_modules, present_tasks
+from mtl.precision import is_overflow, loss_scale, unscale
 from mtl.signals import Preempted
 from mtl.strategies import AuditResult, StepResult, revisit
-from mtl.tracking import Tracker
+from mtl.tracking import Silent, Tracker
 
 log = logging.getLogger(__name__)
 
 # What torch's and timm's schedulers call the length of the run, in steps.
 RUN_LENGTHS = ("t_initial", "T_max", "total_steps")
 # The plain numbers of a TrainState.
+DEFAULT_SKIPS = {"total": 0, "in_a_row": 0, "overflow": 0}
 COUNTED = ("step", "best", "best_step", "best_metrics", "skips", "unreadable", "peak_memory", "seconds")
 
 
@@ -47,6 +51,7 @@ class Parts:
     model: MultiTaskModel
     tasks: list[Task]
     device: torch.device
+    example: Any = None  # the inputs of two samples
 
 
 @dataclass
@@ -59,11 +64,12 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     ema: ModelEmaV3 | None = None  # the running average of the model's weights, where there is one
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     step: int = 0
     best: float | None = None
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
-    skips: dict[str, int] = field(default_factory=lambda: {"total": 0, "in_a_row": 0})  # steps that were not finite
+    skips: dict[str, int] = field(default_factory=DEFAULT_SKIPS.copy)  # steps that were not finite
     unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, the samples that were left out
     peak_memory: int | None = None  # bytes above the parameters in a step on the CPU
     seconds: float = 0.0  # of training, over all the processes it took
@@ -86,19 +92,21 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"name": type(self.scheduler).__name__, "state": self.scheduler.state_dict()},
             "conflicts": self.conflicts.state_dict(),
-            "rng": environment.rng_state(),
+            "scaler": self.scaler.state_dict(),
+            "rng": distributed.everyones(environment.rng_state()),  # by rank
             **{name: getattr(self, name) for name in COUNTED},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up another run's state; ValueError if it belongs to another model."""
         try:
-            self.model.load_state_dict(state["model"])
+            self.model.load_whole(state["model"])
             if self.ema is not None:
-                self.ema.module.load_state_dict(state["ema"] or state["model"])
+                self.ema.module.load_whole(state["ema"] or state["model"])
             loss_modules(self.tasks).load_state_dict(state["losses"])
             self.strategy.load_state_dict(state["strategy"])
             self.optimizer.load_state_dict(state["optimizer"])
+            distributed.spread_state(self.optimizer)
             self._load_scheduler(**state["scheduler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"The checkpoint is of another configuration: {str(error).splitlines()[0]}") from error
@@ -106,7 +114,10 @@ class TrainState:
             self.conflicts.load_state_dict(state["conflicts"])
         for name in COUNTED:
             setattr(self, name, copy.deepcopy(state[name]))
-        environment.set_rng_state(state["rng"])
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if distributed.rank() < len(state["rng"]):  # else it was made by fewer processes, and this one begins anew
+            environment.set_rng_state(state["rng"][distributed.rank()])
 
     def _load_scheduler(self, name: str, state: dict[str, Any]) -> None:
         if name != type(self.scheduler).__name__:
@@ -123,12 +134,14 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that follow from the data and the trainer's settings. All are counts of steps."""
+    """The numbers that follow from the data and the trainer's settings. All but the last two are counts of steps."""
 
     per_epoch: int
     steps: int
     val_every: int
     checkpoint_every: int
+    batch_size: int  # samples of a batch, over all processes
+    batches: int  # of an optimizer step
 
     def epoch(self, step: int) -> float:
         """How many passes over the training data ``step`` steps are."""
@@ -136,19 +149,28 @@ class Plan:
 
 
 def plan(data: Any, trainer: Any) -> Plan:
-    """Work out how many steps there are, and between what."""
-    samples = len(data.train)
-    per_epoch = max(1, samples // data.batch_size)  # the last, smaller batch of an epoch is dropped
+    """Work out how many steps there are, and between what. ValueError where an epoch has too few batches for a step."""
+    samples, accumulated = len(data.train), trainer.accumulate_grad_batches
+    batches = max(1, samples // data.batch_size)  # the last, smaller batch of an epoch is dropped
     for limit in (trainer.limit_train_batches, trainer.overfit_batches):
-        per_epoch = min(per_epoch, limit or per_epoch)
+        batches = min(batches, limit or batches)
+    per_epoch = batches // accumulated  # and so are the last batches, where they are too few for a step
+    if not per_epoch:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={accumulated} must be at most {batches}, the batches of an epoch "
+            f"({samples} samples in batches of {data.batch_size})."
+        )
     limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * per_epoch]
     steps = 1 if trainer.fast_dev_run else min(limit for limit in limits if limit is not None)
     val_every = trainer.val_every or per_epoch
-    return Plan(per_epoch, steps, val_every, trainer.checkpoint_every or val_every)
+    batch_size, batches = data.batch_size, accumulated
+    if trainer.accumulate == "exact":
+        batch_size, batches = data.batch_size * accumulated, 1
+    return Plan(per_epoch, steps, val_every, trainer.checkpoint_every or val_every, batch_size, batches)
 
 
 def fit(
-    state: TrainState, parts: Parts, cfg: Any, tracker: Tracker, stop: Callable[[], bool] = lambda: False
+    state: TrainState, parts: Parts, cfg: Any, tracker: Tracker | Silent, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float]:
     """Train to the end of the plan and return the best model's metrics on the test split.
 
@@ -157,63 +179,75 @@ def fit(
     """
     trainer, data, device = cfg.trainer, parts.data, parts.device
     p = plan(data, trainer)
-    _announce(state, data, p)
+    _announce(state, data, trainer, p)
     sampler = Shuffled(
         len(data.train),
-        data.batch_size,
-        p.per_epoch,
+        p.batch_size,
+        p.per_epoch * p.batches,
         cfg.seed,
-        state.step,
+        state.step * p.batches,
         shuffle=not trainer.overfit_batches,
     )
     train = split_batches(data, "train", cfg, state.tasks, state.unreadable, sampler)
     val = split_batches(data, "val", cfg, state.tasks, state.unreadable)
     parameters = [q for group in state.optimizer.param_groups for q in group["params"]]
-    clock = Clock(data.batch_size, device, state.peak_memory, state.seconds)
+    clock = Clock(p.batch_size * p.batches, device, state.peak_memory, state.seconds)
     saver = Saver(state, tracker, trainer.keep)
-    skipping = Skipping(state.model, state.tasks, state.strategy) if trainer.on_nan == "skip" else None
+    skips = trainer.on_nan == "skip" or state.scaler.is_enabled()
+    skipping = Skipping(state.model, state.tasks, state.strategy) if skips else None
+    recompilations = Recompilations(state.model)
     state.model.train()
     # disable=None: off where stderr is no terminal; plain lines come instead.
     bar = tqdm(total=p.steps, initial=state.step, disable=None, leave=False, ncols=100)
     with bar, logging_redirect_tqdm(), opened(train) as batches:
         while state.step < p.steps and not _out_of_patience(state, trainer, p):
             # --- one training step
-            with clock.waiting_for_data():
-                inputs, targets = to_device(next(batches), device)
-            step = state.step + 1
+            def load() -> Any:
+                with clock.waiting_for_data():
+                    return to_device(next(batches), device, trainer.channels_last)
+
+            batch, step = load(), state.step + 1
             measure = cfg.conflict.every is not None and _due(step, cfg.conflict.every, p.steps)
             audit = cfg.conflict.audit_every is not None and step % cfg.conflict.audit_every == 0
             logged = measure or audit or _due(step, trainer.log_every, p.steps)
             state.optimizer.zero_grad()
             if skipping is not None:
                 skipping.remember()
+            state.model.loss_scale = loss_scale(state.scaler, device)
             with clock.one_step():
-                result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=measure, audit=audit)
+                result, batch = accumulate(state, batch, load, p.batches, measure=measure, audit=audit)
+                unscale(state.scaler, state.optimizer)
                 grad_norm = total_norm(parameters)
                 finite = all_finite(result, grad_norm)
                 if finite:
                     if trainer.grad_clip_norm is not None:
-                        nn.utils.clip_grads_with_norm_(parameters, trainer.grad_clip_norm, grad_norm)
+                        clip(parameters, trainer.grad_clip_norm, grad_norm)
                     state.optimizer.step()
+            overflow = state.scaler.is_enabled() and not finite and is_overflow(state.model.loss_scale, result)
+            learning_rate = state.optimizer.param_groups[-1]["lr"]
             if finite:
                 state.skips["in_a_row"] = 0
                 if state.strategy.weighting.revisits:
-                    revisit(state.strategy.weighting, state.model, state.tasks, inputs, targets)
+                    revisit(state.strategy.weighting, state.model, state.tasks, *batch)
                 if state.ema is not None:
                     state.ema.update(state.model)
-            else:
-                words = what_is_not_finite(state.model, state.tasks, inputs, targets, result, train.indices)
+            elif not overflow:
+                words = what_is_not_finite(state.model, state.tasks, *batch, result, train.indices)
                 _skip_or_raise(state, trainer, skipping, f"step {step}: {words}")
-            learning_rate = state.optimizer.param_groups[-1]["lr"]
-            _step_scheduler(state.scheduler, step)
+            elif skipping is not None:
+                skipping.take_back()
+                state.skips["overflow"] += 1
+            if not overflow:  # a step that float16 could not hold is none for the schedule
+                _step_scheduler(state.scheduler, step - state.skips["overflow"])
             state.step, state.peak_memory, state.seconds = step, clock.peak, clock.elapsed()
+            recompilations.look(step)
             bar.update()
 
             # --- once in a while: the losses, and the conflict between the tasks where it was measured
             if logged and finite:
                 row = loss_metrics(result) | {"grad_norm": grad_norm.item(), "lr": learning_rate}
                 if result.gram is not None:
-                    row |= state.conflicts.update(result.gram, list(result.losses))
+                    row |= state.conflicts.update(result.gram, result.measured or list(result.losses))
                 if result.audit is not None:
                     row |= audit_metrics(result.audit)
                 row |= clock.read()
@@ -236,7 +270,8 @@ def fit(
 
             # --- once in a while: what a resumed run goes on from
             last = step == p.steps or (not improved and _out_of_patience(state, trainer, p))
-            asked = stop() and not last and step > 1  # the second step's memory belongs to the record
+            # The second step's memory belongs to the record.
+            asked = distributed.any_rank(stop()) and not last and step > 1
             if improved:
                 saver.save_best(value, metrics, must=last or asked)
             elif step % p.checkpoint_every == 0 or last or asked:
@@ -259,11 +294,12 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
     """
     training = model.training
     model.eval()
-    sums, counts = dict.fromkeys((t.name for t in tasks), 0.0), dict.fromkeys((t.name for t in tasks), 0)
+    distributed.same_buffers(model)
+    sums, counts = dict.fromkeys((t.name for t in tasks), 0.0), dict.fromkeys((t.name for t in tasks), 0.0)
     for task in tasks:
         for metric in task.metrics.values():
             metric.reset()
-    with torch.inference_mode(), opened(batches) as iterator:
+    with torch.inference_mode(), model.uncompiled(), opened(batches) as iterator:
         for batch in iterator:
             inputs, targets = to_device(batch, device)
             features = model.features(inputs)
@@ -275,6 +311,8 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
                 for metric in task.metrics.values():
                     metric.update(prediction, target)
     model.train(training)
+    everywhere = distributed.total(torch.tensor([*sums.values(), *counts.values()], dtype=torch.float64)).tolist()
+    sums, counts = (dict(zip(sums, part, strict=True)) for part in (everywhere[: len(sums)], everywhere[len(sums) :]))
     seen = [task for task in tasks if counts[task.name]]
     results = {f"loss/{task.name}": sums[task.name] / counts[task.name] for task in seen}
     results["loss/total"] = sum(results.values())
@@ -298,9 +336,10 @@ def split_batches(
     trainer = cfg.trainer
     dataset = data.train if trainer.overfit_batches and split == "val" else getattr(data, split)
     limit = 1 if trainer.fast_dev_run else trainer.overfit_batches or trainer.limit_val_batches
+    keys = in_order(len(dataset), data.batch_size, limit) if keys is None else keys
     return Batches(
         dataset,
-        in_order(len(dataset), data.batch_size, limit) if keys is None else keys,
+        Slices(keys, distributed.rank(), distributed.world_size()) if distributed.active() else keys,
         cfg.seed,
         trainer.num_workers,
         split=split,
@@ -310,11 +349,16 @@ def split_batches(
     )
 
 
-def to_device(values: Any, device: torch.device) -> Any:
-    """Every tensor of a nesting, on ``device``."""
-    if device.type == "cpu":
+def to_device(values: Any, device: torch.device, channels_last: bool = False) -> Any:
+    """Every tensor of a nesting, on ``device``; images ``[B, C, H, W]`` with their channels last in memory if asked."""
+
+    def move(tensor: Tensor) -> Tensor:
+        order = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(device, non_blocking=True, memory_format=order)
+
+    if device.type == "cpu" and not channels_last:
         return values
-    return pytree.tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), values)
+    return pytree.tree_map_only(Tensor, move, values)
 
 
 def loss_metrics(result: StepResult) -> dict[str, float]:
@@ -398,7 +442,7 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path) -> dict[s
     }
 
 
-def _announce(state: TrainState, data: Any, p: Plan) -> None:
+def _announce(state: TrainState, data: Any, trainer: Any, p: Plan) -> None:
     shared = sum(q.numel() for q in state.model.shared_parameters())
     heads = sum(q.numel() for q in state.model.head_parameters())
     log.info(
@@ -407,9 +451,14 @@ def _announce(state: TrainState, data: Any, p: Plan) -> None:
         f"{shared:,}",
         f"{heads:,}",
     )
+    samples, batch = len(data.train), str(data.batch_size)
+    if (accumulated := trainer.accumulate_grad_batches) > 1:
+        batch = f"{data.batch_size} × {accumulated} accumulated = {data.batch_size * accumulated}"
+    ranks = distributed.world_size()
+    spread = f", over {ranks} processes of about {p.batch_size / ranks:g} each" if ranks > 1 else ""
     log.info(
-        "%d samples / batches of %d = %d steps an epoch; %d steps = %.1f epochs; evaluation every %d steps",
-        len(data.train), data.batch_size, p.per_epoch, p.steps, p.epoch(p.steps), p.val_every,
+        "%d samples / batches of %s = %d steps an epoch%s; %d steps = %.1f epochs; evaluation every %d steps",
+        samples, batch, p.per_epoch, spread, p.steps, p.epoch(p.steps), p.val_every,
     )  # fmt: skip
 
 
@@ -454,12 +503,12 @@ def _skip_or_raise(state: TrainState, trainer: Any, skipping: Skipping | None, w
 
 
 def _test_best(
-    state: TrainState, data: Any, cfg: Any, tracker: Tracker, p: Plan, device: torch.device
+    state: TrainState, data: Any, cfg: Any, tracker: Tracker | Silent, p: Plan, device: torch.device
 ) -> dict[str, float]:
     best = tracker.folder / checkpoint.FOLDER / "best.pt"
     if state.best is not None and best.exists():  # not where the monitored metric was never a number
         content = checkpoint.load(best)
-        state.evaluated.load_state_dict(content["ema"] or content["model"])
+        state.evaluated.load_whole(content["ema"] or content["model"])
         loss_modules(state.tasks).load_state_dict(content["losses"])
     test = split_batches(data, "test", cfg, state.tasks, state.unreadable)
     metrics = evaluate(state.evaluated, state.tasks, test, device)

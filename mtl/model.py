@@ -84,12 +84,27 @@ class MultiTaskModel(nn.Module):
         """Have the features of training steps computed by ``trunk``, a module around the backbone."""
         self._trunk = [trunk]
 
+    def load_whole(self, state: Mapping[str, Tensor]) -> None:
+        """Load a state dict of whole tensors, also where this model is spread over several processes."""
+        own = self.state_dict()
+        self.load_state_dict({n: distributed.spread_like(v, own[n]) if n in own else v for n, v in state.items()})
+
+    def is_compiled(self) -> bool:
+        """Whether the backbone or a head is."""
+        return any(getattr(m, "_compiled_call_impl", None) is not None for m in (self.backbone, *self.heads.values()))
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside, what is compiled runs as it was written, so that an evaluation is the same as any later one's."""
+        with torch.compiler.set_stance("force_eager") if self.is_compiled() else nullcontext():
+            yield
+
     @contextmanager
     def unsynchronised(self) -> Iterator[None]:
         """Inside, gradients stay on their ranks."""
         self.synchronises = False
         try:
-            with distributed.unsynchronised(self._trunk[0] if self._trunk else self.backbone):
+            with distributed.unsynchronised(self._trunk[0] if self._trunk else self.backbone, *self.heads.values()):
                 yield
         finally:
             self.synchronises = True

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.config import Config, ConfigError
+from mtl.launch import rank
 from mtl.secrecy import public
 from mtl.tracking import cut_back, write_whole
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 CHANGEABLE = (
     "name", "device", "resume", "skip_finished", "tracker", "conflict", "data.on_error", "trainer.max_steps",
     "trainer.max_epochs", "trainer.patience", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep",
-    "trainer.num_workers", "trainer.on_nan", "trainer.max_skips", "trainer.examples",
+    "trainer.num_workers", "trainer.devices", "trainer.on_nan", "trainer.max_skips", "trainer.examples",
 )  # fmt: skip
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.patience")
 OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started
@@ -55,8 +56,19 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return [*arguments[:place], *added, *(a for a in arguments[place:] if _key(a) != "resume")]
 
 
+def recorded(cfg: DictConfig, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The configuration that a run records: a trial has no W&B, what goes on has the group it had."""
+    if cfg.trainer.fast_dev_run:
+        cfg.tracker.mode = "disabled"
+    if found is not None and cfg.tracker.group is None:
+        cfg.tracker.group = found["config"]["tracker"]["group"]  # also where one job of a sweep goes on by itself
+    return public(cfg)
+
+
 def save_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str] | None) -> None:
-    """Write config.yaml, and in its first line the overrides that ``expand`` reads."""
+    """Write config.yaml, and in its first line the overrides that ``expand`` reads; the first process of a run does."""
+    if rank():
+        return
     text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
     head = "" if overrides is None else f"{OVERRIDES}{json.dumps(_without_changing(overrides, ('resume',)))}\n"
     write_whole(folder / "config.yaml", head + text)
@@ -186,18 +198,23 @@ def _explicit(path: Path, folder: Path) -> dict[str, Any] | None:
 
 def take_up(state: Any, content: dict[str, Any] | None, folder: Path) -> None:
     """Load a checkpoint's ``content`` into a TrainState, and cut what ``folder`` holds back to its step."""
-    from mtl import checkpoint
+    from mtl import checkpoint, distributed
 
+    folder.mkdir(parents=True, exist_ok=True)
     if content is not None:
         try:
             state.load_state_dict(content)
         except ValueError as error:
             raise ConfigError(f"resume: {error}") from error
-    try:
-        cut_back(folder / "metrics.jsonl", state.step)
-    except ValueError as error:
-        raise ConfigError(f"resume: {error}") from error
-    has_best = checkpoint.cut_back(folder, state.step, state.best_step)
+    distributed.wait_for_all()  # the others may still be reading what is cut here
+    has_best = False
+    if distributed.rank() == 0:
+        try:
+            cut_back(folder / "metrics.jsonl", state.step)
+        except ValueError as error:
+            raise ConfigError(f"resume: {error}") from error
+        has_best = checkpoint.cut_back(folder, state.step, state.best_step)
+    has_best = distributed.from_first(has_best)
     if state.best is not None and not has_best:
         log.warning(
             "the best model so far, of step %d, is not in %s: the next one is the best", state.best_step, folder

@@ -64,6 +64,8 @@ class StopSignal:
         self._handling.__exit__(None, None, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._raised and "TORCHELASTIC_RUN_ID" in os.environ:
+            return  # a cluster signals all processes, and torchrun passes its own signal on: it ends who is too slow
         if self._raised:
             os._exit(EXIT_CODE)
         self._raised = True

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mtl import report
+from mtl.launch import rank
 from mtl.signals import EXIT_CODE, Preempted
 
 if TYPE_CHECKING:
@@ -163,6 +165,36 @@ class Tracker:
         """Write summary.json, and W&B's summary."""
         write_json(self.folder / "summary.json", summary)
         self._wandb.summarise(summary)
+
+    def show(self) -> None:
+        """Draw run.png of a run that is finished, and print what it came to."""
+        report.draw_run(self.folder)
+        print(report.closing_words(self.folder))
+
+
+class Silent:
+    """The record of a rank that is not the first: nothing. Rank 0 writes the run's."""
+
+    wandb_id = None
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def log(self, *_: Any) -> None:
+        """Nothing."""
+
+    image = summarise = show = log
+
+
+def tracker_of(folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None) -> Tracker | Silent:
+    """The record that this process keeps; see Tracker."""
+    return Silent(folder, config) if rank() else Tracker(folder, settings, config, wandb_id)
 
 
 class _WandB:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from mtl import resume
 from mtl.config import CONF, build, check
 from mtl.job import command, identify, overrides, run_job
-from mtl.secrecy import public
+from mtl.launch import check_devices, is_one_of_several, launch
 
 
 def train(
@@ -22,31 +22,35 @@ def train(
 ) -> float | None:
     """Train what ``cfg`` describes, record it in ``folder``, and return the monitored metric's best value.
 
+    With ``trainer.devices`` above 1 it starts that many processes, each of which does the same with a part of the data.
     Callable without Hydra's command line: ``train(mtl.config.load(["seed=1"]), Path("here"))``. After each step
     ``stop`` is asked whether to save and end (mtl.signals); ``command_line`` is kept with the configuration. Raises
     ConfigError (a ValueError), before anything is trained, for every mistake in the configuration.
     """
     check(cfg)
+    check_devices(cfg.trainer.devices)
+    if cfg.trainer.devices > 1 and not is_one_of_several():
+        return launch(cfg, folder, command_line)
+    from mtl.distributed import joined
+
+    with joined():
+        return _train(cfg, folder, stop, command_line)
+
+
+def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line: Sequence[str] | None) -> float | None:
     found = resume.find(cfg, folder)
     parts, state = build(cfg)
     from mtl.loop import fit, summarise
     from mtl.memory import explained
-    from mtl.report import closing_words, draw_run
-    from mtl.tracking import Tracker
+    from mtl.tracking import tracker_of
 
-    folder.mkdir(parents=True, exist_ok=True)
     resume.take_up(state, found, folder)
-    if cfg.trainer.fast_dev_run:
-        cfg.tracker.mode = "disabled"
-    if found is not None and cfg.tracker.group is None:
-        cfg.tracker.group = found["config"]["tracker"]["group"]  # also where one job of a sweep goes on by itself
-    config = public(cfg)
+    config = resume.recorded(cfg, found)
     resume.save_config(folder, config, command_line)
-    with Tracker(folder, cfg.tracker, config, resume.wandb_id(cfg, found)) as tracker, explained(state):
+    with tracker_of(folder, cfg.tracker, config, resume.wandb_id(cfg, found)) as tracker, explained(state):
         test = fit(state, parts, cfg, tracker, stop)
         tracker.summarise(summarise(state, test, folder))
-    draw_run(folder)
-    print(closing_words(folder))
+    tracker.show()
     return state.best
 
 

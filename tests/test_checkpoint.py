@@ -54,7 +54,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [{"format": 99}, {"step": 1}, [1, 2]])
 def test_something_else_that_torch_can_load_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of format 2"):
+    with pytest.raises(ValueError, match="not a checkpoint of format 3"):
         checkpoint.load(tmp_path / "x.pt")
 
 

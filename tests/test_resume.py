@@ -112,7 +112,7 @@ def test_what_is_lost_is_seen(tmp_path, lost, monkeypatch):
         part, _, inner = lost.partition("/")
         fresh = state.state_dict()
         if inner:
-            content[part] |= {inner: fresh[part][inner]}
+            content[part][0] |= {inner: fresh[part][0][inner]}
         else:
             content |= {part: fresh[part]}
         take_up(state, content, folder)

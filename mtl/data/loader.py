@@ -55,6 +55,23 @@ def in_order(size: int, batch_size: int, limit: int | None = None) -> list[Key]:
     return [(0, list(range(start, min(start + batch_size, size)))) for start in starts]
 
 
+class Slices(Sampler[Key]):
+    """One process's part of every batch: each of ``count`` has as many samples as another one, or one more.
+
+    Nothing is read twice and nothing is left out. A batch with no sample for this process is passed over.
+    """
+
+    def __init__(self, keys: Iterable[Key], rank: int, count: int) -> None:
+        self._keys, self._rank, self._count = keys, rank, count
+
+    def __iter__(self) -> Iterator[Key]:
+        for epoch, indices in self._keys:
+            size = len(indices)
+            part = indices[size * self._rank // self._count : size * (self._rank + 1) // self._count]
+            if part:
+                yield epoch, part
+
+
 class DataError(RuntimeError):
     """A sample that cannot be read, or a target that its loss cannot take; the first line says which."""
 

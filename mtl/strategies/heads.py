@@ -224,7 +224,7 @@ def revisit(
     def run(module: nn.Module, values: Any) -> Any:
         return functional_call(module, {name: buffer.clone() for name, buffer in module.named_buffers()}, (values,))
 
-    with torch.no_grad():
+    with torch.no_grad(), model.uncompiled():
         shard = shard_of(tasks, inputs, targets)
         with model.autocast():
             features = run(model.backbone, inputs)

@@ -28,7 +28,8 @@ class StepResult:
 
     ``losses``: each task's own loss, unscaled and detached. ``weights``: what the weighting (and a rule)
     multiplied it by. ``gram``: the Gram matrix ``[K, K]`` of the tasks' scaled gradients, in float64 on the
-    CPU, or None in a step that did not need it; ``space``: where it was measured. ``audit``: what the
+    CPU, or None in a step that did not need it; ``space``: where it was measured; ``measured``: the tasks it is about,
+    where they are not all that are in ``losses``. ``audit``: what the
     parameter-space check found, in a step that it was asked of.
     """
 
@@ -37,3 +38,4 @@ class StepResult:
     gram: Tensor | None = None
     space: str | None = None
     audit: AuditResult | None = None
+    measured: list[str] | None = None

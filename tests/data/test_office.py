@@ -236,6 +236,7 @@ def test_every_kind_of_strategy_trains(root, tmp_path, choice):
             ["strategy=pcgrad", "strategy.space=parameters", "conflict.audit_every=2"],
             "conflict.audit_every=2: every task has inputs of its own",
         ),
+        (["trainer.accumulate=exact", "trainer.accumulate_grad_batches=2"], "trainer.accumulate=exact: every task has"),
         (["strategy.token_chunks=2"], "strategy.token_chunks=2 needs features that are one tensor"),
         (["heads.dslr.out_features=0"], "heads.dslr .Linear. gives an empty prediction"),
     ],

@@ -261,6 +261,7 @@ def test_absent_tasks_are_in_no_conflict_metric(tmp_path):
     more = (
         "data.batch_size=1",
         "backbone.name=test_convnext",
+        "data.image_size=32",
         "trainer.max_steps=8",
         "trainer.val_every=8",
         "strategy=mgda",

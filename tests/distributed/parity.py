@@ -1,16 +1,19 @@
 """The same few steps in one process and on shards of the batches in several: what both leave is compared."""
 
 import copy
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from mtl import distributed, rules, weightings
+from mtl.finite import clip, total_norm
 from mtl.model import MultiTaskModel, Task, loss_modules
 from mtl.strategies import Balanced, Detached, Naive, revisit
 from mtl.sync_batchnorm import synchronised
 
-TASKS = ("a", "b", "c")
+TASKS = "abcdefgh"
 BATCH, STEPS = 7, 3  # no number of ranks divides the batch
 
 
@@ -43,43 +46,60 @@ def trunk(kind):
 
 
 WEIGHTINGS = {
-    "equal": lambda: weightings.Equal(),
-    "uw": lambda: weightings.Uncertainty(TASKS),
-    "log": lambda: weightings.Log(),
-    "famo": lambda: weightings.FAMO(TASKS),
-    "gradnorm": lambda: weightings.GradNorm(TASKS),
-    "dwa": lambda: weightings.DWA(TASKS, steps_per_epoch=1),
-    "random": lambda: weightings.Random(TASKS),
-    "gls": lambda: weightings.GeometricMean(),
-    "imtl_l": lambda: weightings.IMTLL(TASKS),
-    "stch": lambda: weightings.STCH(TASKS, steps_per_epoch=1),
+    "equal": lambda tasks: weightings.Equal(),
+    "uw": weightings.Uncertainty,
+    "log": lambda tasks: weightings.Log(),
+    "famo": weightings.FAMO,
+    "gradnorm": weightings.GradNorm,
+    "dwa": lambda tasks: weightings.DWA(tasks, steps_per_epoch=1),
+    "random": weightings.Random,
+    "gls": lambda tasks: weightings.GeometricMean(),
+    "imtl_l": weightings.IMTLL,
+    "stch": lambda tasks: weightings.STCH(tasks, steps_per_epoch=1),
 }
 RULES = {name: getattr(rules, name) for name in rules.__all__ if isinstance(getattr(rules, name), type)}
 
 
-def make_rule(name):
+def make_rule(name, count):
     try:
         return RULES[name]()
     except TypeError:
-        return RULES[name](num_tasks=len(TASKS))
+        return RULES[name](num_tasks=count)
 
 
-def strategy_of(name, weighting="equal", **options):
-    weighting = WEIGHTINGS[weighting]()
+def strategy_of(name, tasks, weighting="equal", **options):
+    weighting = WEIGHTINGS[weighting](tasks)
     if name in ("naive", "detached"):
         return {"naive": Naive, "detached": Detached}[name](weighting, **options)
-    return Balanced(weighting, make_rule(name), TASKS, **options)
+    return Balanced(weighting, make_rule(name, len(tasks)), tasks, **options)
 
 
-def batches(absent, dtype):
+@contextmanager
+def counted():
+    """The number of sums over the ranks inside, DDP's buckets and all."""
+    number, before = [0], dist.all_reduce
+
+    def count(*arguments, **options):
+        number[0] += 1
+        return before(*arguments, **options)
+
+    dist.all_reduce = count
+    try:
+        yield number
+    finally:
+        dist.all_reduce = before
+
+
+def batches(absent, dtype, names):
     """Batches of every task; some labels are missing, of ``b`` all in the first half of the first batch."""
     generator = torch.Generator().manual_seed(5)
     for number in range(STEPS):
         inputs = torch.randn(BATCH, 1, 8, 8, generator=generator, dtype=dtype)
         targets = {
-            "a": torch.randint(3, (BATCH,), generator=generator),
-            "b": torch.randn(BATCH, 3, generator=generator, dtype=dtype),
-            "c": torch.randint(3, (BATCH,), generator=generator),
+            name: torch.randn(BATCH, 3, generator=generator, dtype=dtype)
+            if name in "bdf"
+            else torch.randint(3, (BATCH,), generator=generator)
+            for name in names
         }
         if absent:
             targets["a"][::3] = -100
@@ -98,36 +118,44 @@ def here(value):
 
 def train(
     strategy, kind="pooled", dtype=torch.float64, absent=False, frozen=False, chunks=1, weighting="equal",
-    audit=False, sync=False, micro=1, clip=None, **options,
+    audit=False, sync=False, max_norm=None, count=3, shard=None, **options,
 ):  # fmt: skip
-    """Parameters, Gram matrices, losses, weights and the number of collectives after a few steps."""
+    """Parameters, Gram matrices, losses, weights and collectives of a few steps of the ``count`` first tasks."""
     torch.manual_seed(0)
-    heads = {task: PyramidHead() if kind == "pyramid" else nn.Linear(8, 3) for task in TASKS}
+    heads = {task: PyramidHead() if kind == "pyramid" else nn.Linear(8, 3) for task in TASKS[:count]}
     model = MultiTaskModel(trunk(kind), heads).to(dtype)
-    tasks = [Task(task, nn.MSELoss() if task == "b" else nn.CrossEntropyLoss()) for task in TASKS]
+    tasks = [Task(task, nn.MSELoss() if task in "bdf" else nn.CrossEntropyLoss()) for task in heads]
     if frozen:
         for parameter in list(model.backbone.parameters())[:2]:
             parameter.requires_grad_(False)
     if kind == "batchnorm" and distributed.active() and sync:
         model.backbone = synchronised(model.backbone, torch.device("cpu"))
-    chosen = strategy_of(strategy, weighting, **options)
-    if distributed.active():
-        model.train_through(distributed.parallel(model.backbone, torch.zeros(2, 1, 8, 8, dtype=dtype)))
+    chosen = strategy_of(strategy, list(heads), weighting, **options)
+    if distributed.active() and shard is None:
+        used = distributed.all_used(model.backbone, torch.zeros(2, 1, 8, 8, dtype=dtype))
+        model.train_through(distributed.parallel(model.backbone, torch.device("cpu"), used))
+    if distributed.active() and shard is not None:
+        for module in (model.backbone, *(model.heads.values() if shard == "all" else ())):
+            distributed.spread(module)
     learned = [*model.parameters(), *chosen.parameters(), *loss_modules(tasks).parameters()]
     optimizer = torch.optim.SGD([p for p in learned if p.requires_grad], lr=0.1, momentum=0.9)
     seen = []
-    for inputs, targets in batches(absent, dtype):
+    collectives = []
+    for inputs, targets in batches(absent, dtype, list(heads)):
         optimizer.zero_grad()
         inputs, targets = here(inputs), {task: here(target) for task, target in targets.items()}
-        result = chosen.step(model, tasks, inputs, targets, measure=True, audit=audit)
-        if clip is not None:
-            nn.utils.clip_grad_norm_(learned, clip)
+        with counted() as number:
+            result = chosen.step(model, tasks, inputs, targets, measure=True, audit=audit)
+        collectives.append(number[0])
+        if max_norm is not None:
+            clip(learned, max_norm, total_norm(learned))
         optimizer.step()
         if chosen.weighting.revisits:
             revisit(chosen.weighting, model, tasks, inputs, targets)
         seen.append(result)
     return {
-        "parameters": torch.cat([p.detach().flatten() for p in learned]),
+        "parameters": torch.cat([distributed.whole(p.detach()).flatten() for p in learned]),
+        "collectives": collectives,
         "gram": [result.gram for result in seen],
         "losses": [{n: v.item() for n, v in result.losses.items()} for result in seen],
         "weights": [{n: v.item() for n, v in result.weights.items()} for result in seen],

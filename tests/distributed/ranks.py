@@ -11,13 +11,13 @@ import torch.multiprocessing as mp
 from mtl import distributed
 
 
-def run_ranks(count, function, *arguments, seconds=300):
+def run_ranks(count, function, *arguments, seconds=120):
     """``function(*arguments)`` on ``count`` ranks; what each one returned, or raises what one of them said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
+    answers = context.Queue()
     processes = [
         context.Process(target=_rank, args=(rank, count, port, answers, function, arguments)) for rank in range(count)
     ]
@@ -26,7 +26,7 @@ def run_ranks(count, function, *arguments, seconds=300):
     results = {}
     try:
         for _ in processes:
-            rank, error, result = answers.get()
+            rank, error, result = answers.get(timeout=seconds)
             assert error is None, f"rank {rank}:\n{error}"
             results[rank] = pickle.loads(result)
         for process in processes:

@@ -18,9 +18,12 @@ FAST = {
     **{f"detached-{w}": dict(strategy="detached", weighting=w, absent=True) for w in ("uw", "log", "famo", "gradnorm")},
     "naive-log": dict(strategy="naive", weighting="log", absent=True),
     "MGDA-sum": dict(strategy="MGDA", space="features_sum", absent=True),
-    "MGDA-audit": dict(strategy="MGDA", audit=True, clip=0.1),
+    "MGDA-audit": dict(strategy="MGDA", audit=True, max_norm=0.1),
     "PCGrad-uw": dict(strategy="PCGrad", weighting="uw", absent=True, head_scale="weights"),
     "MGDA-every": dict(strategy="MGDA", every=2),
+    **{f"{s}-sharded": dict(strategy=s, shard="backbone", max_norm=0.1) for s in ("naive", "detached", "MGDA")},
+    **{f"{s}-all-sharded": dict(strategy=s, shard="all", absent=True) for s in ("detached", "MGDA")},
+    "uw-all-sharded": dict(strategy="detached", shard="all", weighting="log", kind="pyramid", absent=True),
 }
 SLOW = {
     **{
@@ -40,6 +43,14 @@ SLOW = {
 }
 
 
+UNEQUAL = {
+    "float32": dict(strategy="MGDA", dtype=torch.float32, absent=True),
+    "local statistics": dict(strategy="detached", kind="batchnorm"),
+    **{f"{s}-{count}": dict(strategy=s, count=count) for s in ("naive", "detached", "MGDA") for count in (2, 8)},
+    **{f"log-{count}": dict(strategy="detached", weighting="log", count=count) for count in (2, 8)},
+}
+
+
 class Runs:
     """All cases on some ranks and in one process, run when the first of them is asked for."""
 
@@ -54,7 +65,7 @@ class Runs:
         return self._results[name]
 
 
-TWO, THREE = Runs(FAST, 2), Runs(SLOW, 3)
+TWO, THREE = Runs(FAST | UNEQUAL, 2), Runs(SLOW, 3)
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -82,19 +93,25 @@ def assert_same(one, *ranks, tolerance):
             assert torch.allclose(own, expected)
 
 
-def float32_and_broken():
-    """Cases that are not to be equal, and float32."""
-    return [
-        dict(strategy="MGDA", dtype=torch.float32, absent=True),
-        dict(strategy="detached", kind="batchnorm"),  # local statistics
-        dict(strategy="MGDA", kind="pyramid"),
-    ]
+def test_float32_is_close():
+    one, *two = TWO["float32"]
+    assert max((rank["parameters"] - one["parameters"]).abs().max() for rank in two) <= 1e-5
+    assert all(torch.equal(a, b) for a, b in zip(*(rank["gram"] for rank in two), strict=True))  # to the last bit
 
 
-def test_float32_is_close_and_a_local_batch_norm_is_seen():
-    cases = float32_and_broken()
-    one, two = train_all(cases), run_ranks(2, train_all, cases)[0]
-    differences = [(a["parameters"] - b["parameters"]).abs().max() for a, b in zip(one, two, strict=True)]
-    assert differences[0] <= 1e-5
-    assert differences[1] > 1e-4  # negative control: what is not synchronised is outside of every tolerance
-    assert all(torch.equal(a, b) for a, b in zip(*(r[2]["gram"] for r in run_ranks(2, train_all, cases)), strict=True))
+def test_what_is_not_synchronised_is_seen():
+    """Negative control: statistics of each process's own samples are outside of every tolerance."""
+    one, two, _ = TWO["local statistics"]
+    assert (two["parameters"] - one["parameters"]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("strategy", "most"), [("naive", 5), ("detached", 4), ("MGDA", 5), ("log", 5)])
+def test_the_number_of_sums_does_not_depend_on_the_number_of_tasks(strategy, most):
+    """The label counts, the trunk (one bucket here), the heads, the Gram matrix; the losses where they come first."""
+    few, many = TWO[f"{strategy}-2"][1]["collectives"], TWO[f"{strategy}-8"][1]["collectives"]
+    assert few == many
+    assert max(many) <= most
+
+
+def test_one_process_sends_nothing():
+    assert set(TWO["MGDA-8"][0]["collectives"]) == {0}
