@@ -340,7 +340,8 @@ def describe(root: str, labels: str, image: str | None, split: str | None) -> tu
     """The data set of all columns that can be targets, and the others with the reason why not."""
     file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
     table = read_table(file, image)
-    targets, left_out = {}, {}
+    targets: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for column in table.columns:
         if column in (image or table.columns[0], split):
             continue
