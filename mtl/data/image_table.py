@@ -398,7 +398,7 @@ def make_fixture(root: Path, rows: int = 24) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{i}.png")
         cells = [colour, str(is_round), str(striped), f"{radius:.2f}"]
         if i % 8 == 5:
-            cells[i // 8] = ""
+            cells[i // 8 % len(cells)] = ""
         lines.append(",".join([f"images/{i}.png", *cells]))
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
 

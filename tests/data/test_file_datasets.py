@@ -101,6 +101,7 @@ def test_a_whole_run_and_its_evaluation(fixture_root, tmp_path, name):
     (row,) = [row for row in left_by(tmp_path / "run")[1] if row["split"] == "test"]
     again = evaluate_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt", "test")
     assert {key: value for key, value in row.items() if key in again} == again and len(again) > 2
+    assert (tmp_path / "run" / "examples" / "examples.json").is_file(), "its kinds of targets can be drawn"
 
 
 def identity(data, split):
