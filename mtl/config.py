@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import re
 import types
 import typing
@@ -108,8 +107,6 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
-
-log = logging.getLogger(__name__)
 
 # Inside an installed package conf/ lies beside this file, in the repository one folder up.
 HERE = Path(__file__).resolve().parent
@@ -398,6 +395,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     from mtl.engine import prepare
     from mtl.environment import seed_everything
     from mtl.loop import RUN_LENGTHS, TrainState, plan
+    from mtl.multi_input import common_space
 
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
@@ -406,15 +404,14 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     names = [task.name for task in parts.tasks]
     try:
         p = plan(parts.data, cfg.trainer)
+        comparable = common_space(cfg) if getattr(parts.data, "multi_input", False) else {}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     # It sees every batch, of which an optimizer step may have several.
     weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=p.per_epoch * p.batches, seed=cfg.seed)
-    offered = {"weighting": weighting, "tasks": names}
+    offered = {"weighting": weighting, "tasks": names, **comparable}
     if "rule" in cfg.strategy:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
-    if getattr(parts.data, "multi_input", False):
-        offered |= _check_multi_input(cfg)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
     if cfg.strategy.get("space") == "parameters" and not any(p.requires_grad for p in parts.model.shared_parameters()):
@@ -440,30 +437,6 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
 
 def _make_loss(losses: DictConfig, task: str) -> Any:
     return make("losses", losses) if "_target_" in losses else make(f"losses.{task}", losses[task])
-
-
-def _check_multi_input(cfg: DictConfig) -> dict[str, str]:
-    """What tasks with inputs of their own cannot have; and where they are compared, if the strategy leaves it open."""
-    if cfg.trainer.accumulate == "exact" and cfg.trainer.accumulate_grad_batches > 1:
-        raise ConfigError(
-            "trainer.accumulate=exact: every task has inputs of its own, which do not come in pieces of one batch; "
-            "use trainer.accumulate=micro."
-        )
-    space = cfg.strategy.get("space")
-    if space == "features":
-        raise ConfigError(
-            "strategy.space=features: every task has inputs of its own, so that at the features no two of their "
-            "gradients have a sample in common; use strategy.space=parameters, or features_sum where the rule needs no "
-            "rows."
-        )
-    if space == "parameters" and cfg.conflict.audit_every is not None:
-        raise ConfigError(
-            f"conflict.audit_every={cfg.conflict.audit_every}: every task has inputs of its own, and with "
-            "strategy.space=parameters there is nothing at the features to compare with; use null."
-        )
-    if space is None:
-        log.info("every task has inputs of its own: conflict is measured on gradients that are summed over the batch")
-    return {} if space else {"space": "features_sum"}
 
 
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:

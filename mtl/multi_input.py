@@ -7,6 +7,7 @@ space in common.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mtl.model import MultiTaskModel
+
+log = logging.getLogger(__name__)
 
 Places = dict[str, tuple[int, int]]  # of each task, the first of its samples and the one after its last
 
@@ -61,3 +64,31 @@ def read_own_samples(model: MultiTaskModel) -> None:
     """Make every head of a model read its own task's samples."""
     for task, head in list(model.heads.items()):
         model.heads[task] = OwnSamples(task, head)
+
+
+def common_space(cfg: Any) -> dict[str, str]:
+    """Where the tasks can be compared, as an argument for a strategy whose configuration leaves it open.
+
+    ValueError for what tasks with inputs of their own cannot have.
+    """
+    if cfg.trainer.accumulate == "exact" and cfg.trainer.accumulate_grad_batches > 1:
+        raise ValueError(
+            "trainer.accumulate=exact: every task has inputs of its own, which do not come in pieces of one batch; "
+            "use trainer.accumulate=micro."
+        )
+    space = cfg.strategy.get("space")
+    if space == "features":
+        raise ValueError(
+            "strategy.space=features: every task has inputs of its own, so that at the features no two of their "
+            "gradients have a sample in common; use strategy.space=parameters, or features_sum where the rule needs no "
+            "rows."
+        )
+    if space == "parameters" and cfg.conflict.audit_every is not None:
+        raise ValueError(
+            f"conflict.audit_every={cfg.conflict.audit_every}: every task has inputs of its own, and with "
+            "strategy.space=parameters there is nothing at the features to compare with; use null."
+        )
+    if space is not None:
+        return {}
+    log.info("every task has inputs of its own: conflict is measured on gradients that are summed over the batch")
+    return {"space": "features_sum"}

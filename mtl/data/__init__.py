@@ -10,5 +10,7 @@ What ``data`` in the configuration names is an object with
 - ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size`` of images,
   ``vocabulary`` and ``context`` of text;
 - ``batch_size``;
-- ``kinds``, for data of images: target -> how one is drawn in ``examples/``, see mtl.examples.
+- ``kinds``, for data of images: target -> how one is drawn in ``examples/``, see mtl.examples;
+- ``multi_input``, true where every task has inputs of its own: then the inputs of a batch are a dict task -> inputs, and
+  its data sets have ``samples(task, indices)``, those of the batch's indices that the task has.
 """
