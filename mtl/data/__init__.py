@@ -11,6 +11,6 @@ What ``data`` in the configuration names is an object with
   ``vocabulary`` and ``context`` of text;
 - ``batch_size``;
 - ``kinds``, for data of images: target -> how one is drawn in ``examples/``, see mtl.examples;
-- ``multi_input``, true where every task has inputs of its own: then the inputs of a batch are a dict task -> inputs, and
-  its data sets have ``samples(task, indices)``, those of the batch's indices that the task has.
+- ``multi_input``, true where every task has inputs of its own: then a batch's inputs are a dict task -> inputs, and the
+  data sets have ``samples(task, indices)``, those of a batch's indices that the task has.
 """

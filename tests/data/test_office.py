@@ -265,6 +265,28 @@ def test_resumed_is_never_stopped(root, tmp_path):
     assert_same(left_by(tmp_path / "whole"), left_by(tmp_path / "parts"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "space", [[], ["strategy=pcgrad", "strategy.space=parameters"]], ids=["detached", "parameters"]
+)
+def test_two_processes_do_what_one_does(root, command, tmp_path, choice):
+    """Losses, conflict, and accuracies over splits in which a process may have no image of a task."""
+    from mtl.report import only_metrics, read_metrics
+
+    rows = []
+    for devices in (1, 2):
+        options = settings(root, *choice, f"trainer.devices={devices}", "backbone.name=test_convnext")
+        done = command("mtl.train", *options, f"hydra.run.dir=on_{devices}")
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / f"on_{devices}"
+        rows.append(read_metrics(folder, "train") + read_metrics(folder, "test"))
+    for one, two in zip(*rows, strict=True):
+        for name, value in only_metrics(one).items():
+            if name.startswith(("loss", "conflict/cos", "conflict/norm")) or name.endswith("accuracy"):
+                assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    assert "conflict/cos/amazon~dslr" in rows[0][0]
+
+
 def test_batches_follow_from_the_step_alone(root):
     data = office(root)
     steps = list(zip(range(8), Shuffled(12, 4, 3, seed=0), strict=False))
@@ -289,6 +311,6 @@ def test_office_home_is_the_same_with_other_domains(tmp_path):
 @pytest.mark.slow
 def test_the_command_writes_the_fixture(command, tmp_path):
     done = command("mtl.data.office", "--make-fixture", "here")
-    assert done.returncode == 0 and "here holds a tiny data=office" in done.stdout
+    assert done.returncode == 0 and "data=office data.root=here" in done.stdout
     with Image.open(next((tmp_path / "here" / "amazon" / "images").rglob("*.jpg"))) as image:
         assert image.size == (40, 30)
