@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torchmetrics import Metric
@@ -46,7 +45,7 @@ class Cityscapes:
         batch_size: int = 8,
         validation: float = 0.2,
         augment: bool = True,
-        disparity: Literal["multiplied", "inherited"] = "multiplied",
+        disparity: str = "multiplied",
         classes: int = 7,
     ) -> None:
         check_batch_size(batch_size)

@@ -60,9 +60,11 @@ def find_root(root: str, needed: Mapping[str, str], source: str) -> Path:
     ValueError with what is missing, where it was expected, and ``source``, how to get it.
     """
     folder = Path(root).expanduser()
-    missing = [f"{folder / path} ({what})" for path, what in needed.items() if not (folder / path).exists()]
+    if not folder.is_dir():
+        raise ValueError(f"root={root}: there is no folder {folder.absolute()}: {source}")
+    missing = [f"{path} ({what})" for path, what in needed.items() if not (folder / path).exists()]
     if missing:
-        raise ValueError(f"root={root} lacks {' and '.join(missing)}: {source}")
+        raise ValueError(f"root={root}: {folder.absolute()} lacks {', '.join(missing)}: {source}")
     return folder
 
 

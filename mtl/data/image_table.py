@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,11 +100,12 @@ class ImageTable:
             root, {labels: "the labels"}, "give data.root=… the folder and data.labels=… the table in it."
         )
         self._folder, self._file = folder, folder / labels
-        table = read_table(self._file)
-        self.image = _known(table, image or str(table.columns[0]), "image", self._file)
+        table = read_table(self._file, image)
+        self.image = _known(table, image or table.columns[0], "image", self._file)
         self._check_images(table)
+        table[self.image] = table[self.image].astype(str)
         parts = self._parts(table, split, validation, test)
-        wanted = targets or {_name(c): str(c) for c in table.columns if c not in (self.image, split)}
+        wanted = targets or self._every_column(table, split)
         if unknown := sorted(set(kinds or {}) - set(wanted)):
             raise ValueError(f"kinds.{unknown[0]} names no target; the targets are {', '.join(wanted)}.")
         self.columns: dict[str, Column] = {}
@@ -151,6 +153,14 @@ class ImageTable:
         name, labels = item
         return read_image(self._folder / name), {target: torch.as_tensor(label) for target, label in labels.items()}
 
+    def _every_column(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
+        columns = [column for column in table.columns if column not in (self.image, split)]
+        names = [_name(column) for column in columns]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{self._file}: two columns come to the target {name}; name them by data.targets.")
+        return dict(zip(names, columns, strict=True))
+
     def _check_images(self, table: pd.DataFrame) -> None:
         names = table[self.image]
         if names.isna().any():
@@ -187,21 +197,24 @@ class ImageTable:
 # ------------------------------------------------------------------------------------------- the table
 
 
-def read_table(file: Path) -> pd.DataFrame:
-    """A table of labels; of a CSV, only an empty cell and NaN are missing: None or NA may be what a class is called."""
-    readers = {".csv": _read_csv, ".parquet": pd.read_parquet}
+def read_table(file: Path, image: str | None = None) -> pd.DataFrame:
+    """A table of labels, the column ``image`` (None: the first) as text.
+
+    Of a CSV, only an empty cell and NaN are missing: None or NA may be what a class is called.
+    """
+    readers = {".csv": partial(_read_csv, image=image), ".parquet": pd.read_parquet}
     if file.suffix not in readers:
         raise ValueError(f"labels={file.name} must end in {' or '.join(readers)}.")
     with naming(file):
         table = readers[file.suffix](file).reset_index(drop=True)
         if not len(table):
             raise ValueError("it has no rows")
-        return table
+        return table.set_axis([str(column) for column in table.columns], axis=1)
 
 
-def _read_csv(file: Path) -> pd.DataFrame:
-    first = str(pd.read_csv(file, nrows=0).columns[0])
-    return pd.read_csv(file, keep_default_na=False, na_values=["", "nan", "NaN"], dtype={first: str})
+def _read_csv(file: Path, image: str | None) -> pd.DataFrame:
+    name = image or str(pd.read_csv(file, nrows=0).columns[0])
+    return pd.read_csv(file, keep_default_na=False, na_values=["", "nan", "NaN"], dtype={name: str})
 
 
 def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
@@ -280,7 +293,7 @@ def _are_truths(own: pd.Series) -> bool:
 
 def _known(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
     if column not in table.columns:
-        raise ValueError(f"{key}={column} is no column of {file}; there are {', '.join(map(str, table.columns))}.")
+        raise ValueError(f"{key}={column} is no column of {file}; there are {', '.join(table.columns)}.")
     return column
 
 
@@ -293,9 +306,9 @@ def _as_list(columns: str | Sequence[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns)
 
 
-def _name(column: Any) -> str:
+def _name(column: str) -> str:
     """A column's name as a task's, which may have letters, digits, _ and - only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", str(column)).strip("_") or "column"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
 
 
 # --------------------------------------------------------------------------- errors in a number's own units
@@ -326,12 +339,15 @@ LOSSES: dict[str, dict[str, Any]] = {
 def describe(root: str, labels: str, image: str | None, split: str | None) -> tuple[ImageTable, dict[str, str]]:
     """The data set of all columns that can be targets, and the others with the reason why not."""
     file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
-    table = read_table(file)
-    targets, left_out = {}, {}
-    for column in map(str, table.columns):
-        if column in (image or str(table.columns[0]), split):
+    table = read_table(file, image)
+    targets: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for column in table.columns:
+        if column in (image or table.columns[0], split):
             continue
         try:
+            if _name(column) in targets:
+                raise ValueError(f"{targets[_name(column)]} has the name {_name(column)} already.")
             _encode(table, column, infer(table, (column,), file), (column,), np.ones(len(table), bool), file)
             targets[_name(column)] = column
         except ValueError as error:
@@ -382,7 +398,7 @@ def make_fixture(root: Path, rows: int = 24) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{i}.png")
         cells = [colour, str(is_round), str(striped), f"{radius:.2f}"]
         if i % 8 == 5:
-            cells[i // 8] = ""
+            cells[i // 8 % len(cells)] = ""
         lines.append(",".join([f"images/{i}.png", *cells]))
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
 
@@ -404,7 +420,7 @@ def main() -> None:
         fixtures.write(make_fixture, given.make_fixture, parser)
         return
     if given.root is None:
-        parser.error("give the folder of images and the table.")
+        parser.error("give the folder of the images and the table.")
     arguments = {"root": str(Path(given.root).absolute()), "labels": given.labels, "image": given.image}
     arguments["split"] = given.split
     try:
@@ -419,7 +435,7 @@ def main() -> None:
             print(f"Written: {', '.join(map(str, files))}. Look them through, and then:")
             print(f"mtl-train -cd {given.write} data={given.name}")
     except ValueError as error:
-        parser.error(str(error))
+        sys.exit(f"{parser.prog}: {error}")
 
 
 if __name__ == "__main__":

@@ -101,16 +101,17 @@ def test_a_whole_run_and_its_evaluation(fixture_root, tmp_path, name):
     (row,) = [row for row in left_by(tmp_path / "run")[1] if row["split"] == "test"]
     again = evaluate_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt", "test")
     assert {key: value for key, value in row.items() if key in again} == again and len(again) > 2
+    assert (tmp_path / "run" / "examples" / "examples.json").is_file(), "its kinds of targets can be drawn"
 
 
 def identity(data, split):
     """What the samples of a split are, before anything is drawn."""
     dataset = getattr(data, split)
-    if hasattr(dataset, "_items"):
-        return [
-            str(item[0]) if isinstance(item[1], dict) or data.targets[0][0] == "5" else item for item in dataset._items
-        ]
-    return [tuple(scan.flatten().tolist()) for scan in dataset._scans]
+    if isinstance(data, MultiMNIST):
+        return [tuple(scan.flatten().tolist()) for scan in dataset._scans]
+    if isinstance(data, CelebA | ImageTable):
+        return [name for name, _ in dataset._items]  # beside its labels
+    return list(dataset._items)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,8 +143,10 @@ def test_a_folder_without_the_layout_is_named_with_what_is_missing_and_where_to_
     with pytest.raises(ConfigError) as caught:
         build(configuration(name, tmp_path))
     message = str(caught.value)
-    assert message.startswith(f"data: root={tmp_path} lacks {tmp_path}/") and "\n" not in message
+    assert message.startswith(f"data: root={tmp_path}: {tmp_path} lacks ") and "\n" not in message
     assert "--make-fixture DIR" in message or name == "image_table"
+    with pytest.raises(ValueError, match=rf"root={tmp_path}/no: there is no folder {tmp_path}/no: "):
+        made(name, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"data.root has no value: give it one, as in data.root="):
         build(load([f"data={name}"]))
 
