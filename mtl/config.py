@@ -363,7 +363,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     sizes = {key: value for key, value in data.input_info.items() if key == "image_size"}  # what dense heads resize to
     known = sizes | getattr(backbone, "feature_info", {})
     separate = getattr(data, "multi_input", False)
-    backbone = Concatenated(backbone) if separate else backbone
+    backbone = Concatenated(backbone, list(cfg.heads)) if separate else backbone
     features = rehearse_backbone(backbone, inputs)
     known = describe_features(features[0] if separate else features) | known
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}

@@ -128,14 +128,14 @@ def _write(folder: Path, predicted: list[tuple[int, dict[str, Tensor], dict[str,
     entries: list[dict[str, Any]] = []
     for index, images, shown in predicted:
         for own, image in images.items():
-            number = len(entries)
-            tasks = {}
+            number, tasks = len(entries), {}
             for task, what in shown.items():
                 if own in ("", task):
                     drawn = {n: _save(folder, f"{number}_{task}_{n}", x) for n, x in show(*what).items()}
                     tasks[task] = {"kind": what[0], **drawn}
-            picture = _save(folder, f"{number}_image", _photograph(image))
-            entries.append({"index": index, "split": "test", "image": picture, "tasks": tasks})
+            if tasks:
+                picture = _save(folder, f"{number}_image", _photograph(image))
+                entries.append({"index": index, "split": "test", "image": picture, "tasks": tasks})
     write_whole(folder / FILE, json.dumps(entries, indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ space in common.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -24,21 +24,22 @@ Places = dict[str, tuple[int, int]]  # of each task, the first of its samples an
 
 
 class Concatenated(nn.Module):
-    """A backbone that runs once over the inputs of all tasks, one after the other along the first axis.
+    """A backbone that runs once over the inputs of ``tasks``, one after the other along the first axis.
 
     A dict task -> inputs ``[B_task, ...]`` -> the features of all of them, and where each task's are. What the backbone
     takes from a batch, as batch normalisation does, it takes from the tasks' together.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, tasks: Sequence[str]) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.tasks = backbone, list(tasks)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Any, Places]:
-        """One pass."""
-        ends = list(accumulate(len(own) for own in inputs.values()))
-        places = dict(zip(inputs, zip([0, *ends], ends, strict=False), strict=True))
-        return self.backbone(torch.cat(list(inputs.values()))), places
+        """One pass. Inputs of other tasks stay out of it, unless there are no others."""
+        chosen = {task: own for task, own in inputs.items() if task in self.tasks} or inputs
+        ends = list(accumulate(len(own) for own in chosen.values()))
+        places = dict(zip(chosen, zip([0, *ends], ends, strict=False), strict=True))
+        return self.backbone(torch.cat(list(chosen.values()))), places
 
 
 class OwnSamples(nn.Module):

@@ -130,7 +130,7 @@ def tasks_and_batch():
     torch.manual_seed(0)
     inputs = {"a": torch.randn(4, 3), "b": torch.randn(2, 3), "c": torch.randn(5, 3)}
     targets = {name: torch.randn(len(x), 2) for name, x in inputs.items()}
-    model = MultiTaskModel(Concatenated(Mean()), {name: nn.Identity() for name in inputs})
+    model = MultiTaskModel(Concatenated(Mean(), list(inputs)), {name: nn.Identity() for name in inputs})
     read_own_samples(model)
     return (
         model.double(),
@@ -197,6 +197,16 @@ def test_a_rule_sees_the_space_that_it_is_told(space):
     linear = model.backbone.backbone.linear
     found = torch.cat([linear.weight.grad.flatten(), linear.bias.grad])
     torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 3.0]).double() @ parameters)
+
+
+def test_images_of_tasks_that_have_no_head_are_left_out():
+    """As for a single-task baseline: the trunk's batch statistics are then of that task alone."""
+    _, _, inputs, _ = tasks_and_batch()
+    trunk = Concatenated(nn.Identity(), ["c", "a"])
+    features, places = trunk(inputs)
+    assert torch.equal(features, torch.cat([inputs["a"], inputs["c"]])) and places == {"a": (0, 4), "c": (4, 9)}
+    features, _ = trunk({"b": inputs["b"]})  # an evaluation's last batches may have nothing of these tasks
+    assert len(features) == 2
 
 
 def test_a_task_without_images_in_the_batch_is_absent():
