@@ -18,6 +18,10 @@ from mtl.weightings import Equal
 
 SIDE = 24
 TARGETS = ("segmentation", "depth", "normals", "edges")
+TINY = [
+    "data=scenes", "data.image_size=16", "data.batch_size=2", "data.size=10", "tracker=jsonl", "device=cpu",
+    "trainer.max_steps=3", "trainer.val_every=3", "trainer.log_every=1", "conflict.every=1", "trainer.examples=1",
+]  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- exactness
@@ -147,6 +151,13 @@ def test_a_scene_is_a_function_of_the_seed_the_split_and_its_number():
     assert torch.equal(image, images[0]) and torch.equal(target["depth"], targets["depth"][0])
 
 
+def test_the_scenes_are_the_same_whatever_the_runs_seed():
+    first, second, other = (
+        build(load([*TINY, *more]))[0].data.test.batch([0], 0)[0] for more in ([], ["seed=5"], ["data.seed=5"])
+    )
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
 def test_images_are_about_standardised_and_finer_ones_show_the_same():
     fine, coarse = (Scenes(image_size=side, size=40).train.batch(list(range(40)), 0) for side in (96, 32))
     assert abs(fine[0].mean()) < 0.3 and 0.7 < fine[0].std() < 1.3
@@ -168,11 +179,6 @@ def test_impossible_sizes_are_named(options, words):
 
 
 # ---------------------------------------------------------------------------------------------------- training
-
-TINY = [
-    "data=scenes", "data.image_size=16", "data.batch_size=2", "data.size=10", "tracker=jsonl", "device=cpu",
-    "trainer.max_steps=3", "trainer.val_every=3", "trainer.log_every=1", "conflict.every=1", "trainer.examples=1",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(
