@@ -20,7 +20,8 @@ class Timm(nn.Module):
 
     ``features`` says what it returns: ``pooled`` is one vector ``[B, C]``, ``tokens`` the last layer's positions
     ``[B, N, C]`` (with the class token, where there is one), ``pyramid`` a list of maps ``[B, C_i, H_i, W_i]`` from
-    fine to coarse. ``in_channels`` and ``image_size`` are the data's. ``options`` goes to ``timm.create_model``.
+    fine to coarse. ``in_channels`` and ``image_size``, a side or (height, width), are the data's. ``options`` goes
+    to ``timm.create_model``, as ``out_indices``, which levels a pyramid has.
 
     Raises ValueError for a name that timm does not have (with the closest ones), for weights that cannot be
     loaded, and for a kind of features that the model does not give.
@@ -32,7 +33,7 @@ class Timm(nn.Module):
         pretrained: bool = False,
         features: str = "pooled",
         in_channels: int = 3,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()

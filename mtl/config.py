@@ -63,6 +63,7 @@ class TrainerConfig:
     limit_train_batches: int | None = None  # batches of an epoch
     limit_val_batches: int | None = None  # batches of an evaluation, of test as well
     overfit_batches: int | None = None  # train and evaluate on the same first batches, in order
+    examples: int = 8  # samples of the test split whose predictions are drawn into examples/, where they are images
     fast_dev_run: bool = False  # one step, one batch an evaluation, no W&B: does it run at all?
 
 
@@ -214,7 +215,7 @@ def _check_values(cfg: DictConfig) -> None:
     for key, value in counts:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        least = 0 if key in ("trainer.num_workers", "trainer.keep") else 1
+        least = 0 if key in ("trainer.num_workers", "trainer.keep", "trainer.examples") else 1
         if not (value > 0 if isinstance(value, float) else value >= least):
             raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
     trainer = cfg.trainer
@@ -228,6 +229,12 @@ def _check_values(cfg: DictConfig) -> None:
     _check_choice("trainer.shard", trainer.shard, (None, "backbone", "all"))
     _check_choice("trainer.on_nan", trainer.on_nan, ("raise", "skip"))
     _check_choice("data.on_error", cfg.data.get("on_error", "raise"), ("raise", "skip"))
+    if trainer.shard is not None and cfg.conflict.audit_every is not None:
+        raise ConfigError(
+            f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use conflict.audit_every=null."
+        )
+    if trainer.shard is not None and trainer.precision == "fp16":
+        raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
     if trainer.ema is not None and trainer.ema >= 1:
         raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
     _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
@@ -357,6 +364,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     from mtl.environment import find_device
     from mtl.loop import Parts, to_device
     from mtl.model import MultiTaskModel, Task
+    from mtl.multi_input import Concatenated, own_samples, read_own_samples
     from mtl.precision import DTYPES
     from mtl.rehearsal import describe_features, rehearse_backbone, rehearse_slices, rehearse_task
 
@@ -374,8 +382,12 @@ def build_parts(cfg: DictConfig) -> Parts:
     two, skips = in_order(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
     inputs, targets = next(iter(Batches(data.val, two, cfg.seed, split="val", on_error=skips)))
     backbone = make("backbone", cfg.backbone, **data.input_info)
+    sizes = {key: value for key, value in data.input_info.items() if key == "image_size"}  # what dense heads resize to
+    known = sizes | getattr(backbone, "feature_info", {})
+    separate = getattr(data, "multi_input", False)
+    backbone = Concatenated(backbone, names) if separate else backbone
     features = rehearse_backbone(backbone, inputs)
-    known = describe_features(features) | getattr(backbone, "feature_info", {})
+    known = describe_features(features[0] if separate else features) | known
     heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items() if task in names}
     try:
         model = MultiTaskModel(backbone, heads, cfg.share)
@@ -386,10 +398,13 @@ def build_parts(cfg: DictConfig) -> Parts:
     tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in names]
     chunks = cfg.strategy.get("token_chunks", 1)
     for task in tasks:
-        task.labels = rehearse_task(task, model.heads[task.name], features, targets)
+        own = own_samples(task.name, features) if separate else features
+        task.labels = rehearse_task(task, model.heads[task.name], own, targets)
         if isinstance(chunks, int) and chunks > 1:
             rehearse_slices(task, model.heads[task.name], features, targets.get(task.name), chunks)
         task.to(device)
+    if separate:
+        read_own_samples(model)
     model.precision = DTYPES[cfg.trainer.precision]
     model.to(device)
     if cfg.trainer.precision == "fp16" and device.type == "cpu":
@@ -408,6 +423,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     from mtl.engine import prepare
     from mtl.environment import seed_everything
     from mtl.loop import RUN_LENGTHS, TrainState, plan
+    from mtl.multi_input import common_space
 
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
@@ -416,11 +432,12 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     names = [task.name for task in parts.tasks]
     try:
         p = plan(parts.data, cfg.trainer)
+        comparable = common_space(cfg) if getattr(parts.data, "multi_input", False) else {}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     # It sees every batch, of which an optimizer step may have several.
     weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=p.per_epoch * p.batches, seed=cfg.seed)
-    offered = {"weighting": weighting, "tasks": names}
+    offered = {"weighting": weighting, "tasks": names, **comparable}
     if "rule" in cfg.strategy:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}

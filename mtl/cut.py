@@ -211,6 +211,10 @@ class Rows:
         """
         return gram(self.blocks)
 
+    def whole_gram(self, space: str) -> Tensor:
+        """The Gram matrix over all ranks' batches, in ``features``, flattened, or ``features_sum``."""
+        return self.batch_summed_gram() if space == "features_sum" else distributed.total(self.gram())
+
     def batch_summed_gram(self) -> Tensor:
         """The Gram matrix of the rows summed over the batch, the first axis of every leaf; over all ranks' batches."""
         blocks = self.blocks()

@@ -25,6 +25,7 @@ from mtl.checkpoint import Saver
 from mtl.clock import Clock
 from mtl.data.loader import Batches, Shuffled, Slices, in_order, opened
 from mtl.engine import Recompilations
+from mtl.examples import write_examples
 from mtl.finite import Skipping, all_finite, clip, total_norm, what_is_not_finite
 from mtl.logged import Conflicts, audit_metrics, loss_metrics
 from mtl.model import MultiTaskModel, Task, count_labels, loss_modules, present_tasks
@@ -474,4 +475,5 @@ def _test_best(
     metrics = evaluate(state.evaluated, state.tasks, test, device)
     tracker.log("test", state.best_step, p.epoch(state.best_step), metrics)
     log.info("%s", report.task_table(f"best model (step {state.best_step}): test", metrics))
+    write_examples(tracker.folder, state.evaluated, state.tasks, data, device, cfg.trainer.examples)
     return metrics

@@ -145,8 +145,8 @@ def loss_modules(tasks: Sequence[Task]) -> nn.ModuleDict:
 def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Task]:
     """The tasks that this batch has a label for.
 
-    A task is absent when its key is missing from ``targets``, when every label is NaN, or when every label
-    is its loss's ``ignore_index``. An absent task is left out of the step; it is not a zero gradient.
+    A task is absent when its key is missing from ``targets``, or when where_labelled finds no label in its target. An
+    absent task is left out of the step; it is not a zero gradient.
     """
     candidates = [task for task in tasks if task.name in targets]
     labelled = [where_labelled(task, targets[task.name]) for task in candidates]
@@ -175,12 +175,16 @@ def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[int]
 
 
 def where_labelled(task: Task, target: Any) -> Tensor | None:
-    """Where ``target`` holds a label, as a mask of its shape: neither NaN nor the loss's ``ignore_index``.
+    """Where ``target`` holds a label, as a mask: what its loss's ``labelled`` says, where it has such a method.
 
-    None: everywhere, or it is no tensor and the loss's own business.
+    Otherwise neither NaN nor the loss's ``ignore_index``, in the target's shape. None: everywhere, or it is no tensor
+    and the loss's own business.
     """
     if not isinstance(target, Tensor):
         return None
+    labelled = getattr(task.loss, "labelled", None)
+    if labelled is not None:
+        return labelled(target)
     if target.is_floating_point():
         return target.isnan().logical_not()
     ignore_index = getattr(task.loss, "ignore_index", None)

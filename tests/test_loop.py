@@ -31,7 +31,7 @@ PLACE = {"step", "epoch", "split"}
 def test_what_a_run_leaves_behind(train_tiny, strategy):
     folder = train_tiny(f"strategy={strategy}", "trainer.log_every=2", "conflict.every=3")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoints", "config.yaml", "metrics.jsonl", "run.png", "summary.json",
+        "checkpoints", "config.yaml", "examples", "metrics.jsonl", "run.png", "summary.json",
     ]  # fmt: skip
     train, val, test = (read_metrics(folder, split) for split in ("train", "val", "test"))
     assert [row["step"] for row in train] == [1, 2, 3, 4] and [row["step"] for row in val] == [2, 4]

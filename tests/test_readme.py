@@ -18,6 +18,8 @@ COMMANDS = re.findall(r"^ {4,}(mtl-train .*?)(?:  #.*)?$", README + CONTRIBUTING
 )
 def test_every_option_of_every_group_is_in_the_map(group):
     (row,) = re.findall(rf"^\| `{group}` \|.*$", README, re.MULTILINE)
+    if "one for each `data`" in row:
+        row += str(re.findall(r"^\| `data` \|.*$", README, re.MULTILINE))
     for option in (CONF / group).glob("*.yaml"):
         assert f"`{option.stem}`" in row, option
 

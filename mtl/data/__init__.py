@@ -9,5 +9,8 @@ What ``data`` in the configuration names is an object with
 - ``targets``: the names of all targets; the head set chooses which of them are tasks;
 - ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size`` of images,
   ``vocabulary`` and ``context`` of text;
-- ``batch_size``.
+- ``batch_size``;
+- ``kinds``, for data of images: target -> how one is drawn in ``examples/``, see mtl.examples;
+- ``multi_input``, true where every task has inputs of its own: then a batch's inputs are a dict task -> inputs, and the
+  data sets have ``samples(task, indices)``, those of a batch's indices that the task has.
 """

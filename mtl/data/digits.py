@@ -10,13 +10,14 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from mtl.metrics import classification
 
-SIDE = 8  # pixels of the UCI digits, whose values go from 0 to 16
+SIDE = 8  # pixels of the UCI digits
+BRIGHTEST = 16
 MEAN, STD = 0.33, 0.37  # of the pairs at the default offset
 CLASSES = {"left": 10, "right": 10, "sum": 19, "parity": 2, "left_parity": 2, "right_parity": 2}
 
@@ -54,16 +55,17 @@ class Digits:
                 raise ValueError(f"{name}={value} must be 1 or more.")
         if not 0 <= offset <= SIDE:
             raise ValueError(f"offset={offset} must be from 0 (the digits cover each other) to {SIDE} (they touch).")
-        self.batch_size = batch_size
+        self.batch_size, self.kinds = batch_size, dict.fromkeys(CLASSES, "class")
         self.input_info = {"in_channels": 1, "image_size": image_size}
         scans, labels = _load()
-        scans = scans.reshape(-1, SIDE, SIDE).astype(np.float32) / 16
+        scans = scans.reshape(-1, SIDE, SIDE).astype(np.float32) / BRIGHTEST
         train, rest = train_test_split(np.arange(len(labels)), train_size=0.7, random_state=0, stratify=labels)
         val, test = train_test_split(rest, train_size=0.5, random_state=0, stratify=labels[rest])
 
         def pairs(split: np.ndarray, fixed: int | None) -> Pairs:
             source = torch.from_numpy(scans[split]), torch.from_numpy(labels[split])
-            return Pairs(*source, offset, image_size, pairs_per_digit, seed if fixed is None else fixed, fixed is None)
+            own, redraw = (seed, True) if fixed is None else (fixed, False)
+            return Pairs(*source, offset, image_size, pairs_per_digit, mean=MEAN, std=STD, seed=own, redraw=redraw)
 
         self.train, self.val, self.test = pairs(train, None), pairs(val, 1), pairs(test, 2)
 
@@ -78,7 +80,11 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Pairs(Dataset):
-    """The pairs of one split; sample ``i`` has source digit ``i mod n`` at the left."""
+    """The pairs of one split; sample ``i`` has source digit ``i mod n`` at the left.
+
+    ``scans`` ``[n, side, side]``, from 0 to 1 or bytes; ``margin``: what the canvas has to the right of both digits and
+    below; ``mode``: how it becomes ``image_size`` wide.
+    """
 
     def __init__(
         self,
@@ -87,15 +93,18 @@ class Pairs(Dataset):
         offset: int,
         image_size: int,
         repeats: int,
+        *,
+        mean: float,
+        std: float,
         seed: int,
         redraw: bool,
+        margin: int = 0,
+        mode: str = "bilinear",
     ) -> None:
-        side = SIDE + offset
-        self._left = torch.zeros(len(scans), 1, side, side)
-        self._right = torch.zeros(len(scans), 1, side, side)
-        self._left[:, 0, :SIDE, :SIDE] = scans
-        self._right[:, 0, offset:, offset:] = scans
-        self._labels, self._image_size = labels, image_size
+        self._scans, self._labels, self._image_size = scans[:, None], labels, image_size
+        self._left = (0, offset + margin, 0, offset + margin)  # what is padded: left, right, above, below
+        self._right = (offset, margin, offset, margin)
+        self._mean, self._std, self._mode = mean, std, mode
         self._repeats, self._seed, self._redraw = repeats, seed, redraw
         self._partners: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -110,11 +119,14 @@ class Pairs(Dataset):
         """The samples of ``indices`` in this epoch: a function of the seed, the epoch and the indices alone."""
         left = torch.as_tensor(indices) % len(self._labels)
         right = self._right_digits(epoch if self._redraw else 0)[torch.as_tensor(indices)]
-        images = torch.maximum(self._left[left], self._right[right])
-        images = interpolate(images, size=self._image_size, mode="bilinear", align_corners=False)
+        images = torch.maximum(pad(self._scans[left], self._left), pad(self._scans[right], self._right))
+        if not images.is_floating_point():
+            images = images / 255
+        align = False if self._mode == "bilinear" else None
+        images = interpolate(images, size=self._image_size, mode=self._mode, align_corners=align)
         a, b = self._labels[left], self._labels[right]
         targets = dict(left=a, right=b, sum=a + b, parity=(a + b) % 2, left_parity=a % 2, right_parity=b % 2)
-        return (images - MEAN) / STD, targets
+        return (images - self._mean) / self._std, targets
 
     def _right_digits(self, epoch: int) -> Tensor:
         if self._partners[0] != epoch:

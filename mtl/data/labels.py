@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+IGNORED = -100  # torch's own mark of a missing label
+
 
 @dataclass(frozen=True)
 class Labels:

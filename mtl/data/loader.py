@@ -202,8 +202,9 @@ class _Reader(Dataset):
 
     def _problem(self, batch: Any, indices: list[int]) -> str | None:
         targets = batch[1]
+        own = getattr(self._dataset, "samples", lambda task, indices: indices)
         for task, labels in self._labels.items():
-            if task in targets and (problem := labels.check(task, targets[task], indices)):
+            if task in targets and (problem := labels.check(task, targets[task], own(task, indices))):
                 return problem
         return None
 

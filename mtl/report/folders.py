@@ -17,7 +17,7 @@ import yaml
 # What two runs may differ in and still be the same experiment but for chance.
 NO_MATTER = (
     "seed", "name", "device", "resume", "skip_finished", "tracker", "conflict", "trainer.num_workers",
-    "trainer.log_every", "trainer.checkpoint_every", "trainer.keep",
+    "trainer.log_every", "trainer.checkpoint_every", "trainer.keep", "trainer.examples",
 )  # fmt: skip
 OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started
 

@@ -20,12 +20,13 @@ class Audit(nn.Module):
 
     Each audited row is pushed through the trunk, one vector-Jacobian product a row. With all tasks audited one of
     them is saved: the step's own backward gives u = sum_i c_i p_i, so the last row is (u - sum_{i<K} c_i p_i) / c_K.
-    With more than four tasks one pair is audited, a different one each time.
+    With more than four tasks one pair is audited, a different one each time. ``space``: ``features``, flattened, or
+    ``features_sum``, summed over the batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, space: str = "features") -> None:
         super().__init__()
-        self.count = 0
+        self.space, self.count = space, 0
 
     def get_extra_state(self) -> int:
         """How many audits there were: it decides which pair comes next."""
@@ -71,7 +72,7 @@ class Audit(nn.Module):
         if saved and c is not None:
             gram = _with_last_row(gram, c)
         back = torch.tensor(order).argsort()  # to the order of the tasks
-        result.features = distributed.total(rows.gram())[sorted(order)][:, sorted(order)]
+        result.features = rows.whole_gram(self.space)[sorted(order)][:, sorted(order)]
         result.parameters = gram[back][:, back]
 
     def _order(self, sizes: Tensor) -> list[int]:

@@ -78,7 +78,7 @@ class Balanced(nn.Module):
         self.space, self.every, self.scale, self.head_scale = space, every, scale, head_scale
         self._skips, self.token_chunks = on_solver_failure == "skip", token_chunks
         self._tasks = list(tasks)
-        self._audit = Audit()
+        self._audit = Audit("features_sum" if space == "features_sum" else "features")
         self._rows = Rows()
         # Numbers that every step reads: no buffers, which would follow the model to its device.
         self.steps, self.skipped = 0, 0

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl import distributed
 from mtl.cut import Cut, Rows
 from mtl.model import MultiTaskModel, Task
 from mtl.strategies.audit import Audit
 from mtl.strategies.heads import HeldGradients, Weights, check_chunks, run_heads
-from mtl.strategies.result import StepResult
+from mtl.strategies.result import Measured, StepResult
 from mtl.strategies.shard import shard_of
 from mtl.weightings import Weighting
 
@@ -30,14 +29,16 @@ class Detached(nn.Module):
     ordinary head. The gradient is the same for a head that treats every position by itself and a loss that is the
     mean over the labels, which the build of a run checks. A head whose first layers mix the positions can have them as
     ``mix`` and what comes after as ``read``, so that ``head(z) = read(mix(z))``: then only ``read`` runs on slices.
+
+    ``space``: where the tasks' gradients are measured, ``features``, or summed over the batch, ``features_sum``.
     """
 
-    def __init__(self, weighting: Weighting, token_chunks: int = 1) -> None:
+    def __init__(self, weighting: Weighting, token_chunks: int = 1, space: Measured = "features") -> None:
         super().__init__()
         check_chunks(token_chunks)
         self.weighting = weighting
         self.token_chunks = token_chunks
-        self._audit = Audit()
+        self.space, self._audit = space, Audit(space)
 
     def step(
         self,
@@ -68,10 +69,10 @@ class Detached(nn.Module):
             direction = rows.combine(torch.ones(len(names)))
         sending = shard.send(model, None if weigh.late else losses)
         ones = torch.ones(len(names), dtype=torch.float64)
-        gram = distributed.total(rows.gram()) if rows is not None and measure else None
+        gram = rows.whole_gram(self.space) if rows is not None and measure else None
         with self._audit.around(model, cut.trunk, rows if audit else None, names, ones) as found:
             cut.backward(direction)
         losses = sending.wait() or losses
         weigh.learn(losses)
         self.weighting.observe(losses, gram)
-        return StepResult(losses, weights, gram, None if gram is None else "features", found)
+        return StepResult(losses, weights, gram, None if gram is None else self.space, found)

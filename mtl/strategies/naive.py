@@ -12,7 +12,7 @@ from mtl.cut import Rows, as_seen_by_heads
 from mtl.model import MultiTaskModel, Task
 from mtl.strategies.audit import Audit
 from mtl.strategies.heads import Weights
-from mtl.strategies.result import StepResult
+from mtl.strategies.result import Measured, StepResult
 from mtl.strategies.shard import shard_of
 from mtl.weightings import Weighting
 
@@ -22,9 +22,10 @@ class Naive(nn.Module):
 
     The baseline that the other strategies are compared with. Measuring costs a second backward through each
     head, down to the features, and none through the trunk. ``token_chunks``, which the others take, must be 1.
+    ``space``: where the tasks' gradients are measured, as in Detached.
     """
 
-    def __init__(self, weighting: Weighting, token_chunks: int = 1) -> None:
+    def __init__(self, weighting: Weighting, token_chunks: int = 1, space: Measured = "features") -> None:
         super().__init__()
         if token_chunks != 1:
             raise ValueError(
@@ -32,7 +33,7 @@ class Naive(nn.Module):
                 "that slices would save nothing; use strategy=detached or one with a rule, as strategy=mgda."
             )
         self.weighting = weighting
-        self._audit = Audit()
+        self.space, self._audit = space, Audit(space)
 
     def step(
         self,
@@ -66,9 +67,9 @@ class Naive(nn.Module):
             if outputs:
                 torch.autograd.backward([output for output, _ in outputs], [vector for _, vector in outputs])
         shard.send(model).wait()
-        gram = None if rows is None else distributed.total(rows.gram())
+        gram = None if rows is None else rows.whole_gram(self.space)
         self.weighting.observe(losses, gram)
-        return StepResult(losses, weights, gram, None if gram is None else "features", found)
+        return StepResult(losses, weights, gram, None if gram is None else self.space, found)
 
 
 def _rows(

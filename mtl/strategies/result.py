@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+Measured = Literal["features", "features_sum"]  # where a strategy without a rule can measure the tasks' gradients
 
 
 @dataclass

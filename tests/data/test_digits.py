@@ -11,8 +11,7 @@ def digits():
 
 
 def pixels(split):
-    left = split._left[:, 0, :8, :8]
-    return {tuple(scan.flatten().tolist()) for scan in left}
+    return {tuple(scan.flatten().tolist()) for scan in split._scans}
 
 
 def test_the_source_digits_are_split_before_they_are_paired(digits):

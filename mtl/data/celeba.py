@@ -1,0 +1,121 @@
+"""CelebA: forty binary attributes of a face, each a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchmetrics import Metric
+from torchvision.transforms import v2
+
+from mtl import metrics
+from mtl.data import fixtures
+from mtl.data.files import Read, Samples, check_batch_size, find_root, naming, read_image
+
+IMAGES, LABELS, PARTITION = "Img/img_align_celeba", "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt"
+SOURCE = (
+    "the aligned images and both lists are at mmlab.ie.cuhk.edu.hk/projects/CelebA.html, and "
+    "python -m mtl.data.celeba --make-fixture DIR writes a tiny one."
+)
+ATTRIBUTES = (
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips",
+    "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin",
+    "Eyeglasses", "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open",
+    "Mustache", "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline",
+    "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
+    "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
+)  # fmt: skip
+
+
+class CelebA:
+    """Aligned faces and their attributes, from the original text files under ``root``:
+
+    ``Img/img_align_celeba/*.jpg``, ``Anno/list_attr_celeba.txt`` and ``Eval/list_eval_partition.txt``, which has the
+    three splits (162,770, 19,867 and 19,962 images). Nothing is augmented.
+
+    Inputs: ``[B, 3, image_size, image_size]``, resized without regard to their 178×218 pixels, as in the field, and
+    normalised by the statistics of ImageNet. Targets: each attribute by its name, ``[B, 1]``, 1.0 or 0.0.
+
+    Raises ValueError for files that are missing, for lines of a list that are not what they should be, and, where a
+    sample is read, for an image that is broken; each names the file. Source: Liu et al. 2015.
+    """
+
+    targets = ATTRIBUTES
+
+    def __init__(self, root: str, batch_size: int = 256, image_size: int = 64) -> None:
+        check_batch_size(batch_size)
+        if image_size < 1:
+            raise ValueError(f"image_size={image_size} must be 1 or more.")
+        folder = find_root(root, {IMAGES: "the images", LABELS: "the attributes", PARTITION: "the splits"}, SOURCE)
+        self.batch_size, self.kinds = batch_size, dict.fromkeys(ATTRIBUTES, "class")
+        self.input_info = {"in_channels": 3, "image_size": image_size}
+        self._folder = folder / IMAGES
+        labels = _read_labels(folder / LABELS)
+        partition = _read_partition(folder / PARTITION, labels)
+        resize = v2.Resize([image_size, image_size])
+        names = [partition.index[partition == split] for split in range(3)]
+        self.train, self.val, self.test = (
+            Samples(list(zip(own, labels.loc[own].to_numpy(), strict=True)), self._read, resize) for own in names
+        )
+
+    def metrics(self, target: str) -> dict[str, Metric]:
+        """``f1`` as in FAMO and ``accuracy`` as in Sener & Koltun, whose error is one less it."""
+        return metrics.attributes()
+
+    def _read(self, item: tuple[str, NDArray[Any]]) -> Read:
+        name, labels = item
+        values = torch.from_numpy(labels > 0).float()[:, None]
+        return read_image(self._folder / name), dict(zip(ATTRIBUTES, values, strict=True))
+
+
+def _read_labels(file: Path) -> pd.DataFrame:
+    """One row an image, one column an attribute, -1 or 1."""
+    with naming(file):
+        table = pd.read_csv(file, sep=r"\s+", skiprows=1)
+    if tuple(table.columns) != ATTRIBUTES:
+        raise ValueError(f"{file}: its second line must be the {len(ATTRIBUTES)} attributes' names.")
+    wrong = ~table.isin([-1, 1])
+    if wrong.to_numpy().any():
+        row, column = np.argwhere(wrong.to_numpy())[0]
+        name, value = table.columns[column], table.iat[row, column]
+        raise ValueError(f"{file} has {value} for {name} of {table.index[row]}; it must be -1 or 1.")
+    return table.astype(np.int8)
+
+
+def _read_partition(file: Path, labels: pd.DataFrame) -> pd.Series:
+    """The split of every image: 0, 1 or 2."""
+    with naming(file):
+        partition = pd.read_csv(file, sep=r"\s+", header=None, index_col=0)[1]
+    for name in partition.index[~partition.isin([0, 1, 2])]:
+        raise ValueError(f"{file} has {partition[name]} for {name}; it must be 0 (train), 1 (val) or 2 (test).")
+    for name in partition.index.difference(labels.index):
+        raise ValueError(f"{file} has {name}, which {LABELS} has not.")
+    for number, split in enumerate(("train", "val", "test")):
+        if not (partition == number).any():
+            raise ValueError(f"{file} has no image of the split {number} ({split}).")
+    return partition
+
+
+def make_fixture(root: Path, train: int = 10, val: int = 3, test: int = 3) -> None:
+    """A tiny CelebA of random scenes, whose attributes are drawn."""
+    rng = np.random.default_rng(0)
+    for file in (IMAGES, LABELS, PARTITION):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / IMAGES).mkdir()
+    splits = [0] * train + [1] * val + [2] * test
+    names = [f"{i:06d}.jpg" for i in range(1, len(splits) + 1)]
+    lines = [str(len(names)), " ".join(ATTRIBUTES) + " "]
+    for name in names:
+        Image.fromarray(fixtures.scene(rng, 44, 36, 5)["image"]).save(root / IMAGES / name)
+        lines.append(name + " " + " ".join(f"{value:2d}" for value in rng.choice([-1, 1], len(ATTRIBUTES))))
+    (root / LABELS).write_text("\n".join(lines) + "\n")
+    (root / PARTITION).write_text("".join(f"{name} {split}\n" for name, split in zip(names, splits, strict=True)))
+
+
+if __name__ == "__main__":
+    fixtures.main(make_fixture)

@@ -1,0 +1,99 @@
+"""Cityscapes as MTAN preprocessed it: segmentation and disparity of streets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torchmetrics import Metric
+
+from mtl import metrics
+from mtl.data import fixtures
+from mtl.data.augment import Depth, Disparity, scale_crop_flip
+from mtl.data.files import Read, Samples, as_classes, as_depth, check_batch_size, splits
+from mtl.data.mtan import Arrays, Item
+
+IGNORED = -1
+SOURCE = (
+    "the preprocessed Cityscapes (2975 and 500 samples of 128×256) is linked from github.com/lorenmt/mtan, and "
+    "python -m mtl.data.cityscapes --make-fixture DIR writes a tiny one."
+)
+
+
+class Cityscapes:
+    """Streets in the layout of MTAN: ``root/{train,val}/{image,label_7,label_19,depth}/<i>.npy``, channels last.
+
+    The folder ``val`` is the test split. The last ``validation`` of the training samples are the validation split, the
+    same for every seed (0.2 is Kurin et al.'s); with 0 that is the test split, and all samples are trained on, as in
+    the published results. ``classes``: 7 or 19, and the folder ``label_<classes>`` is read.
+
+    The files' ``depth`` is a disparity, and grows where an image is enlarged. ``augment``: training samples are scaled,
+    cropped and flipped, see ScaleCrop; ``disparity`` says how it is scaled: ``multiplied`` by the factor, or, as in the
+    published results, ``inherited`` from the code for depth, which divides.
+
+    Inputs: ``[B, 3, H, W]``, normalised by the statistics of ImageNet, which the papers' codes do not do. Targets:
+    ``segmentation`` ``[B, H, W]``, -1 for none; ``depth`` ``[B, 1, H, W]``, 0 for none.
+
+    Raises ValueError as NYUv2 does. Source: Cordts et al. 2016; Liu et al. 2019 (MTAN); Kurin et al. 2022.
+    """
+
+    targets = ("segmentation", "depth")
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 8,
+        validation: float = 0.2,
+        augment: bool = True,
+        disparity: str = "multiplied",
+        classes: int = 7,
+    ) -> None:
+        check_batch_size(batch_size)
+        if classes not in (7, 19):
+            raise ValueError(f"classes={classes} must be 7 or 19.")
+        if disparity not in ("multiplied", "inherited"):
+            raise ValueError(f"disparity={disparity} must be multiplied or inherited.")
+        self.batch_size, self._classes, self._label = batch_size, classes, f"label_{classes}"
+        self._disparity = Disparity if disparity == "multiplied" else Depth
+        self.kinds = dict(segmentation="segmentation", depth="depth")
+        self._arrays = Arrays(root, ("image", self._label, "depth"), SOURCE)
+        self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
+        train, val, test = splits(self._arrays.train, self._arrays.val, validation)
+        self.train = Samples(train, self._read, scale_crop_flip() if augment else None)
+        self.val, self.test = Samples(val, self._read), Samples(test, self._read)
+
+    def metrics(self, target: str) -> dict[str, Metric]:
+        """Those of the papers, by pixel as in LibMTL and by batch as in MTAN, see mtl.metrics."""
+        if target == "segmentation":
+            return metrics.segmentation(self._classes, IGNORED)
+        return metrics.depth(batch_mean=True)
+
+    def _read(self, item: Item) -> Read:
+        arrays = self._arrays
+        label, depth = arrays.read(item, self._label), arrays.read(item, "depth", 1)[..., 0]
+        return arrays.image(item), {
+            "segmentation": as_classes(arrays.file(item, self._label), label, self._classes, IGNORED),
+            "depth": as_depth(arrays.file(item, "depth"), depth, self._disparity),
+        }
+
+
+def make_fixture(root: Path, height: int = 16, width: int = 32, train: int = 10, val: int = 3) -> None:
+    """A tiny Cityscapes of random scenes, in which every target lacks a corner of its own size."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            made = fixtures.scene(rng, height, width, 19)
+            fine = fixtures.corner(made["classes"], IGNORED, 3, 3)
+            arrays = {
+                "image": made["image"] / 255,
+                "label_19": fine.astype(np.float64),
+                "label_7": np.where(fine == IGNORED, IGNORED, fine % 7).astype(np.float64),
+                "depth": fixtures.corner(0.5 / made["depth"], 0, 4, 4)[..., None],
+            }
+            for kind, array in arrays.items():
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                np.save(root / split / kind / f"{i}.npy", array)
+
+
+if __name__ == "__main__":
+    fixtures.main(make_fixture)

@@ -1,0 +1,165 @@
+"""Data sets that are files: what a folder lacks is said at the start, and what cannot be read is named by its file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from mtl.data.augment import Depth, Normals
+
+log = logging.getLogger(__name__)
+
+# Of ImageNet's images, on which backbones are pretrained.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Item = TypeVar("Item")
+Read = tuple[tv_tensors.Image, dict[str, Tensor]]
+
+
+class Samples(Dataset):
+    """Samples read one by one: ``read(item)`` gives an image ``[3, H, W]`` and its targets, as tv_tensors.
+
+    ``transform`` turns both together; what it draws comes from torch's global generator, which the loader seeds by
+    seed, epoch and sample. Then the image is normalised by the statistics of ImageNet.
+    """
+
+    def __init__(
+        self, items: Sequence[Any], read: Callable[[Any], Read], transform: Callable[[Any, Any], Any] | None = None
+    ) -> None:
+        self._items, self._read, self._transform = items, read, transform
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        image, targets = self._read(self._items[index])
+        if self._transform is not None:
+            image, targets = self._transform(image, targets)
+        image = F.normalize(F.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD))
+        return image.as_subclass(Tensor), {name: target.as_subclass(Tensor) for name, target in targets.items()}
+
+
+# ------------------------------------------------------------------------------------------ at the start
+
+
+def find_root(root: str, needed: Mapping[str, str], source: str) -> Path:
+    """The folder ``root``, if it holds all that is ``needed``: relative paths, and what each is.
+
+    ValueError with what is missing, where it was expected, and ``source``, how to get it.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"root={root}: there is no folder {folder.absolute()}: {source}")
+    missing = [f"{path} ({what})" for path, what in needed.items() if not (folder / path).exists()]
+    if missing:
+        raise ValueError(f"root={root}: {folder.absolute()} lacks {', '.join(missing)}: {source}")
+    return folder
+
+
+def splits(
+    train: Sequence[Item], test: Sequence[Item], validation: float
+) -> tuple[Sequence[Item], Sequence[Item], Sequence[Item]]:
+    """Training, validation and test items, where the field has no validation split.
+
+    That is the last ``validation`` of the training items: neighbours, which may show one scene, stay together. With 0
+    it is the test split, as in the published results. ValueError for a share that is not from 0 to below 1, or that
+    leaves nothing to train on.
+    """
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation={validation} must be from 0 (val is the test split, as published) to below 1.")
+    if validation == 0:
+        log.warning("validation=0: val is the test split, as published; the best model is then chosen on the test")
+        return train, test, test
+    cut = len(train) - max(1, round(len(train) * validation))
+    if cut < 1:
+        raise ValueError(f"validation={validation} leaves nothing of {len(train)} to train on.")
+    return train[:cut], train[cut:], test
+
+
+def check_batch_size(batch_size: int) -> None:
+    """ValueError for fewer than one."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+
+
+# --------------------------------------------------------------------------------------------- one file
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is a ValueError that names the file."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist.")
+    try:
+        yield
+    except Exception as error:
+        words = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"{file} cannot be read: {words}") from error
+
+
+def read_image(file: Path) -> tv_tensors.Image:
+    """An image file of any kind, upright, in colour: ``[3, H, W]``, uint8."""
+    with naming(file), Image.open(file) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return tv_tensors.Image(torch.from_numpy(np.array(upright)).permute(2, 0, 1))
+
+
+def read_png(file: Path) -> NDArray[Any]:
+    """An image file's own numbers, ``[H, W]`` or ``[H, W, C]``: class indices, or 16 bits, as they are."""
+    with naming(file), Image.open(file) as image:
+        return np.array(image)
+
+
+def read_array(file: Path) -> NDArray[Any]:
+    """A .npy file of numbers."""
+    with naming(file):
+        array = np.load(file, allow_pickle=False)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"it holds {array.dtype}, not numbers")
+        return array
+
+
+def check_shape(file: Path, array: NDArray[Any], shape: Sequence[int]) -> None:
+    """ValueError unless the array has this shape."""
+    if array.shape != tuple(shape):
+        raise ValueError(f"{file} has the shape {list(array.shape)}, but {list(shape)} is expected.")
+
+
+def as_classes(file: Path, array: NDArray[Any], num_classes: int, ignored: int) -> tv_tensors.Mask:
+    """Class indices ``[H, W]``; ValueError unless all are whole, below ``num_classes``, or ``ignored``."""
+    with np.errstate(invalid="ignore"):
+        labels = array.astype(np.int64)
+    known = (labels >= 0) & (labels < num_classes) | (labels == ignored)
+    wrong = ~known | (labels != array)
+    if wrong.any():
+        value = array[wrong][0]
+        raise ValueError(f"{file} has the label {value:g}; there are 0 to {num_classes - 1}, and {ignored} for none.")
+    return tv_tensors.Mask(torch.from_numpy(labels))
+
+
+def as_depth(file: Path, array: NDArray[Any], kind: type[tv_tensors.Mask] = Depth) -> tv_tensors.Mask:
+    """Depth or disparity ``[H, W]`` as ``[1, H, W]``, 0 or NaN for none; ValueError for what is below 0 or infinite."""
+    wrong = (array < 0) | np.isinf(array)
+    if wrong.any():
+        raise ValueError(f"{file} has the value {array[wrong][0]:g}; it must be 0 (none) or more, and finite.")
+    return kind(torch.from_numpy(array.astype(np.float32))[None])
+
+
+def as_normals(file: Path, array: NDArray[Any]) -> Normals:
+    """Normals ``[H, W, 3]`` as ``[3, H, W]``; ValueError for a number outside -1 to 1."""
+    wrong = ~(np.abs(array) <= 1.001)
+    if wrong.any():
+        raise ValueError(f"{file} has the value {array[wrong][0]:g}; a normal's are from -1 to 1, all 0 for none.")
+    return Normals(torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1))

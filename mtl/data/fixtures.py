@@ -1,0 +1,63 @@
+"""Tiny data sets in exactly the layout of the real ones, of random smooth scenes: for tests, and to try a command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+Array = NDArray[Any]
+
+
+def smooth(rng: np.random.Generator, height: int, width: int) -> Array:
+    """A random smooth field ``[height, width]``, from 0 to 1."""
+    field = gaussian_filter(rng.normal(size=(height, width)), min(height, width) / 6, mode="reflect")
+    return (field - field.min()) / (np.ptp(field) or 1)
+
+
+def scene(rng: np.random.Generator, height: int, width: int, classes: int) -> dict[str, Array]:
+    """An image and what it shows: ``image`` ``[H, W, 3]`` uint8, ``classes``, ``depth`` in metres, ``normals`` (unit).
+
+    A region's colour is its class, its shade the slope of the depth: the targets can be seen in the image.
+    """
+    labels = np.minimum((smooth(rng, height, width) * classes).astype(np.int64), classes - 1)
+    depth = 1 + 3 * smooth(rng, height, width)
+    down, right = np.gradient(depth)
+    normals = np.stack([-8 * right, -8 * down, np.ones_like(depth)], -1)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    colours = np.random.default_rng(classes).uniform(0.3, 1.0, (classes, 3))  # the same in every scene
+    shade = 0.55 + 0.45 * (normals @ np.array([-0.6, -0.4, 0.7]))
+    image = colours[labels] * shade[..., None] + 0.02 * rng.normal(size=(height, width, 3))
+    return {
+        "image": (image.clip(0, 1) * 255).astype(np.uint8), "classes": labels, "depth": depth, "normals": normals,
+    }  # fmt: skip
+
+
+def corner(array: Array, mark: float, height: int, width: int) -> Array:
+    """The array with ``mark``, for no label, in its top left corner."""
+    array = array.copy()
+    array[:height, :width] = mark
+    return array
+
+
+def write(make_fixture: Callable[[Path], None], folder: Path, parser: argparse.ArgumentParser) -> None:
+    """Make a fixture in a folder that is empty or not there yet: real data are never written over."""
+    if folder.exists() and any(folder.iterdir()):
+        parser.error(f"{folder} is not empty: give a folder that is not there yet.")
+    make_fixture(folder)
+    print(
+        f"{folder} holds a tiny data set in the real layout: mtl-train data={Path(sys.argv[0]).stem} data.root={folder}"
+    )
+
+
+def main(make_fixture: Callable[[Path], None]) -> None:
+    """The command ``python -m mtl.data.<name> --make-fixture DIR``."""
+    parser = argparse.ArgumentParser(f"python -m mtl.data.{Path(sys.argv[0]).stem}")
+    parser.add_argument("--make-fixture", type=Path, metavar="DIR", required=True, help="write a tiny one there")
+    write(make_fixture, parser.parse_args().make_fixture, parser)

@@ -1,0 +1,442 @@
+"""Any folder of images with one table of labels: classes, yes-or-no labels and numbers, in CSV or Parquet."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from PIL import Image
+from torch import Tensor
+from torchmetrics import Metric
+from torchvision.transforms import v2
+
+from mtl import metrics
+from mtl.data import fixtures
+from mtl.data.files import Read, Samples, check_batch_size, find_root, naming, read_image
+from mtl.data.labels import IGNORED
+
+KINDS = ("class", "labels", "number")
+FEW = 20  # whole numbers of so many values are taken for classes, of more for numbers
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A target: of what ``kind``, from which columns of the table.
+
+    ``classes`` are a class target's values in the order of their indices; ``mean`` and ``std`` a number's over the
+    training rows, one a column.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    classes: tuple[Any, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        more = f" and {len(self.classes) - FEW} more" if len(self.classes) > FEW else ""
+        return self.kind + (f" of {', '.join(map(repr, self.classes[:FEW]))}{more}" if self.classes else "")
+
+    @property
+    def width(self) -> int:
+        """How many outputs a head needs."""
+        return len(self.classes) if self.kind == "class" else len(self.columns)
+
+
+class ImageTable:
+    """Images and their labels: ``labels``, a table under ``root``, has a row an image.
+
+    The column ``image`` (None: the first) has its path under ``root``. ``targets`` maps a name to a column, or to
+    several; None: every other column is a target. ``kinds`` says what a target is, where it is not what it seems to be:
+
+    - ``class``: one column. So seems text, truth values, and whole numbers of at most 20 values.
+    - ``labels``: columns of 0 and 1, or truth values, each yes or no by itself. So seem several such columns.
+    - ``number``: columns of numbers, standardised by mean and deviation over the training rows; metrics are in the
+      table's own units. So seem all other numbers.
+
+    An empty cell is a missing label. ``split``: the column that says ``train``, ``val`` or ``test``; None: the shares
+    ``validation`` and ``test`` are held out by a hash of the image's name, the same for every seed and order of rows.
+    ``augment``: random crops and horizontal flips; not for targets that say where something is.
+
+    Inputs: ``[B, 3, image_size, image_size]``, resized whatever their shape, normalised by the statistics of ImageNet.
+    Targets: ``class`` ``[B]``, -100 for none; ``labels`` and ``number`` ``[B, columns]``, NaN for none.
+
+    Raises ValueError for a table, column, cell or image that is not there or not what it should be, with its row; and,
+    where a sample is read, for an image that is broken.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        labels: str = "labels.csv",
+        image: str | None = None,
+        targets: Mapping[str, str | Sequence[str]] | None = None,
+        kinds: Mapping[str, str] | None = None,
+        split: str | None = None,
+        validation: float = 0.15,
+        test: float = 0.15,
+        batch_size: int = 32,
+        image_size: int = 128,
+        augment: bool = False,
+    ) -> None:
+        check_batch_size(batch_size)
+        if image_size < 1:
+            raise ValueError(f"image_size={image_size} must be 1 or more.")
+        folder = find_root(
+            root, {labels: "the labels"}, "give data.root=… the folder and data.labels=… the table in it."
+        )
+        self._folder, self._file = folder, folder / labels
+        table = read_table(self._file, image)
+        self.image = _known(table, image or table.columns[0], "image", self._file)
+        self._check_images(table)
+        table[self.image] = table[self.image].astype(str)
+        parts = self._parts(table, split, validation, test)
+        wanted = targets or self._every_column(table, split)
+        if unknown := sorted(set(kinds or {}) - set(wanted)):
+            raise ValueError(f"kinds.{unknown[0]} names no target; the targets are {', '.join(wanted)}.")
+        self.columns: dict[str, Column] = {}
+        values: dict[str, NDArray[Any]] = {}
+        for name, own in wanted.items():
+            columns = tuple(_known(table, c, f"targets.{name}", self._file) for c in _as_list(own))
+            kind = (kinds or {}).get(name) or infer(table, columns, self._file)
+            self.columns[name], values[name] = _encode(table, name, kind, columns, parts == "train", self._file)
+        self.targets = tuple(wanted)
+        self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
+        self.batch_size = batch_size
+        self.input_info = {"in_channels": 3, "image_size": image_size}
+        resize: v2.Transform = v2.Resize([image_size, image_size])
+        crop = v2.RandomResizedCrop([image_size, image_size], scale=(0.5, 1.0))
+        files = table[self.image].to_numpy()
+
+        def samples(part: str, transform: v2.Transform) -> Samples:
+            rows = np.flatnonzero(parts == part)
+            if not len(rows):
+                raise ValueError(f"{self._file} has no row for the split {part}.")
+            own = [(files[row], {name: value[row] for name, value in values.items()}) for row in rows]
+            return Samples(own, self._read, transform)
+
+        self.train = samples("train", v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment else resize)
+        self.val, self.test = samples("val", resize), samples("test", resize)
+
+    def metrics(self, target: str) -> dict[str, Metric]:
+        """``accuracy`` of classes; ``f1`` and ``accuracy`` of labels, their mean; ``abs_err`` and ``rmse`` of numbers.
+
+        Of several numbers each has its own, as ``abs_err_<column>``. All are over the labels that are there.
+        """
+        column = self.columns[target]
+        if column.kind == "class":
+            return metrics.classification(len(column.classes))
+        if column.kind == "labels":
+            return metrics.attributes(None if column.width == 1 else column.width)
+        found: dict[str, Metric] = {}
+        for i, (name, std) in enumerate(zip(column.columns, column.std, strict=True)):
+            known, suffix = partial(_is_known, i), "" if column.width == 1 else f"_{_name(name)}"
+            found[f"abs_err{suffix}"] = metrics.MaskedMean(partial(_absolute, i, std), known)
+            found[f"rmse{suffix}"] = metrics.MaskedMean(partial(_squared, i, std), known, root=True)
+        return found
+
+    def _read(self, item: tuple[str, dict[str, Any]]) -> Read:
+        name, labels = item
+        return read_image(self._folder / name), {target: torch.as_tensor(label) for target, label in labels.items()}
+
+    def _every_column(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
+        columns = [column for column in table.columns if column not in (self.image, split)]
+        names = [_name(column) for column in columns]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{self._file}: two columns come to the target {name}; name them by data.targets.")
+        return dict(zip(names, columns, strict=True))
+
+    def _check_images(self, table: pd.DataFrame) -> None:
+        names = table[self.image]
+        if names.isna().any():
+            raise ValueError(f"{self._file}, row {_first(names.isna())}: {self.image} is empty.")
+        missing = np.array([not (self._folder / str(name)).is_file() for name in names], bool)
+        if missing.any():
+            row = _first(missing)
+            raise ValueError(
+                f"{self._file}, row {row}: {self._folder / str(names.iloc[row - 1])} does not exist "
+                f"({missing.sum()} of {len(missing)} images are missing)."
+            )
+
+    def _parts(self, table: pd.DataFrame, split: str | None, validation: float, test: float) -> NDArray[Any]:
+        """The split of every row."""
+        if split is not None:
+            named = table[_known(table, split, "split", self._file)]
+            if not named.isin(SPLITS).all():
+                row = _first(~named.isin(SPLITS))
+                raise ValueError(
+                    f"{self._file}, row {row}: {split} is {named.iloc[row - 1]}; it must be {', '.join(SPLITS)}."
+                )
+            return named.to_numpy(dtype=object)
+        if min(validation, test) <= 0 or validation + test >= 1:
+            raise ValueError(f"validation={validation} and test={test} must be above 0 and together below 1.")
+        # By name and not by row: an image that has several rows is in one split.
+        names = sorted(map(str, table[self.image].unique()), key=lambda name: (zlib.crc32(name.encode()), name))
+        held_out = {"test": max(1, round(test * len(names))), "val": max(1, round(validation * len(names)))}
+        part_of = dict.fromkeys(names, "train")
+        part_of |= dict.fromkeys(names[: held_out["test"]], "test")
+        part_of |= dict.fromkeys(names[held_out["test"] : sum(held_out.values())], "val")
+        return table[self.image].map(part_of).to_numpy(dtype=object)
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+def read_table(file: Path, image: str | None = None) -> pd.DataFrame:
+    """A table of labels, the column ``image`` (None: the first) as text.
+
+    Of a CSV, only an empty cell and NaN are missing: None or NA may be what a class is called.
+    """
+    readers = {".csv": partial(_read_csv, image=image), ".parquet": pd.read_parquet}
+    if file.suffix not in readers:
+        raise ValueError(f"labels={file.name} must end in {' or '.join(readers)}.")
+    with naming(file):
+        table = readers[file.suffix](file).reset_index(drop=True)
+        if not len(table):
+            raise ValueError("it has no rows")
+        return table.set_axis([str(column) for column in table.columns], axis=1)
+
+
+def _read_csv(file: Path, image: str | None) -> pd.DataFrame:
+    name = image or str(pd.read_csv(file, nrows=0).columns[0])
+    return pd.read_csv(file, keep_default_na=False, na_values=["", "nan", "NaN"], dtype={name: str})
+
+
+def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
+    """The kind that columns seem to be; ValueError where that would be a guess."""
+    values = [table[column].dropna() for column in columns]
+    for column, own in zip(columns, values, strict=True):
+        if not len(own):
+            raise ValueError(f"{file}: the column {column} is empty.")
+    if len(columns) > 1:
+        if all(own.isin([0, 1]).all() for own in values):
+            return "labels"
+        if all(is_numeric_dtype(own) for own in values):
+            return "number"
+        raise ValueError(f"{file}: the columns {', '.join(columns)} are neither all 0 and 1 nor all numbers.")
+    (own,), (column,) = values, columns
+    if is_numeric_dtype(own) and not is_bool_dtype(own):
+        whole = bool((own % 1 == 0).all())
+        return "class" if whole and own.nunique() <= FEW else "number"
+    is_number = pd.to_numeric(own, errors="coerce").notna() if not _are_truths(own) else pd.Series(False, own.index)
+    if is_number.mean() > 0.5:
+        row = own.index[~is_number][0]
+        raise ValueError(f"{file}, row {row + 1}: {column} is {own[row]}, but most of this column are numbers.")
+    if len(own) > FEW and own.nunique() > len(own) / 2:
+        raise ValueError(
+            f"{file}: {column} has {own.nunique()} different texts in {len(own)} rows, too many for classes; name the "
+            "columns that are targets, as in data.targets={breed: breed}."
+        )
+    return "class"
+
+
+def _encode(
+    table: pd.DataFrame, name: str, kind: str, columns: tuple[str, ...], train: NDArray[np.bool_], file: Path
+) -> tuple[Column, NDArray[Any]]:
+    """What a target is, and its value in every row."""
+    if kind not in KINDS:
+        raise ValueError(f"kinds.{name}={kind} must be one of {', '.join(KINDS)}.")
+    if kind == "class":
+        if len(columns) > 1:
+            raise ValueError(
+                f"targets.{name}={list(columns)}: a class is one column; of several, use labels or number."
+            )
+        own = table[columns[0]]
+        classes = sorted(own.dropna().unique().tolist(), key=lambda value: (isinstance(value, str), value))
+        if len(classes) < 2:
+            raise ValueError(f"{file}: {columns[0]} has only the value {classes[0] if classes else 'nothing'}.")
+        codes = pd.Categorical(own, categories=classes).codes.astype(np.int64)
+        plain = (int(v) if isinstance(v, float) and v.is_integer() else v for v in classes)  # 2.0, for a cell is empty
+        return Column(kind, columns, tuple(plain)), np.where(codes < 0, IGNORED, codes)
+    values = np.stack([_numbers(table[column], kind, file) for column in columns], 1)
+    if kind == "labels":
+        return Column(kind, columns), values.astype(np.float32)
+    known = ~np.isnan(values[train])
+    for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
+        if not own[seen].size or not own[seen].std():
+            raise ValueError(f"{file}: {column} does not differ between the training rows, so it cannot be learnt.")
+    mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
+    scaled = ((values - mean) / std).astype(np.float32)
+    return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
+
+
+def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
+    """A column as numbers, NaN for none; ValueError with the row for what is none, or not 0 or 1 for labels."""
+    numbers = own.astype(float) if _are_truths(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
+    fine = numbers.isin([0, 1]) if kind == "labels" else np.isfinite(numbers)
+    wrong = own.notna() & ~fine
+    if wrong.any():
+        row = _first(wrong)
+        accepted = "0, 1" if kind == "labels" else "a finite number"
+        raise ValueError(f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}; it must be {accepted} or empty.")
+    return numbers.to_numpy(np.float64)
+
+
+def _are_truths(own: pd.Series) -> bool:
+    return is_bool_dtype(own) or (own.dtype == object and all(isinstance(value, bool) for value in own))
+
+
+def _known(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
+    if column not in table.columns:
+        raise ValueError(f"{key}={column} is no column of {file}; there are {', '.join(table.columns)}.")
+    return column
+
+
+def _first(wrong: Any) -> int:
+    """The first row, counted from 1 below the table's head."""
+    return int(np.flatnonzero(np.asarray(wrong))[0]) + 1
+
+
+def _as_list(columns: str | Sequence[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def _name(column: str) -> str:
+    """A column's name as a task's, which may have letters, digits, _ and - only."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
+
+
+# --------------------------------------------------------------------------- errors in a number's own units
+
+
+def _is_known(i: int, target: Tensor) -> Tensor:
+    return target[:, i].isnan().logical_not()
+
+
+def _absolute(i: int, std: float, prediction: Tensor, target: Tensor) -> Tensor:
+    return std * (prediction[:, i] - target[:, i]).abs()
+
+
+def _squared(i: int, std: float, prediction: Tensor, target: Tensor) -> Tensor:
+    return (std * (prediction[:, i] - target[:, i])).square()
+
+
+# ---------------------------------------------------------------------------------------- the command
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "class": {"_target_": "torch.nn.CrossEntropyLoss"},
+    "labels": {"_target_": "mtl.losses.MaskedBCE"},
+    "number": {"_target_": "mtl.losses.MaskedL2", "invalid": None},
+}
+
+
+def describe(root: str, labels: str, image: str | None, split: str | None) -> tuple[ImageTable, dict[str, str]]:
+    """The data set of all columns that can be targets, and the others with the reason why not."""
+    file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
+    table = read_table(file, image)
+    targets: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for column in table.columns:
+        if column in (image or table.columns[0], split):
+            continue
+        try:
+            if _name(column) in targets:
+                raise ValueError(f"{targets[_name(column)]} has the name {_name(column)} already.")
+            _encode(table, column, infer(table, (column,), file), (column,), np.ones(len(table), bool), file)
+            targets[_name(column)] = column
+        except ValueError as error:
+            left_out[column] = str(error)
+    if not targets:
+        raise ValueError(f"{file} has no column that can be a target: {'; '.join(left_out.values())}")
+    return ImageTable(root, labels, image, targets, split=split), left_out
+
+
+def write_configuration(data: ImageTable, arguments: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
+    """data/, heads/ and losses/<name>.yaml under ``folder``, for ``mtl-train -cd <folder> data=<name>``."""
+    columns = data.columns.items()
+    own: dict[str, Any] = {"_target_": "mtl.data.image_table.ImageTable", **arguments}
+    own["targets"] = {target: column.columns[0] for target, column in columns}
+    own["kinds"] = {target: column.kind for target, column in columns}
+    own |= {"batch_size": data.batch_size, "image_size": data.input_info["image_size"], "augment": False}
+    heads: dict[str, Any] = {"defaults": [{f"/head@{target}": "linear"} for target in data.targets]}
+    heads |= {target: {"out_features": column.width} for target, column in columns}
+    contents = {
+        "data": own,
+        "heads": heads,
+        "losses": {target: dict(LOSSES[column.kind]) for target, column in columns},
+    }
+    files = {folder / group / f"{name}.yaml": content for group, content in contents.items()}
+    for file in files:
+        if file.exists():
+            raise ValueError(f"{file} is already there: choose another --name, or take it away.")
+    for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        remarks = "".join(f"# {target}: {column}\n" for target, column in columns)
+        file.write_text(remarks + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None))
+    return list(files)
+
+
+def make_fixture(root: Path, rows: int = 24) -> None:
+    """Blots of three colours, some round and some striped, of a size in millimetres; some cells are empty."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    colours = {"blue": (60, 90, 220), "green": (70, 190, 80), "red": (220, 60, 60)}
+    lines = ["file,colour,round,striped,size"]
+    down, right = np.mgrid[:24, :32]
+    for i in range(rows):
+        colour, is_round, striped = list(colours)[i % 3], i % 2, int(rng.integers(2))
+        radius = rng.uniform(4, 11)
+        distance = np.hypot(down - 12, right - 16) if is_round else np.maximum(abs(down - 12), abs(right - 16))
+        inside = (distance < radius) & ((right % 4 < 2) | (striped == 0))
+        pixels = np.where(inside[..., None], colours[colour], 240) + rng.normal(0, 4, (24, 32, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{i}.png")
+        cells = [colour, str(is_round), str(striped), f"{radius:.2f}"]
+        if i % 8 == 5:
+            cells[i // 8 % len(cells)] = ""
+        lines.append(",".join([f"images/{i}.png", *cells]))
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Say what the columns of a table are taken for, and write the configuration that trains on them."""
+    parser = argparse.ArgumentParser("python -m mtl.data.image_table", description=main.__doc__)
+    parser.add_argument("root", nargs="?", help="the folder of images and the table")
+    parser.add_argument("--labels", default="labels.csv", help="the table, in that folder: .csv or .parquet")
+    parser.add_argument("--image", help="its column with the images' paths; the first, unless told")
+    parser.add_argument("--split", help="its column that says train, val or test, if it has one")
+    parser.add_argument("--write", type=Path, metavar="CONF", help="write the configuration into this folder")
+    parser.add_argument("--name", default="mine", help="what it is called there: data=mine, unless told")
+    parser.add_argument(
+        "--make-fixture", type=Path, metavar="DIR", help="write a tiny folder of that kind, and no more"
+    )
+    given = parser.parse_args()
+    if given.make_fixture is not None:
+        fixtures.write(make_fixture, given.make_fixture, parser)
+        return
+    if given.root is None:
+        parser.error("give the folder of the images and the table.")
+    arguments = {"root": str(Path(given.root).absolute()), "labels": given.labels, "image": given.image}
+    arguments["split"] = given.split
+    try:
+        data, left_out = describe(**arguments)
+        print(f"train {len(data.train)}, val {len(data.val)}, test {len(data.test)} rows; an image is {data.image}")
+        for target, column in data.columns.items():
+            print(f"  {target}: {column}")
+        for column_name, reason in left_out.items():
+            print(f"  {column_name} is left out: {reason}")
+        if given.write is not None:
+            files = write_configuration(data, arguments, given.write, given.name)
+            print(f"Written: {', '.join(map(str, files))}. Look them through, and then:")
+            print(f"mtl-train -cd {given.write} data={given.name}")
+    except ValueError as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+if __name__ == "__main__":
+    main()

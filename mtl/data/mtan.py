@@ -1,0 +1,67 @@
+"""The layout that MTAN gave to NYUv2 and Cityscapes: a folder of numbered arrays for every split and kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision import tv_tensors
+
+from mtl.data.files import check_shape, find_root, read_array
+
+Item = tuple[str, int]  # the name of a split's folder, and a number
+
+
+class Arrays:
+    """``root/{train,val}/<kind>/<i>.npy``: arrays ``[H, W, …]`` of one height and width, whatever their dtype.
+
+    ``image`` is one of the ``kinds``; its numbers go from 0 to 255 where the first training image has integers or
+    anything above 1, else from 0 to 1. ``train`` and ``val`` are the samples, ``size`` their height and width.
+    ValueError for a root without these folders, with ``source``, how to get them, and for a number that is missing.
+    """
+
+    def __init__(self, root: str, kinds: Sequence[str], source: str) -> None:
+        self._root = find_root(root, {f"{s}/{kind}": "<i>.npy" for s in ("train", "val") for kind in kinds}, source)
+        self.train, self.val = (self._numbered(split, kinds) for split in ("train", "val"))
+        first = read_array(self.file(self.train[0], "image"))
+        check_shape(self.file(self.train[0], "image"), first, (*first.shape[:2], 3))
+        self.size = first.shape[:2]
+        self._brightest = 255 if first.dtype.kind != "f" or first.max() > 1 else 1
+
+    def file(self, item: Item, kind: str) -> Path:
+        """Where an array is."""
+        split, number = item
+        return self._root / split / kind / f"{number}.npy"
+
+    def read(self, item: Item, kind: str, *channels: int) -> NDArray[Any]:
+        """An array ``[H, W, *channels]``; ValueError with the file if it cannot be read or has another shape."""
+        array = read_array(self.file(item, kind))
+        check_shape(self.file(item, kind), array, (*self.size, *channels))
+        return array
+
+    def image(self, item: Item) -> tv_tensors.Image:
+        """The image ``[3, H, W]``, from 0 to 1; ValueError with the file for other numbers."""
+        array = self.read(item, "image", 3)
+        wrong = ~((array >= 0) & (array <= self._brightest))
+        if wrong.any():
+            raise ValueError(
+                f"{self.file(item, 'image')} has the value {array[wrong][0]:g}; it must be from 0 to "
+                f"{self._brightest}, as in the first training image."
+            )
+        return tv_tensors.Image(torch.from_numpy(array.astype(np.float32) / self._brightest).permute(2, 0, 1))
+
+    def _numbered(self, split: str, kinds: Sequence[str]) -> list[Item]:
+        """The samples of a split in the order of their numbers; every kind must have the same."""
+        folders = [self._root / split / kind for kind in kinds]
+        numbers = [{int(file.stem) for file in folder.glob("*.npy") if file.stem.isdecimal()} for folder in folders]
+        together = sorted(set.union(*numbers))
+        if not together:
+            raise ValueError(f"{folders[0]} holds no <number>.npy.")
+        for folder, own in zip(folders, numbers, strict=True):
+            if lacking := [number for number in together if number not in own]:
+                raise ValueError(f"{folder / f'{lacking[0]}.npy'} is missing, one of {len(lacking)} in that folder.")
+        return [(split, number) for number in together]

@@ -1,0 +1,158 @@
+"""Office-31 and Office-Home: the domains are the tasks, and each has images of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchmetrics import Metric
+from torchvision.transforms.v2 import functional as F
+
+from mtl import metrics
+from mtl.data import fixtures
+from mtl.data.files import MEAN, STD, check_batch_size, find_root, naming, read_image
+
+SPLITS = ("train", "val", "test")
+SOURCE = (
+    "the images are at faculty.cc.gatech.edu/~judy/domainadapt (31) and hemanthdv.org/officeHomeDataset.html (Home), "
+    "the lists of the field's splits are in LibMTL's example, and "
+    "python -m mtl.data.office --make-fixture DIR writes a tiny one."
+)
+
+Images = list[tuple[str, int]]  # a path below the root and a class
+
+
+class Office:
+    """The domains of Office-31 or Office-Home, each a task: which of ``classes`` objects an image of it shows.
+
+    ``root`` has the images, and ``lists`` (by default the same folder) ``<domain>_{train,val,test}.txt`` with lines
+    ``path class``, 60 / 20 / 20 % of the images in the field. Nothing is augmented.
+
+    Inputs: a dict domain -> ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet; targets: each
+    domain's classes. In training every domain gives ``batch_size`` images to a batch. An epoch is as long as the
+    largest domain; the others begin again when they are through, so that all of their images come equally often, and
+    one may come twice in a batch. For validation and test every domain gives its own images once.
+
+    Raises ValueError for files that are missing, lines that are no path and class, and, where it is read, a broken
+    image; each names the file. Source: Saenko et al. 2010; Venkateswara et al. 2017; the splits are LibMTL's.
+    """
+
+    multi_input = True
+
+    def __init__(
+        self,
+        root: str,
+        domains: Sequence[str],
+        classes: int,
+        lists: str | None = None,
+        batch_size: int = 64,
+        image_size: int = 224,
+        seed: int = 0,
+    ) -> None:
+        check_batch_size(batch_size)
+        if min(classes, image_size) < 1 or not domains:
+            raise ValueError(
+                f"classes={classes} and image_size={image_size} must be 1 or more, and domains={list(domains)} "
+                "must name at least one."
+            )
+        self.targets, self.classes, self.batch_size = tuple(domains), classes, batch_size
+        self.input_info = {"in_channels": 3, "image_size": image_size}
+        self.kinds = dict.fromkeys(domains, "class")
+        needed = {f"{domain}_train.txt": "a list of images" for domain in domains}
+        folder = find_root(lists or root, needed, SOURCE)
+        images = find_root(root, {}, SOURCE)
+
+        def listed(split: str) -> dict[str, Images]:
+            return {domain: _read_list(folder / f"{domain}_{split}.txt", images, classes) for domain in domains}
+
+        self.train = OwnImages(images, listed("train"), image_size, seed)
+        self.val, self.test = (OwnImages(images, listed(split), image_size) for split in SPLITS[1:])
+
+    def metrics(self, target: str) -> dict[str, Metric]:
+        """The share of a domain's images whose class is right."""
+        return metrics.classification(self.classes)
+
+
+class OwnImages(Dataset):
+    """One split: sample i has an image of every domain, or with ``seed=None`` of those that have so many."""
+
+    def __init__(self, root: Path, images: dict[str, Images], image_size: int, seed: int | None = None) -> None:
+        self._root, self._images, self._image_size = root, images, image_size
+        self._order = None
+        if seed is not None:
+            rngs = (np.random.default_rng((seed, number)) for number in range(len(images)))
+            self._order = {
+                domain: rng.permutation(len(images[domain])) for domain, rng in zip(images, rngs, strict=True)
+            }
+
+    def __len__(self) -> int:
+        return max(map(len, self._images.values()))
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        inputs, targets = self.batch([index], epoch=0)
+        return {name: x[0] for name, x in inputs.items()}, {name: y[0] for name, y in targets.items()}
+
+    def samples(self, task: str, indices: Sequence[int]) -> list[int]:
+        """Which of ``indices`` have an image of a domain."""
+        return list(indices) if self._order is not None else [i for i in indices if i < len(self._images[task])]
+
+    def batch(self, indices: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The images of ``indices`` in this epoch, of each domain that has any."""
+        inputs, targets = {}, {}
+        for domain, images in self._images.items():
+            own = [images[self._place(domain, index, epoch)] for index in self.samples(domain, indices)]
+            if own:
+                inputs[domain] = torch.stack([self._read(path) for path, _ in own])
+                targets[domain] = torch.tensor([label for _, label in own])
+        return inputs, targets
+
+    def _place(self, domain: str, index: int, epoch: int) -> int:
+        if self._order is None:
+            return index
+        # The epochs follow each other without a gap: what one of them did not come to is what the next begins with.
+        order = self._order[domain]
+        return int(order[(epoch * len(self) + index) % len(order)])
+
+    def _read(self, path: str) -> Tensor:
+        image = F.resize(read_image(self._root / path), [self._image_size, self._image_size], antialias=True)
+        return F.normalize(F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True), list(MEAN), list(STD))
+
+
+def _read_list(file: Path, root: Path, classes: int) -> Images:
+    with naming(file):
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    images = []
+    for line in lines:
+        path, _, label = line.rpartition(" ")
+        if not path or not label.isdecimal() or int(label) >= classes:
+            raise ValueError(f"{file} has the line '{line}'; a line is a path and a class from 0 to {classes - 1}.")
+        if not (root / path).is_file():
+            raise ValueError(f"{file} has {path}, but {root / path} does not exist: {SOURCE}")
+        images.append((path, int(label)))
+    if not images:
+        raise ValueError(f"{file} lists no image.")
+    return images
+
+
+def make_fixture(root: Path, sizes: dict[str, tuple[int, int, int]] | None = None, classes: int = 31) -> None:
+    """A tiny Office-31 of random scenes; ``sizes``: of each domain, the images in its three splits."""
+    rng = np.random.default_rng(0)
+    for domain, counts in (sizes or {"amazon": (12, 4, 4), "dslr": (5, 2, 3), "webcam": (7, 3, 2)}).items():
+        for split, count in zip(SPLITS, counts, strict=True):
+            lines = []
+            for number in range(count):
+                label = int(rng.integers(classes))
+                path = f"{domain}/images/class_{label:02d}/{split}_{number:04d}.jpg"
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(fixtures.scene(rng, 30, 40, 5)["image"]).save(root / path)
+                lines.append(f"{path} {label}\n")
+            (root / f"{domain}_{split}.txt").write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    fixtures.main(make_fixture)

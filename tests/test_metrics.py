@@ -1,0 +1,210 @@
+"""Metrics against scikit-learn and loops over single pixels, accumulated over batches."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from mtl import metrics
+
+NAN = math.nan
+
+
+def accumulated(named, batches):
+    for prediction, target in batches:
+        for metric in named.values():
+            metric.update(prediction, target)
+    return {name: metric.compute().item() for name, metric in named.items()}
+
+
+def split(prediction, target, sizes=(1, 3, 2)):
+    return list(zip(prediction.split(list(sizes)), target.split(list(sizes)), strict=True))
+
+
+def test_segmentation_is_one_confusion_matrix_over_the_set():
+    torch.manual_seed(0)
+    logits, target = torch.randn(6, 5, 8, 8), torch.randint(4, (6, 8, 8))  # class 4 is predicted but never there
+    target[torch.rand(6, 8, 8) < 0.2] = -1
+    batches = split(logits, target)
+    found = accumulated(metrics.segmentation(5, ignore_index=-1), batches)
+    known = target >= 0
+    y, p = target[known].numpy(), logits.argmax(1)[known].numpy()
+    assert found["miou"] == pytest.approx(sk.jaccard_score(y, p, average="macro"), rel=1e-5)
+    assert found["pixel_accuracy"] == pytest.approx(sk.accuracy_score(y, p), rel=1e-5)
+    by_batch = [accumulated(metrics.segmentation(5, ignore_index=-1), [batch])["miou"] for batch in batches]
+    assert found["miou"] != pytest.approx(np.mean(by_batch), rel=1e-3)
+
+
+def test_a_class_that_occurs_nowhere_is_not_in_the_mean():
+    target = torch.tensor([[[0, 1], [1, 1]]])
+    logits = torch.nn.functional.one_hot(target, 7).permute(0, 3, 1, 2).float()
+    assert accumulated(metrics.segmentation(7), [(logits, target)])["miou"] == 1
+
+
+def test_classes_without_a_label_do_not_count():
+    logits, target = torch.eye(3), torch.tensor([0, 2, -100])
+    assert accumulated(metrics.classification(3), [(logits, target)]) == {"accuracy": 0.5}
+
+
+def depth_batches():
+    torch.manual_seed(1)
+    prediction, target = 4 * torch.rand(6, 1, 5, 5), 0.5 + 4 * torch.rand(6, 1, 5, 5)
+    target[torch.rand(target.shape) < 0.3] = 0.0
+    target[0, 0, 0, 0] = NAN
+    return split(prediction, target)
+
+
+def depth_errors(batches):
+    for prediction, target in batches:
+        known = [(p, t) for p, t in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True) if t > 0]
+        yield [abs(p - t) for p, t in known], [abs(p - t) / t for p, t in known]
+
+
+def test_depth_in_both_conventions():
+    batches = depth_batches()
+    found = accumulated(metrics.depth(batch_mean=True), batches)
+    absolute, relative = zip(*depth_errors(batches), strict=True)
+    assert found["abs_err"] == pytest.approx(np.mean(np.concatenate(absolute)), rel=1e-5)
+    assert found["rel_err"] == pytest.approx(np.mean(np.concatenate(relative)), rel=1e-5)
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean(np.square(np.concatenate(absolute)))), rel=1e-5)
+    assert found["abs_err_batch_mean"] == pytest.approx(np.mean([np.mean(e) for e in absolute]), rel=1e-5)
+    assert found["rel_err_batch_mean"] == pytest.approx(np.mean([np.mean(e) for e in relative]), rel=1e-5)
+    assert found["abs_err"] != pytest.approx(found["abs_err_batch_mean"], rel=1e-3)
+    assert set(metrics.depth()) == {"abs_err", "rel_err", "rmse"}
+
+
+def test_a_regression_takes_every_number_but_nan():
+    target = torch.tensor([[0.0, 2.0], [NAN, -1.0]])
+    found = accumulated(metrics.regression(), [(torch.ones(2, 2), target)])
+    assert found == {"abs_err": pytest.approx(4 / 3), "rmse": pytest.approx(math.sqrt(2))}
+
+
+def normal_batches():
+    torch.manual_seed(2)
+    target = torch.nn.functional.normalize(torch.randn(6, 3, 7, 7), dim=1)
+    prediction = 3 * (target + 0.4 * torch.randn(6, 3, 7, 7) * torch.rand(6, 1, 1, 1))
+    target[:, :, 3, 4] = 0.0
+    target[5, :, 2] = 0.0
+    return split(prediction, target)
+
+
+def angles(batches):
+    for prediction, target in batches:
+        p, t = (x.movedim(1, -1).reshape(-1, 3).double().numpy() for x in (prediction, target))
+        p, t = p[np.abs(t).sum(1) > 0], t[np.abs(t).sum(1) > 0]
+        cosine = (p * t).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(t, axis=1)
+        yield np.degrees(np.arccos(cosine.clip(-1, 1)))
+
+
+def test_normals_in_both_conventions():
+    batches = normal_batches()
+    found = accumulated(metrics.normals(batch_mean=True), batches)
+    by_batch = list(angles(batches))
+    every = np.concatenate(by_batch)
+    assert found["angle_mean"] == pytest.approx(every.mean(), rel=1e-5)
+    lower = np.sort(every)[(len(every) - 1) // 2]
+    assert abs(found["angle_median"] - lower) <= 0.01
+    assert found["angle_mean_batch_mean"] == pytest.approx(np.mean([a.mean() for a in by_batch]), rel=1e-5)
+    medians = [np.sort(a)[(len(a) - 1) // 2] for a in by_batch]
+    assert found["angle_median_batch_mean"] == pytest.approx(np.mean(medians), rel=1e-4)
+    for limit in (11.25, 22.5, 30):
+        assert found[f"within_{limit}"] == pytest.approx((every < limit).mean(), rel=1e-5)
+        assert found[f"within_{limit}_batch_mean"] == pytest.approx(np.mean([(a < limit).mean() for a in by_batch]))
+    assert abs(found["angle_median"] - found["angle_median_batch_mean"]) > 0.01
+    assert len(found) == 10 and set(metrics.normals()) == {name for name in found if "batch" not in name}
+
+
+def test_the_median_of_a_few_angles():
+    for degrees in ([10.0], [10.0, 40.0], [180.0, 0.0, 90.0], [5.0] * 4 + [179.0]):
+        radians = torch.tensor(degrees).deg2rad()
+        prediction = torch.stack([radians.cos(), radians.sin(), torch.zeros_like(radians)])[None, :, None]
+        target = torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(prediction.shape)
+        metric = metrics.MedianAngle()
+        metric.update(prediction, target)
+        assert metric.compute().item() == pytest.approx(sorted(degrees)[(len(degrees) - 1) // 2], abs=0.011)
+
+
+def test_small_angles_are_not_rounded_and_no_direction_is_a_right_angle():
+    target = torch.tensor([0.6, 0.0, 0.8])[None, :, None, None]
+    tilted = target + torch.tensor([0.8, 0.0, -0.6])[None, :, None, None] * 1e-5
+    assert metrics.angle(tilted, target).item() == pytest.approx(math.degrees(1e-5), rel=0.05)
+    assert metrics.angle(torch.zeros_like(target), target).item() == 90
+
+
+def test_attributes_count_what_has_a_label():
+    torch.manual_seed(3)
+    logits, target = torch.rand(6, 4) * 2 - 0.5, (torch.rand(6, 4) < 0.5).float()  # one batch is all within 0 and 1
+    logits[0].clamp_(0, 1)
+    target[2, 1] = target[4, 3] = NAN
+    known = ~target.isnan()
+    single = accumulated(metrics.attributes(), split(logits, target))
+    y, p = target[known].numpy(), (logits[known] > 0).numpy()
+    assert single == {
+        "f1": pytest.approx(sk.f1_score(y, p)),
+        "accuracy": pytest.approx(sk.accuracy_score(y, p)),
+    }
+    several = accumulated(metrics.attributes(4), split(logits, target))
+    columns = [(target[:, i][known[:, i]].numpy(), (logits[:, i][known[:, i]] > 0).numpy()) for i in range(4)]
+    assert several["f1"] == pytest.approx(np.mean([sk.f1_score(y, p) for y, p in columns]))
+    assert several["accuracy"] == pytest.approx(np.mean([sk.accuracy_score(y, p) for y, p in columns]))
+    assert several["f1"] != pytest.approx(single["f1"], rel=1e-3)
+
+
+def test_the_best_threshold_is_one_for_the_set():
+    torch.manual_seed(4)
+    logits, target = torch.randn(6, 1, 9, 9), (torch.rand(6, 1, 9, 9) < 0.2).float()
+    logits += target - torch.arange(6.0).view(6, 1, 1, 1) / 2
+    target[1, 0, :2] = NAN
+    found = accumulated(metrics.saliency(), split(logits, target))
+    known = ~target.isnan()
+    y, p = target[known].numpy(), logits.sigmoid()[known].numpy()
+    scores = [(sk.f1_score(y, p >= t), sk.jaccard_score(y, p >= t)) for t in np.linspace(0, 1, 101)]
+    assert found["max_f"] == pytest.approx(max(f for f, _ in scores))
+    assert found["max_iou"] == pytest.approx(max(j for _, j in scores))
+    assert found["max_f"] > 1.1 * sk.f1_score(y, p >= 0.5)
+    assert list(metrics.edges()) == ["max_f"]
+
+
+def test_every_metric_says_which_way_is_better():
+    kinds = [
+        metrics.classification(3), metrics.segmentation(3), metrics.depth(batch_mean=True), metrics.regression(),
+        metrics.normals(batch_mean=True), metrics.attributes(), metrics.attributes(3),
+        metrics.edges(), metrics.saliency(),
+    ]  # fmt: skip
+    for named in kinds:
+        for name, metric in named.items():
+            error = "err" in name or name.startswith(("angle", "rmse"))
+            assert metric.higher_is_better is not error, name
+
+
+def test_states_of_two_processes_add_up():
+    """Every state has the reduction sum, so that what two ranks saw is what one would have seen."""
+    depths, normals = depth_batches(), normal_batches()
+    binary = [(torch.randn(2, 3), torch.ones(2, 3)), (torch.randn(2, 3), torch.tensor([[0.0, 1, NAN]] * 2))]
+    maps = [(torch.randn(2, 4, 3, 3), torch.randint(4, (2, 3, 3))) for _ in range(2)]
+    kinds = [
+        (metrics.depth(batch_mean=True), depths),
+        (metrics.normals(batch_mean=True), normals),
+        (metrics.segmentation(4), maps),
+        (metrics.attributes(), binary),
+        (metrics.attributes(3), binary),
+        (metrics.saliency(), binary),
+    ]
+    for named, batches in kinds:
+        for name, metric in named.items():
+            other = copy.deepcopy(metric)
+            metric.update(*batches[0])
+            other.update(*batches[1])
+            alone = metric.compute().item()
+            for state, reduction in metric._reductions.items():
+                setattr(metric, state, reduction(torch.stack([getattr(metric, state), getattr(other, state)])))
+            metric._computed = None
+            together = metric.compute().item()
+            metric.reset()
+            metric.update(*batches[0])
+            metric.update(*batches[1])
+            assert together == pytest.approx(metric.compute().item(), rel=1e-6), name
+            assert together != pytest.approx(alone, rel=1e-6), name
