@@ -120,8 +120,11 @@ def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
     ReportError for a key to tune that is the same in every run.
     """
     by_data: dict[str, list[Run]] = {}
-    for run in runs:
-        by_data.setdefault(class_name(run.settings, "data") or "unknown", []).append(run)
+    for run in sorted(runs, key=lambda run: not run.config):  # sorted() keeps the order otherwise
+        named = class_name(
+            run.settings, "data"
+        )  # a run that failed before it was configured is told of with the others
+        by_data.setdefault(named or next(iter(by_data), "unknown"), []).append(run)
     settings = [run.settings for run in runs]
     varying = differing(settings)
     for key in tune:
@@ -133,7 +136,7 @@ def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
 
 def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:
     notes: list[str] = []
-    candidates = _group(runs, notes)
+    candidates = _group([run for run in runs if run.config] or runs, notes)
     settings = [row.settings for row in candidates]
     hidden = mirrors(settings, tune) if tune else set()
     rows = _select(candidates, hidden, tune, notes)
@@ -283,7 +286,10 @@ def _say_what_is_missing(comparison: Comparison) -> None:
         if run.status == "running":
             notes.append(f"{run.name} is running, or was killed.")
         elif not run.finished:
-            notes.append(f"{run.name} is {run.status}{f': {run.error}' if run.error else ''}.")
+            words = f"{run.name} is {run.status}{f': {run.error}' if run.error else ''}"
+            notes.append(words.rstrip(".") + ".")
+        elif not run.config:
+            notes.append(f"{run.name} has no config.yaml that can be read, and is in no row.")
         if run.broken:
             notes.append(f"{run.name}/metrics.jsonl has {run.broken} broken lines, which were left out.")
     few = [row for row in comparison.rows if 0 < len(row.finished) < 3]

@@ -400,11 +400,12 @@ function examples(c) {
   if (!rows.length) return "";
   const show = part => part.src ? element("img", { src: part.src, alt: "" }) : document.createTextNode(part.text);
   const body = element("div", { class: "examples" });
+  const cell = (...content) => element("td", { class: "left" }, ...content);
   const fill = row => body.replaceChildren(...row.examples.map(e => element("div", { class: "scroll" }, element("table", {},
-    element("thead", {}, element("tr", {}, ...["input", "task", "target", "prediction"].map(t => element("th", { class: "left" }, t)))),
-    element("tbody", {}, ...Object.entries(e.tasks).map(([task, part], i) => element("tr", {},
-      element("td", { class: "left" }, ...(i ? [] : [show(e.image), element("span", { class: "soft" }, e.title)])),
-      element("td", { class: "left" }, task), element("td", { class: "left" }, show(part.target)), element("td", { class: "left" }, show(part.prediction)))))))));
+    element("thead", {}, element("tr", {}, ...["", "input", ...Object.keys(e.tasks)].map(t => element("th", { class: "left" }, t)))),
+    element("tbody", {},
+      element("tr", {}, cell("target"), cell(show(e.image), element("span", { class: "soft" }, e.title)), ...Object.values(e.tasks).map(part => cell(show(part.target)))),
+      element("tr", {}, cell("prediction"), cell(), ...Object.values(e.tasks).map(part => cell(show(part.prediction)))))))));
   fill(rows[0]);
   return element("section", { id: "examples" }, element("h2", {}, "Example predictions"),
     element("div", { class: "controls" }, choice("strategy", rows.map((r, i) => [String(i), r.label]), "0", v => fill(rows[Number(v)]))), body);

@@ -177,7 +177,9 @@ def summary_line(comparison: Comparison) -> str:
     keys = [key for key in differing([row.settings for row in comparison.candidates]) if not key.endswith("_target_")]
     counted = ", ".join(f"{count} {status}" for status, count in sorted(ends.items()))
     also = f"; they differ in {', '.join(keys)}" if keys else ""
-    return f"{comparison.data}: {len(comparison.runs)} runs ({counted}), {len(comparison.candidates)} settings{also}."
+    runs, settings = len(comparison.runs), len(comparison.candidates)
+    plural = f"{runs} run{'s' * (runs != 1)} ({counted}), {settings} setting{'s' * (settings != 1)}"
+    return f"{comparison.data}: {plural}{also}."
 
 
 def results(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_a_configuration_that_cannot_be_read_or_holds_a_date(tmp_path):
     write_run(tmp_path / "1", test=accuracies(0.5, 0.5), data={"since": date(2024, 1, 1), "x": []})
     write_run(tmp_path / "2", test=accuracies(0.5, 0.5), data={"since": date(2025, 1, 1), "x": []})
     text, _ = report([tmp_path], tune=["data.since"])
-    assert "unknown: 1 runs" in text and "since 2024-01-01" in text
+    assert "0 has no config.yaml that can be read" in text and "since 2024-01-01" in text
 
 
 @pytest.mark.slow

@@ -135,6 +135,14 @@ def test_two_data_sets_are_two_comparisons(tmp_path):
     assert [c.data for c in compare(find_runs([tmp_path]))] == ["Digits", "Scenes"]
 
 
+def test_a_run_that_failed_before_it_was_configured_is_told_of_but_is_no_row(tmp_path):
+    write_run(tmp_path / "1", test=accuracies(0.5, 0.5))
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text('{"status": "failed", "error": "trainer.mode=up must be min or max."}')
+    comparison, rows = compared(tmp_path)
+    assert list(rows) == ["Naive"] and "0 is failed: trainer.mode=up must be min or max." in comparison.notes
+
+
 def test_a_task_without_a_metric_is_judged_by_its_loss(tmp_path):
     run = write_run(tmp_path / "0", test={"loss/left": 0.5, "loss/right": 0.4, "loss/total": 0.9, "left/accuracy": 0.7})
     comparison, _ = compared(run)
