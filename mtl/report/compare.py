@@ -120,11 +120,10 @@ def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
     ReportError for a key to tune that is the same in every run.
     """
     by_data: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: not run.config):  # sorted() keeps the order otherwise
-        named = class_name(
-            run.settings, "data"
-        )  # a run that failed before it was configured is told of with the others
-        by_data.setdefault(named or next(iter(by_data), "unknown"), []).append(run)
+    # Those that failed before they were configured come last, and are told of with the others.
+    for run in sorted(runs, key=lambda run: not run.config):
+        named = class_name(run.settings, "data") or next(iter(by_data), "unknown")
+        by_data.setdefault(named, []).append(run)
     settings = [run.settings for run in runs]
     varying = differing(settings)
     for key in tune:
