@@ -96,6 +96,7 @@ class Config:
     heads: Any = MISSING
     losses: Any = MISSING
     share: list[str] = field(default_factory=list)
+    tasks: list[str] | None = None
     weighting: Any = MISSING
     strategy: Any = MISSING
     optimizer: Any = MISSING
@@ -159,6 +160,7 @@ def check(cfg: DictConfig) -> None:
         for task in cfg[section] if "_target_" not in cfg[section] else ():
             _check_component(cfg, f"{section}.{task}")
     _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
+    _check_chosen(cfg)
     _check_values(cfg)
 
 
@@ -193,6 +195,20 @@ def _check_tasks(heads: list[str], losses: list[str]) -> None:
         )
 
 
+def _check_chosen(cfg: DictConfig) -> None:
+    chosen, heads = cfg.tasks, [str(task) for task in cfg.heads]
+    if chosen is not None and not (len(chosen) and set(chosen) <= set(heads) and len(set(chosen)) == len(chosen)):
+        raise ConfigError(
+            f"tasks=[{','.join(chosen)}] must name tasks of the head set, each once, or be null for all of them; "
+            f"the head set has {', '.join(heads)}."
+        )
+
+
+def chosen_tasks(cfg: DictConfig) -> list[str]:
+    """The head set's tasks that are trained, in its order: those that ``tasks`` names, or all."""
+    return [task for task in cfg.heads if cfg.get("tasks") is None or task in cfg.tasks]
+
+
 def _check_values(cfg: DictConfig) -> None:
     counts = [(f"trainer.{f.name}", cfg.trainer[f.name]) for f in fields(TrainerConfig)]
     counts += [(f"conflict.{f.name}", cfg.conflict[f.name]) for f in fields(ConflictConfig)]
@@ -213,6 +229,12 @@ def _check_values(cfg: DictConfig) -> None:
     _check_choice("trainer.shard", trainer.shard, (None, "backbone", "all"))
     _check_choice("trainer.on_nan", trainer.on_nan, ("raise", "skip"))
     _check_choice("data.on_error", cfg.data.get("on_error", "raise"), ("raise", "skip"))
+    if trainer.shard is not None and cfg.conflict.audit_every is not None:
+        raise ConfigError(
+            f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use conflict.audit_every=null."
+        )
+    if trainer.shard is not None and trainer.precision == "fp16":
+        raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
     if trainer.ema is not None and trainer.ema >= 1:
         raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
     _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
@@ -352,10 +374,10 @@ def build_parts(cfg: DictConfig) -> Parts:
         raise ConfigError(str(error)) from error
     described = {key: value for key, value in cfg.data.items() if key != "on_error"}
     data = make("data", described, seed=cfg.seed)
-    if not set(cfg.heads) <= set(data.targets):
+    names = chosen_tasks(cfg)
+    if not set(names) <= set(data.targets):
         raise ConfigError(
-            f"heads and losses have the tasks {', '.join(cfg.heads)}, "
-            f"but data has the targets {', '.join(data.targets)}."
+            f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
     two, skips = in_order(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
     inputs, targets = next(iter(Batches(data.val, two, cfg.seed, split="val", on_error=skips)))
@@ -363,17 +385,17 @@ def build_parts(cfg: DictConfig) -> Parts:
     sizes = {key: value for key, value in data.input_info.items() if key == "image_size"}  # what dense heads resize to
     known = sizes | getattr(backbone, "feature_info", {})
     separate = getattr(data, "multi_input", False)
-    backbone = Concatenated(backbone, list(cfg.heads)) if separate else backbone
+    backbone = Concatenated(backbone, names) if separate else backbone
     features = rehearse_backbone(backbone, inputs)
     known = describe_features(features[0] if separate else features) | known
-    heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items()}
+    heads = {task: make(f"heads.{task}", node, **known) for task, node in cfg.heads.items() if task in names}
     try:
         model = MultiTaskModel(backbone, heads, cfg.share)
     except KeyError as error:
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in cfg.heads]
+    tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in names]
     chunks = cfg.strategy.get("token_chunks", 1)
     for task in tasks:
         own = own_samples(task.name, features) if separate else features

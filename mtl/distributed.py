@@ -162,9 +162,9 @@ def all_used(trunk: nn.Module, inputs: Any) -> bool:
     parameters = [p for p in trunk.parameters() if p.requires_grad]
     training = trunk.training
     features = [z for z in pytree.tree_leaves(trunk.eval()(inputs)) if isinstance(z, Tensor) and z.requires_grad]
-    trunk.train(training)
-    vectors = [torch.zeros_like(z) for z in features]
-    return None not in torch.autograd.grad(features, parameters, vectors, allow_unused=True)
+    gradients = torch.autograd.grad(features, parameters, [torch.zeros_like(z) for z in features], allow_unused=True)
+    trunk.train(training)  # not before: activations may have been computed again
+    return None not in gradients
 
 
 def spread(module: nn.Module) -> None:

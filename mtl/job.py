@@ -46,6 +46,8 @@ def identify(cfg: DictConfig) -> DictConfig:
         tracker.run_name = (",".join(own) or f"{cfg.name}-{choices.strategy}-seed={cfg.seed}")[:128]  # W&B's limit
     if tracker.group is None and hydra_cfg.mode == RunMode.MULTIRUN:
         tracker.group = "-".join(Path(hydra_cfg.sweep.dir).parts[-3:])[:128]
+    if tracker.group is None:  # an agent of W&B's starts each run of its sweep alone
+        tracker.group = os.environ.get("WANDB_SWEEP_ID") or None
     named = (choices.get(group) for group in ("data", "backbone", "strategy"))  # none where one was written in full
     tracker.tags = [*tracker.tags, *(str(choice) for choice in named if choice is not None)]
     return cfg

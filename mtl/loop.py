@@ -383,6 +383,11 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path) -> dict[s
             "val": state.best_metrics,
         },
         "last": {"val": report.only_metrics(val[-1]) if val else {}},
+        "higher_is_better": {
+            f"{task.name}/{name}": metric.higher_is_better
+            for task in state.tasks
+            for name, metric in task.metrics.items()
+        },
         "conflict": report.mean_conflict(train),
         "parameters": {
             "shared": sum(p.numel() for p in state.model.shared_parameters()),

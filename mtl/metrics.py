@@ -127,6 +127,7 @@ class BitsPerByte(Metric):
     the bytes that they stand for. Tokenizers can be compared by it, which they cannot be by the loss of a token.
     """
 
+    higher_is_better = False
     bits: Tensor
     bytes: Tensor
 

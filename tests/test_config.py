@@ -55,6 +55,23 @@ def test_every_backbone_takes_a_step(backbone):
     one_step(*built(f"backbone={backbone}"))
 
 
+@pytest.mark.parametrize("arm", options("arm"))
+def test_every_arm_of_the_study_takes_a_step(arm):
+    parts, state = built("+experiment=digits_strategies", f"+arm={arm}", "backbone=mlp")
+    result = one_step(parts, state)
+    assert list(result.losses) == ([arm.removeprefix("single_")] if "single" in arm else ["left", "right", "sum"])
+
+
+def test_one_head_of_a_set_alone_sees_the_same_data():
+    whole, alone = built("seed=3"), built("seed=3", "tasks=[right]")
+    assert list(alone[1].model.heads) == ["right"] and [task.name for task in alone[0].tasks] == ["right"]
+    shared = zip(whole[1].model.shared_parameters(), alone[1].model.shared_parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in shared)  # paired by seed: both start from the same trunk
+    a, b = (parts.data.train.batch([0, 1, 2], 0)[0] for parts, _ in (whole, alone))
+    assert torch.equal(a, b)
+    assert list(built("tasks=[right,left]")[1].model.heads) == ["left", "right"]  # in the set's own order
+
+
 @pytest.mark.parametrize(
     ("features", "head"), [("pooled", "mlp"), ("tokens", "attention_pool"), ("pyramid", "pyramid_pool")]
 )
@@ -226,6 +243,9 @@ MISTAKES = [
         "weighting: weights.lft names no task; the tasks are left, right.",
     ),
     (["weighting=static", "+weighting.weights.left=-1"], "weighting: weights.left=-1 must be 0 or more."),
+    (["tasks=[middle]"], "tasks=[middle] must name tasks of the head set, each once, or be null for all of them; the"),
+    (["tasks=[left,left]"], "the head set has left, right."),
+    (["tasks=[]"], "tasks=[] must name tasks of the head set"),
     (["weighting=static", "weighting.weights=0.3"], "weighting.weights=0.3 has the wrong type"),
 ]
 

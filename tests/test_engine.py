@@ -128,6 +128,8 @@ def test_an_evaluation_is_not_compiled(backend, tmp_path):
         (["~backbone", "+backbone._target_=test_precision.Features", "trainer.grad_checkpointing=true"],
          "trainer.grad_checkpointing=true: Features has no set_grad_checkpointing."),
         (["trainer.shard=backbone"], "trainer.shard=backbone needs more than one process: trainer.devices=…."),
+        (["trainer.shard=all", "trainer.precision=fp16"], "trainer.shard=all needs trainer.precision=bf16 or 32, not"),
+        (["trainer.shard=all", "conflict.audit_every=5"], "trainer.shard=all: no rank has whole rows over the"),
         (["trainer.precision=64"], "trainer.precision=64 must be one of 32, bf16, fp16."),
         (["trainer.accumulate=all"], "trainer.accumulate=all must be one of micro, exact."),
         (["trainer.devices=0"], "trainer.devices=0 must be 1 or more."),

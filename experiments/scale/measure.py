@@ -1,4 +1,6 @@
-"""What precision, memory order, accumulation and recomputation cost: python experiments/scale/measure.py [--device cuda]
+"""What precision, memory order, accumulation and recomputation cost.
+
+    python experiments/scale/measure.py [--device cuda]
 
 Every variant is a step of the same batch, in rotating order in one process; medians of the ratios to the first one.
 """
@@ -41,9 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     variants = VARIANTS | (ON_GPU if arguments.device != "cpu" else {})
-    steps = {
-        name: step_of(options, arguments.device, 4 if "micro" in name else 1) for name, options in variants.items()
-    }
+    device = arguments.device
+    steps = {name: step_of(options, device, 4 if "micro" in name else 1) for name, options in variants.items()}
     peaks = {name: peak(step, arguments.device) for name, step in steps.items()}
     ratios: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)

@@ -1,15 +1,19 @@
 """What works with what, found out by trying: the table in the README. ``python tests/distributed/what_works.py``."""
 
+import functools
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+from torch import nn
 
-from distributed.ranks import run_ranks
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]  # as a script it is only in its folder
 
-from mtl.config import ConfigError, load
-from mtl.train import train
+from distributed.ranks import run_ranks  # noqa: E402
+
+from mtl import report  # noqa: E402
+from mtl.config import ConfigError, load  # noqa: E402
+from mtl.train import train  # noqa: E402
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- what works with what: tests/distributed/what_works.py -->\n", "<!-- end -->"
@@ -35,7 +39,9 @@ TOGETHER = {
     "DDP": [],
     "FSDP trunk": ["trainer.shard=backbone"],
     "FSDP all": ["trainer.shard=all"],
-    "DDP, fp16, exact, recompute, SyncBN": [*ALONE["fp16"], *ALONE["exact"], *ALONE["recompute"], "trainer.sync_batchnorm=true"],
+    "DDP, fp16, exact, recompute, SyncBN": [
+        *ALONE["fp16"], *ALONE["exact"], *ALONE["recompute"], "trainer.sync_batchnorm=true",
+    ],
     "FSDP trunk, bf16, micro": ["trainer.shard=backbone", *ALONE["bf16"], *ALONE["micro"]],
 }  # fmt: skip
 RUN = [
@@ -45,8 +51,11 @@ RUN = [
 
 
 def attempt(root, columns):
-    """Whether each strategy runs with each of the columns' options, after one look at its errors."""
+    """Whether each strategy runs with each of the columns' options, or is refused."""
     works = {}
+    # What is compiled is compared elsewhere (tests/test_engine.py); here torch's tracing is enough, no run is drawn.
+    compile_by, draw, report.draw_run = nn.Module.compile, report.draw_run, lambda folder: None
+    nn.Module.compile = functools.partialmethod(compile_by, backend="aot_eager")
     for row, own in ROWS.items():
         for column, options in columns.items():
             folder = Path(root) / str(len(works))
@@ -56,6 +65,7 @@ def attempt(root, columns):
             except ConfigError as error:
                 assert str(error).startswith(("trainer.", "strategy.")), error
                 works[row, column] = False
+    nn.Module.compile, report.draw_run = compile_by, draw
     return works
 
 

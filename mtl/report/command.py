@@ -1,0 +1,79 @@
+"""The command mtl-report: runs and sweeps as tables, report.md, results.csv, results.json and one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtl.report.compare import compare
+from mtl.report.folders import ReportError, common_folder, find_runs
+from mtl.report.page import page
+from mtl.report.tables import csv_of_runs, markdown, results
+
+EXAMPLE = """
+  mtl-report outputs/digits_strategies                                       everything below a folder
+  mtl-report outputs/digits_strategies --tune optimizer.lr weighting.weights one row a strategy, each at its best lr
+"""
+
+
+def report(
+    paths: Sequence[Path], out: Path | None = None, tune: Sequence[str] = (), wandb: bool = False
+) -> tuple[str, Path]:
+    """Write the report of all runs below ``paths``; its text, and the folder where it is.
+
+    ``wandb``: log it to a W&B run of the same project, entity and group as the first of the runs, too.
+
+    The folder is ``out``, or else the one that holds all the paths. ReportError, one sentence, before anything is
+    written.
+    """
+    runs = find_runs(paths)
+    comparisons = compare(runs, tune)
+    folder = out or common_folder(paths)
+    title = " and ".join(dict.fromkeys(path.resolve().name for path in paths))
+    text = markdown(comparisons, title)
+    files = {
+        "report.md": text,
+        "results.csv": csv_of_runs(comparisons),
+        "results.json": json.dumps(results(comparisons), indent=2, allow_nan=False, default=str) + "\n",
+        "report.html": page(comparisons, title),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_text(content)
+    except OSError as error:
+        raise ReportError(f"--out {folder} cannot be written ({error.strerror}): choose a folder that can.") from error
+    if wandb:
+        from mtl.report.send import send
+
+        tracker = runs[0].config.get("tracker", {})
+        text += "\n" + send(folder, tracker.get("project", "mtl"), tracker.get("entity"), tracker.get("group")) + "\n"
+    return text, folder
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "mtl-report", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or any folder above them")
+    parser.add_argument(
+        "--tune", nargs="+", default=[], metavar="KEY", help="keys whose best value is selected on validation"
+    )
+    parser.add_argument("--out", type=Path, help="where the files go; default: the folder that holds all the paths")
+    parser.add_argument("--wandb", action="store_true", help="log the tables and the page to a W&B run as well")
+    arguments = parser.parse_args()
+    try:
+        text, folder = report(arguments.paths, arguments.out, arguments.tune, arguments.wandb)
+    except ReportError as error:
+        print(f"mtl-report: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(text)
+    print(f"report.html, report.md, results.csv and results.json are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

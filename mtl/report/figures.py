@@ -1,0 +1,84 @@
+"""Pictures of one run: run.png, and the heat map of a cosine matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl.report.text import mean, read_metrics, task_names
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CELL = 32  # pixels of a heat map's cell
+
+
+def heat_map(matrix: Any) -> np.ndarray:
+    """A matrix of cosines as pixels ``[H, W, 3]``: blue agrees, red fights, grey is not known."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    values = np.asarray(matrix, dtype=float)
+    pixels = colormaps["RdBu"].with_extremes(bad="0.6")(np.ma.masked_invalid((values + 1) / 2))[..., :3]
+    return np.kron((pixels * 255).astype(np.uint8), np.ones((CELL, CELL, 1), np.uint8))
+
+
+def draw_run(folder: Path) -> Path:
+    """Draw run.png in a run's folder: losses, val metrics, cosines over time, and the mean cosine matrix."""
+    from matplotlib.figure import Figure
+
+    train, val = read_metrics(folder, "train"), read_metrics(folder, "val")
+    tasks = list(dict.fromkeys(task for row in train for task in task_names(row)))
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    losses, metrics, cosines, matrix = figure.subplots(2, 2).flat
+    for i, task in enumerate(tasks):
+        _curve(losses, train, f"loss/{task}", None, color=f"C{i}", alpha=0.5, linewidth=1)
+        _curve(losses, val, f"loss/{task}", task, color=f"C{i}", marker="o", markersize=3)
+        for name in [n for n in (val[0] if val else {}) if n.startswith(f"{task}/")]:
+            _curve(metrics, val, name, name, color=f"C{i}", marker="o", markersize=3)
+    for name in _pair_names(train)[:6]:
+        _curve(cosines, train, name, name.removeprefix("conflict/cos/"), linewidth=1)
+    cosines.axhline(0, color="0.5", linewidth=0.8)
+    largest = max((abs(v) for n in _pair_names(train) for r in train if (v := r.get(n)) is not None), default=1.0)
+    limit = min(1.05, max(0.05, 1.1 * largest))
+    losses.set(title="loss: val, and train (faint)", xlabel="step", yscale="log")
+    metrics.set(title="val metrics", xlabel="step")
+    cosines.set(title="cosine of the tasks' gradients (below 0: conflict)", xlabel="step", ylim=(-limit, limit))
+    for axes in (losses, metrics, cosines):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small", ncols=1 if len(tasks) <= 6 else 2)
+    _draw_matrix(figure, matrix, tasks, train)
+    figure.savefig(folder / "run.png", dpi=110)
+    return folder / "run.png"
+
+
+def _draw_matrix(figure: Any, axes: Any, tasks: list[str], train: list[dict[str, Any]]) -> None:
+    import numpy as np
+
+    values = np.full((len(tasks), len(tasks)), np.nan)
+    np.fill_diagonal(values, 1.0)
+    for name in _pair_names(train):
+        a, b = name.removeprefix("conflict/cos/").split("~")
+        i, j = tasks.index(a), tasks.index(b)
+        values[i, j] = values[j, i] = mean(train, name)
+    image = axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
+    axes.set(title="mean cosine over the run", xticks=range(len(tasks)), yticks=range(len(tasks)))
+    axes.set_xticklabels(tasks, rotation=45 if len(tasks) > 4 else 0)
+    axes.set_yticklabels(tasks)
+    if len(tasks) <= 12:
+        for (i, j), value in np.ndenumerate(values):
+            text = "" if np.isnan(value) else f"{value:+.2f}"
+            colour = "white" if abs(value) > 0.6 else "black"
+            axes.text(j, i, text, ha="center", va="center", color=colour, size=min(10, 48 / len(tasks)))
+    figure.colorbar(image, ax=axes)
+
+
+def _curve(axes: Any, rows: list[dict[str, Any]], name: str, label: str | None, **style: Any) -> None:
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, **style)
+
+
+def _pair_names(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith("conflict/cos/")))

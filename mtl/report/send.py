@@ -1,0 +1,68 @@
+"""A report in Weights & Biases: its tables, files and page as one run of the job type ``report``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mtl.report.folders import ReportError
+
+FILES = ("report.md", "results.csv", "results.json")
+
+
+def send(folder: Path, project: str, entity: str | None = None, group: str | None = None) -> str:
+    """Log the report in ``folder`` to a new W&B run, and say where it is.
+
+    As in training, ``WANDB_MODE`` chooses; unset, it is online where a key is known and else offline. ReportError, one
+    sentence, where W&B gives no run.
+    """
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # tables wait there to be sent
+    import wandb
+
+    mode: Any = os.environ.get("WANDB_MODE") or None
+    try:
+        wandb.setup(settings=wandb.Settings(silent=True))
+        if mode is None and not wandb.login(prompt=False, verify=False):
+            mode = "offline"
+        run = wandb.init(
+            project=project,
+            entity=entity,
+            group=group,
+            dir=str(folder),
+            job_type="report",
+            name=f"report-{folder.name}",
+            mode=mode or "online",
+            settings=wandb.Settings(console="off", init_timeout=30, finish_timeout=120),
+        )
+        with run:
+            run.log({"report": wandb.Html(str(folder / "report.html")), **_tables(folder)})
+            for name in FILES:
+                run.save(str(folder / name), base_path=str(folder), policy="now")
+        return f"W&B run {run.id}: {run.url or f'offline, wandb sync {run.dir and Path(run.dir).parent} sends it'}"
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ReportError(f"--wandb: W&B gives no run ({reason}); the report itself is in {folder}.") from error
+
+
+def _tables(folder: Path) -> dict[str, object]:
+    """One W&B table a data set: a line a row, a column a metric's mean and half its interval."""
+    import wandb
+
+    found: dict[str, object] = {}
+    for comparison in json.loads((folder / "results.json").read_text())["comparisons"]:
+        names = list(comparison["metrics"])
+        columns = ["row", "seeds", *(part for name in names for part in (name, f"{name} ±"))]
+        columns += ["delta_m by metric (lower is better)", "delta_m by task (higher is better)"]
+        columns += ["step time ratio", "memory ratio"]
+        table = wandb.Table(columns=columns)
+        for row in comparison["rows"]:
+            intervals = [row["test"].get(name) or {} for name in names]
+            cells = [value for found in intervals for value in (found.get("mean"), found.get("half"))]
+            deltas = [(delta or {}).get("mean") for delta in row["delta_m"].values()]
+            table.add_data(
+                row["label"], len(row["seeds"]), *cells, *deltas, row["step_time_ratio"], row["memory_ratio"]
+            )
+        found[f"results/{comparison['data']}"] = table
+    return found

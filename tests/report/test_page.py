@@ -1,0 +1,148 @@
+"""The page in a real browser: both widths, both colour schemes, and runs that mean no good."""
+
+import base64
+import json
+import re
+import shutil
+
+import pytest
+from report_runs import accuracies, write_run, write_study
+
+from mtl.report.command import report
+from mtl.report.page import POINTS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PLOTS = ("tradeoff", "cost", "curves", "cosines", "fraction", "norms", "weights")
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC")
+EVIL = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study with example predictions, a failed run, and what could break a page in its names."""
+    root = write_study(tmp_path_factory.mktemp("report") / "study")
+    write_run(root / "failed", strategy="mgda", seed=9, status="failed", error=f"{EVIL} ${{7*7}}", rows=2)
+    write_run(root / "evil", seed=0, test=accuracies(0.9, 0.9), backbone={"name": EVIL}, optimizer={"lr": 0.2})
+    examples = root / "23" / "examples"  # the sum at the learning rate that is selected
+    examples.mkdir()
+    (examples / "0_image.png").write_bytes(PIXEL)
+    tasks = {"left": {"kind": "class", "target": "3", "prediction": EVIL}}
+    tasks["right"] = {"kind": "map", "target": "0_image.png", "prediction": "../../secret.png"}
+    listed = [{"index": 0, "split": "test", "image": "0_image.png", "tasks": tasks}]
+    (examples / "examples.json").write_text(json.dumps(listed))
+    (root / "secret.png").write_bytes(PIXEL)
+    _, folder = report([root], tune=["optimizer.lr"])
+    return folder / "report.html"
+
+
+def opened(browser, path, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.complaints = []
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(("file:", "data:")) else page.complaints.append(request.url),
+    )
+    page.goto(path.as_uri())
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_plot_is_drawn_and_nothing_hangs_over(browser, study, width, scheme):
+    page = opened(browser, study, width, scheme)
+    for name in PLOTS:
+        marks = page.locator(f"[data-plot={name}] svg :is(path, circle, rect)")
+        assert marks.count() > 0, name
+        for mark in marks.all()[:3]:
+            box = mark.bounding_box()
+            assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width + 1, name
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(
+        "[...document.querySelectorAll('svg text')].every(t => parseFloat(getComputedStyle(t).fontSize) > 11)"
+    )
+    bright = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b)"
+    )
+    assert (bright > 600) if scheme == "light" else (bright < 150)
+    assert page.complaints == []
+    page.close()
+
+
+def test_what_comes_from_a_run_is_text_and_never_markup(browser, study):
+    page = opened(browser, study, 1280, "light")
+    page.evaluate("document.querySelectorAll('#runs > div > details').forEach(d => { d.open = true; })")
+    page.locator("#runs pre").last.wait_for()
+    assert page.title() == "study" and page.locator("img[src=x]").count() == 0
+    assert page.get_by_text("onerror").count() > 0  # it is there, as text
+    assert page.locator("#examples img").count() == 2  # the input and the target; no file from another folder
+    assert page.locator("#examples").get_by_text("../../secret.png").count() == 1
+    assert page.complaints == []
+    page.close()
+
+
+def test_the_table_sorts_and_the_controls_redraw(browser, study):
+    page = opened(browser, study, 1280, "light")
+    column = page.locator("#results .scroll").first.locator("thead button", has_text="left/accuracy")
+    cells = page.locator("#results .scroll").first.locator("tbody tr")
+    index = page.locator("#results .scroll").first.locator("thead th").all_inner_texts()
+    place = next(i for i, text in enumerate(index) if "left/accuracy" in text)
+
+    def values():
+        texts = [row.locator("td").nth(place).inner_text() for row in cells.all()]
+        return [float(text.split()[0]) for text in texts if text != "–"]
+
+    before = values()
+    column.click()
+    assert values() == sorted(before) != before
+    column.click()
+    assert values() == sorted(before, reverse=True)
+    matrix = page.locator("[data-plot=cosines]")
+    late = matrix.inner_text()
+    matrix.locator("input").fill("0")
+    assert matrix.inner_text() != late and "step 10;" in matrix.inner_text()
+    curves = page.locator("[data-plot=curves]").first
+    lines = curves.locator("svg path").count()
+    page.locator("#curves .chip[aria-pressed=true]").first.click()
+    assert curves.locator("svg path").count() < lines
+    page.set_viewport_size({"width": 500, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 500
+    assert page.complaints == []
+    page.close()
+
+
+def test_a_page_of_one_unfinished_run_and_one_of_two_data_sets(browser, tmp_path):
+    write_run(tmp_path / "one", status="running", rows=1)
+    page = opened(browser, report([tmp_path / "one"])[1] / "report.html", 390, "light")
+    assert "is running, or was killed" in page.locator("#notes").inner_text() and page.complaints == []
+    page.close()
+    write_run(tmp_path / "two", test=accuracies(0.5, 0.5), data={"_target_": "mtl.data.scenes.Scenes"})
+    page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
+    assert page.locator("h2").first.inner_text() == "Digits: test metrics"
+    page.get_by_label("data").select_option("1")
+    assert page.locator("h2").first.inner_text() == "Scenes: test metrics" and page.complaints == []
+    page.close()
+
+
+def test_long_curves_are_thinned_to_means_of_neighbours(tmp_path):
+    write_run(tmp_path / "0", test=accuracies(0.5, 0.5), rows=1000)
+    content = (report([tmp_path])[1] / "report.html").read_text()
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', content, re.DOTALL)
+    (found,) = json.loads(text)["comparisons"]
+    curve = found["rows"][0]["curves"]["train/loss/left"]
+    assert len(curve["y"]) == POINTS[1] and found["steps"][curve["x"]][-1] == 10000
+    # five neighbours each: 2 / i for i = 1 ... 5
+    assert curve["y"][0] == pytest.approx(sum(2 / i for i in range(1, 6)) / 5, rel=1e-3)
