@@ -176,6 +176,19 @@ def spread(module: nn.Module) -> None:
         spread_module.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
 
+@contextmanager
+def gathered(*modules: nn.Module) -> Iterator[None]:
+    """Inside, each rank has all of what is spread: not every one runs the same modules equally often there."""
+    spread_modules: list[Any] = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in spread_modules:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in spread_modules:
+            module.reshard()
+
+
 def whole(state: Any) -> Any:
     """A state, or a nesting of them, with every tensor that is spread over the ranks put together on each of them."""
     return pytree.tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), state)

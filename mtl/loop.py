@@ -307,14 +307,16 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
     for task in tasks:
         for metric in task.metrics.values():
             metric.reset()
-    with torch.inference_mode(), model.uncompiled(), opened(batches) as iterator:
+    whole = distributed.gathered(model.backbone, *model.heads.values())
+    with whole, torch.inference_mode(), model.uncompiled(), opened(batches) as iterator:
         for batch in iterator:
             inputs, targets = to_device(batch, device)
             features = model.features(inputs)
             for task in present_tasks(tasks, targets):
                 prediction, target = model.predict(task.name, features), targets[task.name]
                 count = count_labels(task, target)
-                sums[task.name] += task.loss(prediction, target).item() * count
+                with model.autocast():  # which has losses computed in float32
+                    sums[task.name] += task.loss(prediction, target).item() * count
                 counts[task.name] += count
                 for metric in task.metrics.values():
                     metric.update(prediction, target)

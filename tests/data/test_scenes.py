@@ -146,7 +146,7 @@ def test_a_scene_is_a_function_of_the_seed_the_split_and_its_number():
     for other in (Scenes(image_size=SIDE, size=10, seed=2).train, data.val):
         assert not torch.equal(images[:1], other.batch([4], epoch=0)[0])
     assert not torch.equal(data.val.batch([1], 0)[0], data.test.batch([1], 0)[0])
-    assert len(data.train), len(data.val) == (10, 2)
+    assert (len(data.train), len(data.val)) == (10, 2)
     image, target = data.train[4]
     assert torch.equal(image, images[0]) and torch.equal(target["depth"], targets["depth"][0])
 

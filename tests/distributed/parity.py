@@ -76,16 +76,16 @@ def strategy_of(name, tasks, weighting="equal", **options):
 
 @contextmanager
 def counted():
-    """The number of sums over the ranks inside, DDP's buckets and all."""
-    number, before = [0], dist.all_reduce
+    """The sums over the ranks inside, DDP's buckets and all: the number of elements in each."""
+    sizes, before = [], dist.all_reduce
 
-    def count(*arguments, **options):
-        number[0] += 1
-        return before(*arguments, **options)
+    def count(tensor, *arguments, **options):
+        sizes.append(tensor.numel())
+        return before(tensor, *arguments, **options)
 
     dist.all_reduce = count
     try:
-        yield number
+        yield sizes
     finally:
         dist.all_reduce = before
 
@@ -144,9 +144,9 @@ def train(
     for inputs, targets in batches(absent, dtype, list(heads)):
         optimizer.zero_grad()
         inputs, targets = here(inputs), {task: here(target) for task, target in targets.items()}
-        with counted() as number:
+        with counted() as sizes:
             result = chosen.step(model, tasks, inputs, targets, measure=True, audit=audit)
-        collectives.append(number[0])
+        collectives.append(sizes)
         if max_norm is not None:
             clip(learned, max_norm, total_norm(learned))
         optimizer.step()
@@ -156,6 +156,7 @@ def train(
     return {
         "parameters": torch.cat([distributed.whole(p.detach()).flatten() for p in learned]),
         "collectives": collectives,
+        "sizes": [sum(p.numel() for p in module.parameters()) for module in (model.backbone, model.heads)],
         "gram": [result.gram for result in seen],
         "losses": [{n: v.item() for n, v in result.losses.items()} for result in seen],
         "weights": [{n: v.item() for n, v in result.weights.items()} for result in seen],

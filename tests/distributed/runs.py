@@ -6,10 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from mtl import distributed
 from mtl.config import ConfigError, load
+from mtl.loop import evaluate
+from mtl.metrics import classification
+from mtl.model import MultiTaskModel, Task
 from mtl.signals import Preempted
 from mtl.train import train
 
@@ -63,6 +67,21 @@ def stopping_at(step, on_rank):
     return lambda: next(answers)
 
 
+def evaluation_with_an_absent_task():
+    """Metrics of a sharded model where one rank has two batches and no label of a task, and the other one batch."""
+    torch.manual_seed(0)
+    model = MultiTaskModel(nn.Linear(4, 3), {task: nn.Linear(3, 2) for task in "ab"})
+    if distributed.active():
+        for module in (model.backbone, *model.heads.values()):
+            distributed.spread(module)
+    tasks = [Task(task, nn.CrossEntropyLoss(), classification(2)) for task in "ab"]
+    inputs, labels = torch.arange(20.0).reshape(5, 4).sin(), torch.tensor([0, 1, 1, 0, 1])
+    some = torch.where(torch.arange(5) < 3, labels, -100)
+    batches = [(inputs[i : i + 2], {"a": labels[i : i + 2], "b": some[i : i + 2]}) for i in (0, 2, 4)]
+    own = batches if not distributed.active() else batches[:2] if distributed.rank() == 0 else batches[2:]
+    return evaluate(model, tasks, own, torch.device("cpu"))
+
+
 def mistake(*overrides):
     with pytest.raises(ConfigError) as error:
         train(load([*PLAIN, *overrides]), Path("nowhere"))
@@ -84,6 +103,7 @@ def run_all(root):
         train(load(sharded), root / "sharded parts", stopping_at(5, on_rank=0))
     train(load([*sharded, "resume=auto"]), root / "sharded parts")
     return {
+        "evaluation": evaluation_with_an_absent_task(),
         "batch": mistake("data.batch_size=1"),
         "rows": mistake("strategy=moco", "strategy.space=features"),
         "space": mistake("trainer.shard=backbone", "strategy.space=parameters"),

@@ -47,6 +47,7 @@ UNEQUAL = {
     "float32": dict(strategy="MGDA", dtype=torch.float32, absent=True),
     "local statistics": dict(strategy="detached", kind="batchnorm"),
     **{f"{s}-{count}": dict(strategy=s, count=count) for s in ("naive", "detached", "MGDA") for count in (2, 8)},
+    **{f"parameters-{count}": dict(strategy="MGDA", space="parameters", count=count) for count in (2, 8)},
     **{f"log-{count}": dict(strategy="detached", weighting="log", count=count) for count in (2, 8)},
 }
 
@@ -108,10 +109,21 @@ def test_what_is_not_synchronised_is_seen():
 @pytest.mark.parametrize(("strategy", "most"), [("naive", 5), ("detached", 4), ("MGDA", 5), ("log", 5)])
 def test_the_number_of_sums_does_not_depend_on_the_number_of_tasks(strategy, most):
     """The label counts, the trunk (one bucket here), the heads, the Gram matrix; the losses where they come first."""
-    few, many = TWO[f"{strategy}-2"][1]["collectives"], TWO[f"{strategy}-8"][1]["collectives"]
+    few, many = (list(map(len, TWO[f"{strategy}-{count}"][1]["collectives"])) for count in (2, 8))
     assert few == many
     assert max(many) <= most
 
 
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("space", ["features", "parameters"])
+def test_what_travels(space, count):
+    """Beside the gradients: K² numbers, the losses, the counts; K times the trunk's gradient where rows must travel."""
+    result = TWO[f"MGDA-{count}" if space == "features" else f"parameters-{count}"][1]
+    trunk, heads = result["sizes"]
+    small = count**2 + count + count + 2  # Gram matrix, losses, label counts, samples of either rank
+    expected = trunk + heads + small if space == "features" else count * trunk + heads + small - count**2
+    assert [sum(sizes) for sizes in result["collectives"]] == [expected] * len(result["collectives"])
+
+
 def test_one_process_sends_nothing():
-    assert set(TWO["MGDA-8"][0]["collectives"]) == {0}
+    assert TWO["MGDA-8"][0]["collectives"] == [[], [], []]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from distributed.ranks import run_ranks
-from distributed.runs import PLAIN, run_all
+from distributed.runs import PLAIN, evaluation_with_an_absent_task, run_all
 from exactness import assert_same, left_by
 from omegaconf import OmegaConf
 
@@ -77,6 +77,13 @@ def test_the_evaluation_of_one_process_is_that_of_two(two):
     (row,) = read_metrics(two[0] / "plain", "test")
     own = evaluate_checkpoint(two[0] / "plain" / "checkpoints" / "best.pt", "test")
     assert own == pytest.approx({name: row[name] for name in own}, rel=1e-5)
+
+
+def test_an_evaluation_counts_what_each_rank_has(two):
+    expected = evaluation_with_an_absent_task()
+    assert "loss/b" in expected
+    for answers in two[1]:
+        assert answers["evaluation"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
