@@ -95,7 +95,8 @@ def test_a_whole_process_group_may_get_it(tmp_path, undisturbed):
     assert_same(undisturbed, left_by(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
 def test_kills_at_random_moments_lose_nothing(tmp_path, undisturbed, seed):
     draw, folder, kills = random.Random(seed), tmp_path / "run", 0
     for _ in range(8):
@@ -111,6 +112,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path, undisturbed, seed):
     assert_same(undisturbed, left_by(folder))
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep_which_goes_on_with_what_is_not_finished(tmp_path):
     short = ["trainer.max_steps=60", "trainer.val_every=20"]
 

@@ -32,6 +32,7 @@ def rows(folder):
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_checkpoints_once_and_the_run_goes_on(tmp_path):
     training = started(tmp_path, "Slow", *LONG, "trainer.devices=2")
     until(lambda: rows(tmp_path) >= 3 or not training.is_alive(), seconds=120)
@@ -48,7 +49,11 @@ def test_a_signal_to_the_launcher_checkpoints_once_and_the_run_goes_on(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("how", "words"), [("raise", "rank 1: ArithmeticError: this rank has had enough"), ("kill", "rank 1: Signal 9")]
+    ("how", "words"),
+    [
+        ("raise", "rank 1: ArithmeticError: this rank has had enough"),
+        pytest.param("kill", "rank 1: Signal 9", marks=pytest.mark.slow),
+    ],
 )
 def test_a_rank_that_fails_ends_all_and_says_why(tmp_path, how, words):
     arguments = ["+backbone.rank=1", f"+backbone.how={how}", "trainer.devices=2"]
@@ -60,6 +65,7 @@ def test_a_rank_that_fails_ends_all_and_says_why(tmp_path, how, words):
     assert "[rank 1] ArithmeticError" in log if how == "raise" else True
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_sentence(tmp_path):
     training = started(tmp_path, "Plain", "trainer.devices=2", "data.batch_size=1")
     assert training.wait() == 1
