@@ -409,6 +409,8 @@ def build_parts(cfg: DictConfig) -> Parts:
     model.to(device)
     if cfg.trainer.precision == "fp16" and device.type == "cpu":
         log.warning("trainer.precision=fp16 on the CPU is for trials only: it is slow, and bf16 needs no loss scale.")
+    if cfg.trainer.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("trainer.precision=bf16: this CPU has no bf16 instructions, and is several times slower with it.")
     if cfg.trainer.channels_last:
         model.to(memory_format=torch.channels_last)
     return Parts(data, model, tasks, device, to_device(inputs, device))

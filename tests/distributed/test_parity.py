@@ -61,7 +61,7 @@ class Runs:
     def __getitem__(self, name):
         if self._results is None:
             cases = list(self._cases.values())
-            apart = run_ranks(self._ranks, train_all, cases)
+            apart = run_ranks(self._ranks, train_all, cases, seconds=1500)
             self._results = dict(zip(self._cases, zip(train_all(cases), *apart, strict=True), strict=True))
         return self._results[name]
 
