@@ -50,6 +50,7 @@ class MultiTaskModel(nn.Module):
         self.precision: torch.dtype | None = None  # what autocast computes in; None: whatever comes in
         self.loss_scale = 1.0  # what a strategy multiplies all its gradients by, and the training loop divides out
         self.synchronises = True  # whether gradients are summed over the ranks; not where more batches of a step come
+        self.unsent: dict[str, Task] = {}  # tasks with gradients of this step that have not been summed over the ranks
         self._trunk: list[nn.Module] = []  # in a list, where it is no submodule: it only wraps the backbone
         for name in share:
             _share(heads, name)
@@ -74,6 +75,11 @@ class MultiTaskModel(nn.Module):
         with self.autocast():
             return task.loss(self.heads[task.name](features), target)
 
+    def no_loss(self) -> Tensor:
+        """Zero, of the type that losses are added up in: the parameters' own, float32 or better, on every rank."""
+        own = next(self.parameters())
+        return torch.zeros((), dtype=torch.promote_types(own.dtype, torch.float32), device=own.device)
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision, for a forward pass only: a backward pass and the rules run outside of it."""
         if self.precision is None:
@@ -94,17 +100,21 @@ class MultiTaskModel(nn.Module):
         return any(getattr(m, "_compiled_call_impl", None) is not None for m in (self.backbone, *self.heads.values()))
 
     @contextmanager
-    def uncompiled(self) -> Iterator[None]:
-        """Inside, what is compiled runs as it was written, so that an evaluation is the same as any later one's."""
-        with torch.compiler.set_stance("force_eager") if self.is_compiled() else nullcontext():
+    def by_itself(self) -> Iterator[None]:
+        """Inside, what is compiled runs as it was written, so that an evaluation is the same as any later one's.
+
+        What is spread over several processes is whole: one may run a head, or have a batch, that others do not.
+        """
+        whole = distributed.gathered(self.backbone, *self.heads.values())
+        with whole, torch.compiler.set_stance("force_eager") if self.is_compiled() else nullcontext():
             yield
 
     @contextmanager
     def unsynchronised(self) -> Iterator[None]:
-        """Inside, gradients stay on their ranks."""
+        """Inside, gradients stay on their ranks, but for those of spread heads, which a later batch may lack."""
         self.synchronises = False
         try:
-            with distributed.unsynchronised(self._trunk[0] if self._trunk else self.backbone, *self.heads.values()):
+            with distributed.unsynchronised(self._trunk[0] if self._trunk else self.backbone):
                 yield
         finally:
             self.synchronises = True

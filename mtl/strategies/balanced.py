@@ -110,6 +110,7 @@ class Balanced(nn.Module):
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
         shard = shard_of(tasks, inputs, targets)
         if not shard.tasks:
+            self._send_what_is_left(model, shard, inputs)
             self.weighting.observe({}, None)
             return StepResult({}, {})
         names = list(shard.shares)
@@ -148,6 +149,13 @@ class Balanced(nn.Module):
         self.weighting.observe(losses, gram)
         weights = {name: weight * total[name] for name, weight in weights.items()}
         return StepResult(losses, weights, gram, None if gram is None else self.space, check)
+
+    def _send_what_is_left(self, model: MultiTaskModel, shard: Shard, inputs: Any) -> None:
+        """Sum what the other batches of this step have left, though its last one has no label anywhere."""
+        if model.unsent and model.synchronises:
+            if self.space != "parameters":  # where it has been summed
+                Cut(model.features(inputs)).backward()
+            shard.send(model).wait()
 
     def _balance(
         self,

@@ -54,8 +54,8 @@ class Naive(nn.Module):
         if measure:
             features, leaves = as_seen_by_heads(features)
         parts = {t.name: model.loss(t, features, targets[t.name]) * shard.shares[t.name] for t in here}
-        zero = torch.zeros((), device=next(model.parameters()).device)
-        losses = shard.whole({t.name: parts[t.name].detach() if t in here else zero for t in shard.tasks})
+        zero = model.no_loss()
+        losses = shard.whole({t.name: parts[t.name].detach().to(zero) if t in here else zero for t in shard.tasks})
         weights = Weights(self.weighting, shard, model.loss_scale).after(losses) if losses else {}
         factors = {name: weights[name] * model.loss_scale for name in parts}
         rows = _rows(leaves, list(losses), parts, factors, model.loss_scale) if measure else None
