@@ -166,7 +166,7 @@ def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Tas
     return [task for task, mask in zip(candidates, labelled, strict=True) if (True if mask is None else next(answers))]
 
 
-def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[int]:
+def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[float]:
     """How many labels of each task are in this batch, 0 where there is none; see count_labels."""
     counts: list[Any] = []
     for task in tasks:
@@ -174,6 +174,8 @@ def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[int]
         mask = None if target is None else where_labelled(task, target)
         if target is None:
             counts.append(0)
+        elif mask is not None and (weights := _class_weights(task, target)) is not None:
+            counts.append(weights[target.where(mask, 0)].where(mask, 0.0).sum().item())
         elif mask is None:
             counts.append(target.numel() if isinstance(target, Tensor) else len(target))
         else:
@@ -201,6 +203,15 @@ def where_labelled(task: Task, target: Any) -> Tensor | None:
     return None if ignore_index is None else target != ignore_index
 
 
-def count_labels(task: Task, target: Any) -> int:
-    """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor."""
+def _class_weights(task: Task, target: Tensor) -> Tensor | None:
+    """What each class counts in the mean that torch's losses of classes are, where they do not count the same."""
+    by_class = isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point()
+    return getattr(task.loss, "weight", None) if by_class else None
+
+
+def count_labels(task: Task, target: Any) -> float:
+    """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor.
+
+    Where the loss weighs its classes, by their weights.
+    """
     return label_counts([task], {task.name: target})[0]
