@@ -14,6 +14,7 @@ from mtl import distributed
 from mtl.cut import Cut, sliced
 from mtl.model import MultiTaskModel, Task, loss_modules, where_labelled
 from mtl.strategies.shard import Shard, shard_of
+from mtl.sync_batchnorm import waits
 from mtl.weightings import Weighting, slope_of, weight_of
 
 
@@ -138,11 +139,20 @@ def _run_head(
 
 def _run_idle(model: MultiTaskModel, task: Task, cut: Cut, weigh: Callable) -> tuple[Tensor, Tensor]:
     """A head that has nothing to learn here: it only does what the other processes wait for."""
+    loss = idle_loss(model, task, cut.features)
+    if loss is not None:
+        loss.backward()
     loss = model.no_loss()
-    if distributed.is_sharded(*model.heads[task.name].parameters()):
-        outputs = pytree.tree_leaves(model.predict(task.name, cut.features))
-        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
     return loss, weigh(task.name, loss)
+
+
+def idle_loss(model: MultiTaskModel, task: Task, features: Any) -> Tensor | None:
+    """Zero, that a head's whole pass is behind, where other processes wait for that; else None."""
+    head = model.heads[task.name]
+    if not (waits(head) or distributed.is_sharded(*head.parameters())):
+        return None
+    outputs = [output for output in pytree.tree_leaves(model.predict(task.name, features)) if output.requires_grad]
+    return torch.stack([output.flatten()[:0].sum() for output in outputs]).sum()
 
 
 def _run_slices(
@@ -235,5 +245,8 @@ def revisit(
             if share:
                 with model.autocast():
                     loss = task.loss(run(model.heads[task.name], features), targets[task.name]).to(loss)
+            elif waits(model.heads[task.name]):
+                with model.autocast():
+                    run(model.heads[task.name], features)
             losses[task.name] = _times(loss, share)
         weighting.revisit(shard.whole(losses))

@@ -11,6 +11,7 @@ from mtl.accumulation import accumulate
 from mtl.loop import evaluate
 from mtl.model import MultiTaskModel, Task
 from mtl.strategies import revisit
+from mtl.sync_batchnorm import synchronised
 
 TASKS = ["a", "b"]
 
@@ -84,3 +85,37 @@ def real_numbers(strategy):
     chosen.step(model, tasks, *own)
     optimizer.step()
     return parameters(model).double()
+
+
+def synchronised_heads(strategy, weighting="equal"):
+    """What is left by steps of heads whose statistics are the whole batch's, without labels too."""
+    torch.manual_seed(0)
+    heads = {task: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)) for task in TASKS}
+    model, chosen = MultiTaskModel(trunk("pooled"), heads).double(), strategy_of(strategy, TASKS, weighting)
+    if distributed.active():
+        model.heads = synchronised(model.heads, torch.device("cpu"))
+        model.train_through(distributed.parallel(model.backbone, torch.device("cpu"), True))
+    tasks = [Task(task, nn.CrossEntropyLoss()) for task in TASKS]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        (inputs, targets) = next(batches(1))
+        own = here(inputs), {task: here(target) for task, target in targets.items()}
+        optimizer.zero_grad()
+        chosen.step(model, tasks, *own, measure=True)
+        optimizer.step()
+        if chosen.weighting.revisits:
+            revisit(chosen.weighting, model, tasks, *own)
+    return parameters(model)
+
+
+def weighted_classes():
+    """What is left by a step of losses that are means over classes which do not count the same."""
+    model, chosen = model_of(sharded=False), strategy_of("detached", TASKS)
+    weights = torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)
+    tasks = [Task(task, nn.CrossEntropyLoss(weight=weights)) for task in TASKS]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, targets = next(batches(1))
+    targets["a"] = torch.tensor([0, 2, -100, -100, 1, 2])
+    chosen.step(model, tasks, here(inputs), {task: here(target) for task, target in targets.items()})
+    optimizer.step()
+    return parameters(model)

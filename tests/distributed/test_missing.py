@@ -14,6 +14,9 @@ CASES = {
     },
     **{f"accumulated, {last or 'none'}, sharded": (missing.accumulated, "MGDA", last, True) for last in ("a", "b", "")},
     **{f"real numbers, {strategy}": (missing.real_numbers, strategy) for strategy in ("naive", "detached", "MGDA")},
+    **{f"waiting heads, {s}": (missing.synchronised_heads, s) for s in ("naive", "detached", "MGDA")},
+    "waiting heads, revisited": (missing.synchronised_heads, "detached", "famo"),
+    "weighted classes": (missing.weighted_classes,),
     "accumulated, late, sharded": (missing.accumulated, "detached", "b", True, "log"),
 }
 
