@@ -120,6 +120,9 @@ class Balanced(nn.Module):
         self.steps += 1
         scale = float(len(names)) if self.scale == "tasks" else float(self.scale)
         keep = due or measure or audit or weigh.late or self.weighting.needs_gram
+        # Over several processes rows at the parameters are whole and what is sent backward is not: no step mixes them.
+        of_several = distributed.active() and (bool(model.unsent) or not model.synchronises)
+        keep = keep or (self.space == "parameters" and of_several)
         rows = self._rows if keep else None
         cut = Cut(model.features(inputs), rows, model.loss_scale)
         if rows is not None:

@@ -57,9 +57,9 @@ def evaluated_between(weighting):
     return parameters(model)
 
 
-def accumulated(strategy, tasks_of_last, sharded=False, weighting="equal"):
+def accumulated(strategy, tasks_of_last, sharded=False, weighting="equal", **options):
     """What is left by a step of two batches, the last of which has labels of some tasks only, or of none."""
-    model, chosen = model_of(sharded), strategy_of(strategy, TASKS, weighting)
+    model, chosen = model_of(sharded), strategy_of(strategy, TASKS, weighting, **options)
     tasks = [Task(task, nn.CrossEntropyLoss()) for task in TASKS]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     own = [(here(x), {task: here(target) for task, target in targets.items()}) for x, targets in batches(2)]

@@ -1,10 +1,13 @@
 """Labels that are missing on one rank, or in one of a step's batches: several processes leave what one leaves."""
 
+from functools import partial
+
 import pytest
 from distributed import missing
 from distributed.ranks import run_ranks
 
 CASES = {
+    "accumulated, now and then": (partial(missing.accumulated, space="parameters", every=2), "MGDA", "ab"),
     "sharded, late": (missing.evaluated_between, "log"),
     "sharded, revisited": (missing.evaluated_between, "famo"),
     **{
