@@ -178,7 +178,7 @@ def spread(module: nn.Module) -> None:
 
 @contextmanager
 def gathered(*modules: nn.Module) -> Iterator[None]:
-    """Inside, each rank has all of what is spread: not every one runs the same modules equally often there."""
+    """Inside, each rank has all of what is spread: forward passes wait for nobody. No gradients are taken there."""
     spread_modules: list[Any] = [module for module in modules if isinstance(module, FSDPModule)]
     for module in spread_modules:
         module.unshard()
@@ -218,9 +218,9 @@ def same_start(*modules: nn.Module) -> None:
 
 
 @contextmanager
-def unsynchronised(trunk: nn.Module, *others: nn.Module) -> Iterator[None]:
-    """Inside, gradients stay on their ranks: more batches of the same step will come."""
-    spread_modules: list[Any] = [module for module in (trunk, *others) if isinstance(module, FSDPModule)]
+def unsynchronised(trunk: nn.Module) -> Iterator[None]:
+    """Inside, the trunk's gradients stay on their ranks: more batches of the same step will come."""
+    spread_modules: list[Any] = [trunk] if isinstance(trunk, FSDPModule) else []
     for module in spread_modules:
         module.set_requires_gradient_sync(False)
     try:

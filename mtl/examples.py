@@ -106,7 +106,7 @@ def _predict(
     """Of each sample its index, its images (by task, where each has its own), and what ``show`` takes, by task."""
     training = model.training
     model.eval()
-    with torch.inference_mode(), model.uncompiled():
+    with model.by_itself(), torch.inference_mode():
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             for inputs, targets in Batches(dataset, [(0, [index])], 0, split="test", on_error="skip"):
                 features = model.features(pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs))

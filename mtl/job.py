@@ -89,7 +89,7 @@ def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
         told = mistake or isinstance(error, RankFailed)
         log.error("%s", words, exc_info=not told or bool(os.environ.get("HYDRA_FULL_ERROR")))
         _clear_frames(error)
-        raise JobFailed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
+        raise _end(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
     except Preempted:
         _leave_status(folder, None, "preempted")
         raise
@@ -119,7 +119,13 @@ def _follow(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig
         log.error("%s", words, exc_info=not mistake)
         if not mistake:
             _leave_status(folder, None, _kind_of(error), words)
-        raise JobFailed(f"Rank {rank()} failed: {folder}") from None
+        raise _end(f"Rank {rank()} failed: {folder}") from None
+
+
+def _end(words: str) -> BaseException:
+    """What a failed job raises. It ends the sweep of processes that run it together: the others may still be in it."""
+    together = is_one_of_several() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return SystemExit(1) if together else JobFailed(words)
 
 
 def _kind_of(error: Exception) -> str:

@@ -307,8 +307,7 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
     for task in tasks:
         for metric in task.metrics.values():
             metric.reset()
-    whole = distributed.gathered(model.backbone, *model.heads.values())
-    with whole, torch.inference_mode(), model.uncompiled(), opened(batches) as iterator:
+    with model.by_itself(), torch.inference_mode(), opened(batches) as iterator:
         for batch in iterator:
             inputs, targets = to_device(batch, device)
             features = model.features(inputs)

@@ -50,6 +50,7 @@ class MultiTaskModel(nn.Module):
         self.precision: torch.dtype | None = None  # what autocast computes in; None: whatever comes in
         self.loss_scale = 1.0  # what a strategy multiplies all its gradients by, and the training loop divides out
         self.synchronises = True  # whether gradients are summed over the ranks; not where more batches of a step come
+        self.unsent: dict[str, Task] = {}  # tasks with gradients of this step that have not been summed over the ranks
         self._trunk: list[nn.Module] = []  # in a list, where it is no submodule: it only wraps the backbone
         for name in share:
             _share(heads, name)
@@ -74,6 +75,11 @@ class MultiTaskModel(nn.Module):
         with self.autocast():
             return task.loss(self.heads[task.name](features), target)
 
+    def no_loss(self) -> Tensor:
+        """Zero, of the type that losses are added up in: the parameters' own, float32 or better, on every rank."""
+        own = next(self.parameters())
+        return torch.zeros((), dtype=torch.promote_types(own.dtype, torch.float32), device=own.device)
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision, for a forward pass only: a backward pass and the rules run outside of it."""
         if self.precision is None:
@@ -94,17 +100,21 @@ class MultiTaskModel(nn.Module):
         return any(getattr(m, "_compiled_call_impl", None) is not None for m in (self.backbone, *self.heads.values()))
 
     @contextmanager
-    def uncompiled(self) -> Iterator[None]:
-        """Inside, what is compiled runs as it was written, so that an evaluation is the same as any later one's."""
-        with torch.compiler.set_stance("force_eager") if self.is_compiled() else nullcontext():
+    def by_itself(self) -> Iterator[None]:
+        """Inside, what is compiled runs as it was written, so that an evaluation is the same as any later one's.
+
+        What is spread over several processes is whole: one may run a head, or have a batch, that others do not.
+        """
+        whole = distributed.gathered(self.backbone, *self.heads.values())
+        with whole, torch.compiler.set_stance("force_eager") if self.is_compiled() else nullcontext():
             yield
 
     @contextmanager
     def unsynchronised(self) -> Iterator[None]:
-        """Inside, gradients stay on their ranks."""
+        """Inside, gradients stay on their ranks, but for those of spread heads, which a later batch may lack."""
         self.synchronises = False
         try:
-            with distributed.unsynchronised(self._trunk[0] if self._trunk else self.backbone, *self.heads.values()):
+            with distributed.unsynchronised(self._trunk[0] if self._trunk else self.backbone):
                 yield
         finally:
             self.synchronises = True
@@ -156,7 +166,7 @@ def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Tas
     return [task for task, mask in zip(candidates, labelled, strict=True) if (True if mask is None else next(answers))]
 
 
-def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[int]:
+def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[float]:
     """How many labels of each task are in this batch, 0 where there is none; see count_labels."""
     counts: list[Any] = []
     for task in tasks:
@@ -164,6 +174,8 @@ def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[int]
         mask = None if target is None else where_labelled(task, target)
         if target is None:
             counts.append(0)
+        elif mask is not None and (weights := _class_weights(task, target)) is not None:
+            counts.append(weights[target.where(mask, 0)].where(mask, 0.0).sum().item())
         elif mask is None:
             counts.append(target.numel() if isinstance(target, Tensor) else len(target))
         else:
@@ -191,6 +203,15 @@ def where_labelled(task: Task, target: Any) -> Tensor | None:
     return None if ignore_index is None else target != ignore_index
 
 
-def count_labels(task: Task, target: Any) -> int:
-    """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor."""
+def _class_weights(task: Task, target: Tensor) -> Tensor | None:
+    """What each class counts in the mean that torch's losses of classes are, where they do not count the same."""
+    by_class = isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point()
+    return getattr(task.loss, "weight", None) if by_class else None
+
+
+def count_labels(task: Task, target: Any) -> float:
+    """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor.
+
+    Where the loss weighs its classes, by their weights.
+    """
     return label_counts([task], {task.name: target})[0]

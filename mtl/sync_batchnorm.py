@@ -45,6 +45,11 @@ class SyncBatchNormAct(BatchNormAct2d):
         return self.act(self.drop(_over_ranks(self, x))) if self.training else super().forward(x)
 
 
+def waits(module: nn.Module) -> bool:
+    """Whether a pass through the module, forward or backward, waits for the same one on the other ranks."""
+    return any(isinstance(inner, nn.SyncBatchNorm | SyncBatchNorm | SyncBatchNormAct) for inner in module.modules())
+
+
 def _over_ranks(norm: Any, x: Tensor) -> Tensor:
     axes = [axis for axis in range(x.dim()) if axis != 1]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))

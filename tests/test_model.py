@@ -85,6 +85,8 @@ def test_labels_are_counted_as_a_mean_counts_them():
     assert count_labels(numbers, torch.tensor([[1.0, float("nan")]])) == 1
     assert count_labels(Task("c", nn.BCELoss()), torch.zeros(2, 3, dtype=torch.int64)) == 6
     assert count_labels(numbers, ["anything", "else"]) == 2
+    weighted = Task("d", nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0]), ignore_index=255))
+    assert count_labels(weighted, torch.tensor([[1, 255], [2, 2]])) == 10
 
 
 def test_losses_that_hold_state_are_found_and_moved():

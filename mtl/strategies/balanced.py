@@ -110,6 +110,7 @@ class Balanced(nn.Module):
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
         shard = shard_of(tasks, inputs, targets)
         if not shard.tasks:
+            self._send_what_is_left(model, shard, inputs)
             self.weighting.observe({}, None)
             return StepResult({}, {})
         names = list(shard.shares)
@@ -119,6 +120,9 @@ class Balanced(nn.Module):
         self.steps += 1
         scale = float(len(names)) if self.scale == "tasks" else float(self.scale)
         keep = due or measure or audit or weigh.late or self.weighting.needs_gram
+        # Over several processes rows at the parameters are whole and what is sent backward is not: no step mixes them.
+        of_several = distributed.active() and (bool(model.unsent) or not model.synchronises)
+        keep = keep or (self.space == "parameters" and of_several)
         rows = self._rows if keep else None
         cut = Cut(model.features(inputs), rows, model.loss_scale)
         if rows is not None:
@@ -148,6 +152,13 @@ class Balanced(nn.Module):
         self.weighting.observe(losses, gram)
         weights = {name: weight * total[name] for name, weight in weights.items()}
         return StepResult(losses, weights, gram, None if gram is None else self.space, check)
+
+    def _send_what_is_left(self, model: MultiTaskModel, shard: Shard, inputs: Any) -> None:
+        """Sum what the other batches of this step have left, though its last one has no label anywhere."""
+        if model.unsent and model.synchronises:
+            if self.space != "parameters":  # where it has been summed
+                Cut(model.features(inputs)).backward()
+            shard.send(model).wait()
 
     def _balance(
         self,

@@ -14,6 +14,7 @@ from mtl import distributed
 from mtl.cut import Cut, sliced
 from mtl.model import MultiTaskModel, Task, loss_modules, where_labelled
 from mtl.strategies.shard import Shard, shard_of
+from mtl.sync_batchnorm import waits
 from mtl.weightings import Weighting, slope_of, weight_of
 
 
@@ -107,7 +108,7 @@ def run_heads(
     The losses are this process's parts of them. ``weigh`` gives each task's weight; ``factors`` multiply what goes into
     the trunk. With ``token_chunks`` a head runs on one slice of the positions after the other.
     """
-    losses, weights = {}, {}
+    losses, weights, kind = {}, {}, model.no_loss().dtype
     here = [task for task in shard.tasks if shard.shares[task.name]]
     slices = label_shares(here, targets, cut.positions, token_chunks) if token_chunks > 1 else {}
     for task in shard.tasks:
@@ -118,6 +119,7 @@ def run_heads(
             losses[name], weights[name] = _run_slices(model, task, targets[name], cut, weigh, slices[name], share)
         else:
             losses[name], weights[name] = _run_head(model, task, targets[name], cut, weigh, share)
+        losses[name] = losses[name].to(kind)  # on every rank the same
         if held is not None:
             held.take(name)
         cut.land(1.0 if factors is None else factors[name])
@@ -137,11 +139,20 @@ def _run_head(
 
 def _run_idle(model: MultiTaskModel, task: Task, cut: Cut, weigh: Callable) -> tuple[Tensor, Tensor]:
     """A head that has nothing to learn here: it only does what the other processes wait for."""
-    loss = cut.leaves[0].new_zeros((), dtype=torch.promote_types(cut.leaves[0].dtype, torch.float32))
-    if distributed.is_sharded(*model.heads[task.name].parameters()):
-        outputs = pytree.tree_leaves(model.predict(task.name, cut.features))
-        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
+    loss = idle_loss(model, task, cut.features)
+    if loss is not None:
+        loss.backward()
+    loss = model.no_loss()
     return loss, weigh(task.name, loss)
+
+
+def idle_loss(model: MultiTaskModel, task: Task, features: Any) -> Tensor | None:
+    """Zero, that a head's whole pass is behind, where other processes wait for that; else None."""
+    head = model.heads[task.name]
+    if not (waits(head) or distributed.is_sharded(*head.parameters())):
+        return None
+    outputs = [output for output in pytree.tree_leaves(model.predict(task.name, features)) if output.requires_grad]
+    return torch.stack([output.flatten()[:0].sum() for output in outputs]).sum()
 
 
 def _run_slices(
@@ -224,15 +235,18 @@ def revisit(
     def run(module: nn.Module, values: Any) -> Any:
         return functional_call(module, {name: buffer.clone() for name, buffer in module.named_buffers()}, (values,))
 
-    with torch.no_grad(), model.uncompiled():
+    with torch.no_grad(), model.by_itself():
         shard = shard_of(tasks, inputs, targets)
         with model.autocast():
             features = run(model.backbone, inputs)
         losses = {}
         for task in shard.tasks:
-            share, loss = shard.shares[task.name], torch.zeros((), device=next(model.parameters()).device)
+            share, loss = shard.shares[task.name], model.no_loss()
             if share:
                 with model.autocast():
-                    loss = task.loss(run(model.heads[task.name], features), targets[task.name])
+                    loss = task.loss(run(model.heads[task.name], features), targets[task.name]).to(loss)
+            elif waits(model.heads[task.name]):
+                with model.autocast():
+                    run(model.heads[task.name], features)
             losses[task.name] = _times(loss, share)
         weighting.revisit(shard.whole(losses))

@@ -11,9 +11,9 @@ from mtl import distributed
 from mtl.cut import Rows, as_seen_by_heads
 from mtl.model import MultiTaskModel, Task
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import Weights
+from mtl.strategies.heads import Weights, idle_loss
 from mtl.strategies.result import Measured, StepResult
-from mtl.strategies.shard import shard_of
+from mtl.strategies.shard import Shard, shard_of
 from mtl.weightings import Weighting
 
 
@@ -46,16 +46,15 @@ class Naive(nn.Module):
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
         shard = shard_of(tasks, inputs, targets)
-        here = [task for task in shard.tasks if shard.shares[task.name]]
         measure = (measure or audit or self.weighting.needs_gram) and bool(shard.tasks)
         features = model.features(inputs)
         trunk = [z for z in pytree.tree_leaves(features) if isinstance(z, Tensor) and z.requires_grad]
         leaves: list[Tensor] = []
         if measure:
             features, leaves = as_seen_by_heads(features)
-        parts = {t.name: model.loss(t, features, targets[t.name]) * shard.shares[t.name] for t in here}
-        zero = torch.zeros((), device=next(model.parameters()).device)
-        losses = shard.whole({t.name: parts[t.name].detach() if t in here else zero for t in shard.tasks})
+        parts = _parts(model, shard, features, targets)
+        zero = model.no_loss()
+        losses = shard.whole({n: parts[n].detach().to(zero) if n in parts else zero for n in shard.shares})
         weights = Weights(self.weighting, shard, model.loss_scale).after(losses) if losses else {}
         factors = {name: weights[name] * model.loss_scale for name in parts}
         rows = _rows(leaves, list(losses), parts, factors, model.loss_scale) if measure else None
@@ -70,6 +69,17 @@ class Naive(nn.Module):
         gram = None if rows is None else rows.whole_gram(self.space)
         self.weighting.observe(losses, gram)
         return StepResult(losses, weights, gram, None if gram is None else self.space, found)
+
+
+def _parts(model: MultiTaskModel, shard: Shard, features: Any, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+    """This process's parts of the losses: also of tasks without labels here whose heads the others wait for."""
+    parts: dict[str, Tensor] = {}
+    for task in shard.tasks:
+        share = shard.shares[task.name]
+        part = model.loss(task, features, targets[task.name]) * share if share else idle_loss(model, task, features)
+        if part is not None:
+            parts[task.name] = part
+    return parts
 
 
 def _rows(

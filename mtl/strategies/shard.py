@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mtl import distributed
@@ -46,10 +46,13 @@ class Sending:
     def __init__(self, shard: Shard, model: MultiTaskModel, losses: Mapping[str, Tensor]) -> None:
         self._losses, self._sum = losses, None
         if distributed.active():
-            modules = loss_modules(shard.tasks)
-            own = [*(model.heads[task.name] for task in shard.tasks), *modules.values()]
-            learned = dict.fromkeys(p for module in own for p in module.parameters() if p.requires_grad)
-            parameters = [p for p in learned if not distributed.is_sharded(p)] if model.synchronises else []
+            model.unsent |= {task.name: task for task in shard.tasks}
+            parameters: list[nn.Parameter] = []
+            if model.synchronises:  # the tasks of all batches of this step, which the last one may lack
+                tasks, model.unsent = list(model.unsent.values()), {}
+                own = [*(model.heads[task.name] for task in tasks), *loss_modules(tasks).values()]
+                learned = dict.fromkeys(p for module in own for p in module.parameters() if p.requires_grad)
+                parameters = [p for p in learned if not distributed.is_sharded(p)]
             self._sum = distributed.GradientSum(parameters, list(losses.values()))
 
     def wait(self) -> dict[str, Tensor]:

@@ -96,3 +96,17 @@ def test_torchrun(tmp_path, how):
     if how == "raise":
         assert content["error"] == "rank 1: ArithmeticError: this rank has had enough"
     assert "rank 1" in answer.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_sweep_of_torchrun(tmp_path):
+    """It must not begin the next job while the others wait for it in this one."""
+    agent = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-addr=localhost", "-m", "mtl.train", "-m"]
+    backbone = ["+backbone._target_=distributed.runs.Fails", "+backbone.rank=1", "+backbone.after=4,100"]
+    answer = subprocess.run(
+        [sys.executable, *agent, *SHORT, *backbone, "name=here"], cwd=tmp_path, timeout=300,
+        env=os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert answer.returncode != 0
+    (only,) = tmp_path.glob("outputs/here/*/*/*/status.json")
+    assert json.loads(only.read_text())["error"] == "rank 1: ArithmeticError: this rank has had enough"
