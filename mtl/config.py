@@ -451,6 +451,8 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
         prepare(parts, strategy, cfg.trainer)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if ema is not None:
+        distributed.same_start(ema.module)
     optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
     # The length of the run, under the names that torch's and timm's schedulers have for it.
     length = dict.fromkeys(RUN_LENGTHS, p.steps)

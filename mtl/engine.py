@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from typing import Any
 
 import torch
@@ -52,6 +53,15 @@ def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
             f"trainer.devices={ranks} must be at most {samples}, for every process needs a sample of each batch "
             f"(data.batch_size={parts.data.batch_size}, {len(parts.data.train)} training samples)."
         )
+    where = distributed.everyones(f"{platform.node()}: {parts.device}")
+    if parts.device.type != "cpu" and len(set(where)) < ranks:
+        raise ValueError(f"device={parts.device} is that of several processes; every one needs its own: device=cuda.")
+    for task in parts.tasks:
+        if getattr(task.loss, "reduction", "mean") != "mean":
+            raise ValueError(
+                f"losses.{task.name}.reduction={task.loss.reduction}: with several processes a loss must be the mean "
+                "over its labels, for each has a part of them; use reduction=mean."
+            )
     rule = getattr(strategy, "rule", None)
     if getattr(rule, "needs_rows", False) and strategy.space == "features" and not getattr(rule, "elementwise", False):
         raise ValueError(

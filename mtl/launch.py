@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -81,8 +82,8 @@ def launch(cfg: DictConfig, folder: Path, command_line: Sequence[str] | None) ->
     body = elastic_launch(config, _run_rank)
     try:
         answers = body(cfg, HydraConfig.instance().cfg, folder, command_line and list(command_line))
-    except SignalException:
-        raise Preempted from None
+    except SignalException as error:
+        raise KeyboardInterrupt if error.sigval == signal.SIGINT else Preempted from None
     except ChildFailedError as error:
         failed, failure = error.get_first_failure()
         if failure.exitcode == EXIT_CODE:

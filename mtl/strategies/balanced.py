@@ -33,7 +33,7 @@ class Balanced(nn.Module):
     - ``space``: where the rows are compared. ``features``: flattened over the batch (Sener & Koltun 2018, MGDA-UB);
       one trunk backward. ``features_sum``: summed over the batch first. ``parameters``: each row pushed through the
       trunk, K trunk backwards and K copies of the trunk's gradient.
-    - ``every``: the rule runs every so many steps; the steps between are plain detached ones with the last weights.
+    - ``every``: the rule runs every so many batches; the steps between are plain detached ones with the last weights.
     - ``scale``: what puts the rule's weights on the scale where weights of one give the gradient of the sum of the
       losses; ``tasks`` is the number of tasks in the batch.
     - ``head_scale``: ``unit``, a head gets the gradient of its own scaled loss, or ``weights``, that times the rule's

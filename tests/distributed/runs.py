@@ -105,6 +105,7 @@ def run_all(root):
     return {
         "evaluation": evaluation_with_an_absent_task(),
         "batch": mistake("data.batch_size=1"),
+        "sum": mistake("+losses.left.reduction=sum"),
         "rows": mistake("strategy=moco", "strategy.space=features"),
         "space": mistake("trainer.shard=backbone", "strategy.space=parameters"),
         "ema": mistake("trainer.shard=backbone", "trainer.ema=0.9"),

@@ -90,6 +90,7 @@ def test_an_evaluation_counts_what_each_rank_has(two):
     ("name", "words"),
     [
         ("batch", "trainer.devices=2 must be at most 1"),
+        ("sum", "losses.left.reduction=sum: with several processes a loss must be the mean"),
         ("rows", "strategy.space=features: MoCo works on whole rows"),
         ("space", "trainer.shard=backbone: no rank has whole rows over the parameters"),
         ("ema", "trainer.shard=backbone cannot go with trainer.ema=0.9"),
