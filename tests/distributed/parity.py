@@ -57,7 +57,7 @@ WEIGHTINGS = {
     "imtl_l": weightings.IMTLL,
     "stch": lambda tasks: weightings.STCH(tasks, steps_per_epoch=1),
 }
-RULES = {name: getattr(rules, name) for name in rules.__all__ if isinstance(getattr(rules, name), type)}
+RULES = {name: getattr(rules, name) for name in rules.__all__ if issubclass(getattr(rules, name), nn.Module)}
 
 
 def make_rule(name, count):
