@@ -125,12 +125,11 @@ def test_a_loss_that_is_not_finite_is_an_error_in_float16_too(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_bf16_reaches_the_accuracy_of_float32(tmp_path):
-    rows = {}
+    """One seed of the demo, whose accuracy varies by 0.006 from seed to seed; ten minutes where bf16 is emulated."""
+    rows = []
     for precision in ("32", "bf16"):
-        for seed in range(3):
-            folder = tmp_path / f"{precision}-{seed}"
-            train(load([f"trainer.precision={precision}", f"seed={seed}", "tracker=jsonl", "device=cpu"]), folder)
-            rows.setdefault(precision, []).append(read_metrics(folder, "test")[0])
+        train(load([f"trainer.precision={precision}", "tracker=jsonl", "device=cpu"]), tmp_path / precision)
+        rows += read_metrics(tmp_path / precision, "test")
     for task in ("left/accuracy", "right/accuracy"):
-        full, low = (torch.tensor([row[task] for row in rows[p]]) for p in ("32", "bf16"))
-        assert abs(full.mean() - low.mean()) < 0.015
+        assert rows[1][task] == pytest.approx(rows[0][task], abs=0.02)
+        assert rows[0][task] > 0.95
