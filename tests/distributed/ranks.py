@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from mtl import distributed
 
 
-def run_ranks(count, function, *arguments, seconds=120):
+def run_ranks(count, function, *arguments, seconds=300):
     """``function(*arguments)`` on ``count`` ranks; what each one returned, or raises what one of them said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
