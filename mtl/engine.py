@@ -85,7 +85,7 @@ def _recompute_activations(backbone: nn.Module) -> None:
             try:
                 setter(True)
                 return
-            except (AssertionError, NotImplementedError):  # a timm model that says so
+            except (AssertionError, NotImplementedError):  # how timm's models say that they cannot: told below
                 break
     raise ValueError(f"trainer.grad_checkpointing=true: {type(backbone).__name__} has no set_grad_checkpointing.")
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mtl.config import Config, ConfigError
+from mtl.config import ConfigError
 from mtl.launch import rank
+from mtl.schema import Config
 from mtl.secrecy import public
 from mtl.tracking import cut_back, write_whole
 

@@ -41,7 +41,7 @@ class RowRule(Rule):
         return [d.to(block.dtype) for d, block in zip(direction, rows, strict=True)], weights
 
     def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
-        """Return direction and weights for rows whose Gram matrix is finite."""
+        """Return direction and weights for rows whose Gram matrix is finite: what a subclass must define."""
         raise NotImplementedError(f"{type(self).__name__} must say how it mixes rows.")
 
 

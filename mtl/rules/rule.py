@@ -37,7 +37,7 @@ class Rule(nn.Module):
         return torch.from_numpy(self.weigh(matrix) if np.isfinite(matrix).all() else np.full(len(matrix), np.nan))
 
     def weigh(self, gram: Array) -> Array:
-        """Return the weights for a finite, symmetric Gram matrix."""
+        """Return the weights for a finite, symmetric Gram matrix: what a subclass must define, unless it needs rows."""
         raise NotImplementedError(f"{type(self).__name__} works on rows: call combine(rows, gram).")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rule:
