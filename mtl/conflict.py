@@ -92,18 +92,17 @@ def agreement_metrics(
 
 
 def _pair_metrics(gram: Tensor, norms: Tensor, tasks: Sequence[str]) -> dict[str, float]:
-    matrix = cosines(gram).tolist()
-    pairs = [(i, j) for i, j in combinations(range(len(tasks)), 2) if norms[i] > 0 and norms[j] > 0]
-    if not pairs:
+    pairs = torch.combinations(torch.arange(len(tasks)))
+    i, j = pairs[(norms[pairs] > 0).all(1)].T
+    if not len(i):
         return {}
-    values = [matrix[i][j] for i, j in pairs]
-    ratios = [(norms[i] / norms[j]).item() for i, j in pairs]
-    named = {f"conflict/cos/{tasks[i]}~{tasks[j]}": value for (i, j), value in zip(pairs, values, strict=True)}
-    return named | {
-        "conflict/cos_mean": sum(values) / len(values),
-        "conflict/cos_min": min(values),
-        "conflict/fraction": sum(value < 0 for value in values) / len(values),
-        "conflict/magnitude_similarity": sum(2 / (r + 1 / r) for r in ratios) / len(ratios),
+    values, ratios = cosines(gram)[i, j], norms[i] / norms[j]
+    named = zip(i.tolist(), j.tolist(), values.tolist(), strict=True)
+    return {f"conflict/cos/{tasks[a]}~{tasks[b]}": value for a, b, value in named} | {
+        "conflict/cos_mean": values.mean().item(),
+        "conflict/cos_min": values.min().item(),
+        "conflict/fraction": (values < 0).double().mean().item(),
+        "conflict/magnitude_similarity": (2 / (ratios + 1 / ratios)).mean().item(),
     }
 
 

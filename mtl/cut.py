@@ -41,20 +41,24 @@ class Cut:
         detached = [t.detach().requires_grad_() if _is_differentiable(t) else t for t in flat]
         self.leaves: list[Tensor] = [t for t in detached if _is_differentiable(t)]
         self.features = pytree.tree_unflatten(detached, structure)
-        self._rows, self._loss_scale = rows, loss_scale
+        self.rows, self._loss_scale = rows, loss_scale
         self._sum: list[Tensor | None] = [None] * len(self.leaves)
 
     def land(self, factor: float = 1.0) -> None:
         """Take what the last head's backward left on the leaves, and add ``factor`` times it to the sum."""
         gradients = [leaf.grad for leaf in self.leaves]
-        if self._rows is not None:
-            self._rows.append(gradients, self._loss_scale)
+        if self.rows is not None:
+            self.rows.append(gradients, self._loss_scale)
         for i, (leaf, gradient) in enumerate(zip(self.leaves, gradients, strict=True)):
             leaf.grad = None
             total = self._sum[i]
             if gradient is not None:
                 gradient = gradient if factor == 1 else gradient.mul_(factor)
                 self._sum[i] = gradient if total is None else total.add_(gradient)
+
+    def land_at_once(self, total: Tensor, rows: Rows | None) -> None:
+        """Take all tasks' gradients on the only leaf at once: their sum, and the rows if they are kept."""
+        self._sum, self.rows = [total], rows
 
     @property
     def positions(self) -> int:
@@ -149,11 +153,12 @@ class Rows:
     def __init__(self) -> None:
         self.count = 0
         self._layout: Any = None
-        self._buffers: list[Tensor] = []
+        self._sizes: list[tuple[int, torch.dtype, torch.device]] = []  # of each buffer: its n and its kind
+        self._buffers: list[Tensor] = []  # made when the first row comes
         self._slots: list[tuple[int, slice, torch.Size]] = []  # of each leaf: its buffer, where in it, its shape
 
     def start(self, tasks: int, leaves: Sequence[Tensor]) -> Rows:
-        """Empty the buffers and make them fit up to ``tasks`` rows over ``leaves``."""
+        """Empty the buffers and have them fit up to ``tasks`` rows over ``leaves``."""
         self.count = 0
         layout = (tasks, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
         if layout != self._layout:
@@ -165,10 +170,8 @@ class Rows:
                 i = kinds.index(_kind(leaf))
                 self._slots.append((i, slice(lengths[i], lengths[i] + leaf.numel()), leaf.shape))
                 lengths[i] += leaf.numel()
-            self._buffers = [
-                torch.empty(tasks, n, dtype=dtype, device=device)
-                for n, (dtype, device) in zip(lengths, kinds, strict=True)
-            ]
+            self._sizes = [(n, *kind) for n, kind in zip(lengths, kinds, strict=True)]
+            self._buffers = []
         return self
 
     def append(self, gradients: Sequence[Tensor | None], loss_scale: float = 1.0) -> None:
@@ -176,6 +179,9 @@ class Rows:
 
         ``None`` is a leaf that the task does not depend on.
         """
+        if not self._buffers:
+            tasks = self._layout[0]
+            self._buffers = [torch.empty(tasks, n, dtype=dtype, device=device) for n, dtype, device in self._sizes]
         for (i, where, shape), gradient in zip(self._slots, gradients, strict=True):
             target = self._buffers[i][self.count, where]
             if gradient is None:
@@ -231,11 +237,55 @@ class Rows:
 
         From where, to where, and how long the whole leaf is, in elements.
         """
-        places: list[list[tuple[int, int, int]]] = [[] for _ in self._buffers]
+        places: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
         for i, _, shape in self._slots:
             each = shape[1:].numel()
             places[i].append((before * each, (before + shape[0]) * each, samples * each))
         return places
+
+
+class OuterRows(Rows):
+    """Rows that are outer products, g_k = e_k w_k^T, and are not kept as more than that.
+
+    This is what linear heads with one output leave on features ``[..., D]``: ``errors`` [N, K] are the derivatives of
+    the losses by the outputs at each of the N positions, ``weights`` [K, D] the heads'. Then G = (E^T E) ∘ (W W^T).
+    """
+
+    def __init__(self, errors: Tensor, weights: Tensor, leaf: Tensor) -> None:
+        super().__init__()
+        self.start(len(weights), [leaf])
+        self.count = len(weights)
+        kind = self._sizes[0][1]
+        self._errors, self._weights, self._shape = errors.to(kind), weights.to(kind), leaf.shape
+
+    def scale(self, weights: Sequence[Tensor]) -> None:
+        """Multiply each row by its weight."""
+        self._errors = self._errors * torch.stack(list(weights)).to(self._errors)
+
+    def blocks(self) -> list[Tensor]:
+        """The rows as one matrix ``[K, N D]``, made anew."""
+        return [torch.stack([self.row(task)[0].flatten() for task in range(self.count)])]
+
+    def row(self, task: int) -> list[Tensor]:
+        """Row ``task`` in the shape of the leaf."""
+        return [torch.outer(self._errors[:, task], self._weights[task]).view(self._shape)]
+
+    def gram(self) -> Tensor:
+        """The Gram matrix ``[K, K]`` in float64 on the CPU, from products that are K wide."""
+        return gram(lambda: [self._errors.T]) * gram(lambda: [self._weights])
+
+    def batch_summed_gram(self) -> Tensor:
+        """As Rows.batch_summed_gram; over several processes multiplied out, for another one's rows may be plain."""
+        errors = self._errors.unflatten(0, self._shape[:-1]).sum(0).reshape(-1, self.count)
+        if not distributed.active():
+            return gram(lambda: [errors.T]) * gram(lambda: [self._weights])
+        sums = (errors.T[:, :, None] * self._weights[:, None]).flatten(1)
+        distributed.total_of([sums])
+        return gram(lambda: [sums])
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """The direction sum_k w_k g_k for ``weights`` [K]."""
+        return [(self._errors * weights.to(self._errors) @ self._weights).view(self._shape)]
 
 
 class ParameterRows:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mtl.cut import CHUNK, Cut, Rows
+from mtl.cut import CHUNK, Cut, OuterRows, Rows
 
 
 def rows_of(*vectors):
@@ -69,4 +69,24 @@ def test_buffers_are_kept_while_the_shapes_stay():
     rows.append([leaf])
     kept = rows._buffers[0].data_ptr()
     assert rows.start(3, [leaf])._buffers[0].data_ptr() == kept and rows.count == 0
-    assert rows.start(3, [torch.ones(4, 6)])._buffers[0].shape == (3, 24)
+    rows.start(3, [torch.ones(4, 6)]).append([torch.ones(4, 6)])
+    assert rows._buffers[0].shape == (3, 24)
+
+
+def test_rows_that_are_outer_products_are_what_they_multiply_out_to():
+    torch.manual_seed(0)
+    leaf = torch.randn(3, 5, 4, dtype=torch.float64)
+    errors, weights = torch.randn(15, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    outer, plain = OuterRows(errors, weights, leaf), Rows().start(6, [leaf])
+    for task in range(6):
+        plain.append([(errors[:, task, None] * weights[task]).view(3, 5, 4)])
+    scales = list(torch.rand(6, dtype=torch.float64))
+    for _ in range(2):
+        assert torch.allclose(outer.gram(), plain.gram(), rtol=1e-12)
+        assert torch.allclose(outer.batch_summed_gram(), plain.batch_summed_gram(), rtol=1e-12)
+        assert torch.allclose(outer.blocks()[0], plain.blocks()[0]) and len(outer.blocks()) == 1
+        assert torch.allclose(outer.row(2)[0], plain.row(2)[0]) and outer.row(2)[0].shape == leaf.shape
+        assert torch.allclose(outer.combine(torch.arange(6))[0], plain.combine(torch.arange(6))[0])
+        assert outer.places(2, 5) == plain.places(2, 5)
+        outer.scale(scales), plain.scale(scales)
+    assert not torch.allclose(outer.gram(), OuterRows(errors, weights, leaf).gram())

@@ -132,6 +132,7 @@ class Balanced(nn.Module):
         losses, weights = run_heads(
             model, shard, targets, cut, weigh.now, held, None if keep else known, self.token_chunks
         )
+        rows = cut.rows
         losses = shard.whole(losses)
         late = weigh.after(losses) if weigh.late else None
         if rows is not None and late is not None:

@@ -60,6 +60,7 @@ class Detached(nn.Module):
             rows.start(len(names), cut.leaves)
         held = HeldGradients(model, shard.tasks) if weigh.late else None
         losses, weights = run_heads(model, shard, targets, cut, weigh.now, held, token_chunks=self.token_chunks)
+        rows = cut.rows
         direction = None
         if rows is not None and held is not None:
             losses = shard.whole(losses)

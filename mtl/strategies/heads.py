@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from mtl import distributed
 from mtl.cut import Cut, sliced
 from mtl.model import MultiTaskModel, Task, loss_modules, where_labelled
+from mtl.strategies.packed import can_be_packed, run_packed
 from mtl.strategies.shard import Shard, shard_of
 from mtl.sync_batchnorm import waits
 from mtl.weightings import Weighting, slope_of, weight_of
@@ -106,10 +107,13 @@ def run_heads(
     """Forward and backward of each head in turn on the cut features; returns losses and weights by task.
 
     The losses are this process's parts of them. ``weigh`` gives each task's weight; ``factors`` multiply what goes into
-    the trunk. With ``token_chunks`` a head runs on one slice of the positions after the other.
+    the trunk. With ``token_chunks`` a head runs on one slice of the positions after the other. Equal linear heads run
+    all at once, where that costs no memory. What is kept of the tasks' gradients is in ``cut.rows`` afterwards.
     """
     losses, weights, kind = {}, {}, model.no_loss().dtype
     here = [task for task in shard.tasks if shard.shares[task.name]]
+    if token_chunks == 1 and len(here) == len(shard.tasks) and can_be_packed(model, here, targets, cut.features):
+        return run_packed(model, shard, targets, cut, weigh, held, factors)
     slices = label_shares(here, targets, cut.positions, token_chunks) if token_chunks > 1 else {}
     for task in shard.tasks:
         name, share = task.name, shard.shares[task.name]

@@ -46,6 +46,8 @@ def weight_of(weighting: Weighting, task: str, loss: Tensor, loss_scale: float =
     """
     leaf = loss.detach().requires_grad_()
     scaled = weighting(task, leaf)
+    if scaled is leaf:  # a backward pass costs more than a small head
+        return torch.ones_like(loss)
     scaled.backward(torch.full_like(scaled, loss_scale))
     assert leaf.grad is not None
     return leaf.grad if loss_scale == 1 else leaf.grad.div_(loss_scale)

@@ -9,6 +9,7 @@ from torch import nn
 
 from mtl import distributed, rules, weightings
 from mtl.finite import clip, total_norm
+from mtl.losses import MaskedL2
 from mtl.model import MultiTaskModel, Task, loss_modules
 from mtl.strategies import Balanced, Detached, Naive, revisit
 from mtl.sync_batchnorm import synchronised
@@ -90,21 +91,24 @@ def counted():
         dist.all_reduce = before
 
 
-def batches(absent, dtype, names):
+def batches(absent, dtype, names, kind):
     """Batches of every task; some labels are missing, of ``b`` all in the first half of the first batch."""
     generator = torch.Generator().manual_seed(5)
     for number in range(STEPS):
         inputs = torch.randn(BATCH, 1, 8, 8, generator=generator, dtype=dtype)
         targets = {
-            name: torch.randn(BATCH, 3, generator=generator, dtype=dtype)
+            name: torch.randn(BATCH, 1, generator=generator, dtype=dtype)
+            if kind == "equal"
+            else torch.randn(BATCH, 3, generator=generator, dtype=dtype)
             if name in "bdf"
             else torch.randint(3, (BATCH,), generator=generator)
             for name in names
         }
         if absent:
-            targets["a"][::3] = -100
+            missing = torch.nan if kind == "equal" else -100
+            targets["a"][::3] = missing
             if number == 0:
-                targets["a"][: BATCH // 2] = -100  # none on the first of two ranks
+                targets["a"][: BATCH // 2] = missing  # none on the first of two ranks
             if number == 1:
                 del targets["b"]
         yield inputs, targets
@@ -122,9 +126,12 @@ def train(
 ):  # fmt: skip
     """Parameters, Gram matrices, losses, weights and collectives of a few steps of the ``count`` first tasks."""
     torch.manual_seed(0)
-    heads = {task: PyramidHead() if kind == "pyramid" else nn.Linear(8, 3) for task in TASKS[:count]}
+    outputs = 1 if kind == "equal" else 3  # heads and losses that are all the same run as one
+    heads = {task: PyramidHead() if kind == "pyramid" else nn.Linear(8, outputs) for task in TASKS[:count]}
     model = MultiTaskModel(trunk(kind), heads).to(dtype)
     tasks = [Task(task, nn.MSELoss() if task in "bdf" else nn.CrossEntropyLoss()) for task in heads]
+    if kind == "equal":
+        tasks = [Task(task, MaskedL2(invalid=None)) for task in heads]
     if frozen:
         for parameter in list(model.backbone.parameters())[:2]:
             parameter.requires_grad_(False)
@@ -141,7 +148,7 @@ def train(
     optimizer = torch.optim.SGD([p for p in learned if p.requires_grad], lr=0.1, momentum=0.9)
     seen = []
     collectives = []
-    for inputs, targets in batches(absent, dtype, list(heads)):
+    for inputs, targets in batches(absent, dtype, list(heads), kind):
         optimizer.zero_grad()
         inputs, targets = here(inputs), {task: here(target) for task, target in targets.items()}
         with counted() as sizes:

@@ -20,6 +20,13 @@ FAST = {
     "MGDA-sum": dict(strategy="MGDA", space="features_sum", absent=True),
     "MGDA-audit": dict(strategy="MGDA", audit=True, max_norm=0.1),
     "PCGrad-uw": dict(strategy="PCGrad", weighting="uw", absent=True, head_scale="weights"),
+    **{
+        f"{s}-equal-heads": dict(strategy=s, kind="equal", count=7, absent=True)
+        for s in ("detached", "MGDA", "GradDrop")
+    },
+    "MGDA-sum-equal-heads": dict(
+        strategy="MGDA", kind="equal", count=7, absent=True, space="features_sum", weighting="uw"
+    ),
     "MGDA-every": dict(strategy="MGDA", every=2),
     **{f"{s}-sharded": dict(strategy=s, shard="backbone", max_norm=0.1) for s in ("naive", "detached", "MGDA")},
     **{f"{s}-all-sharded": dict(strategy=s, shard="all", absent=True) for s in ("detached", "MGDA")},
