@@ -95,14 +95,36 @@ class Cut:
         it gets zeros: every process must pass through the whole trunk, or the others would wait for it.
         """
         if direction is None:
-            gradients = self._sum
+            gradients, self._sum = self._sum, [None] * len(self._sum)
         else:
             gradients = [_scaled(g, z, self._loss_scale) for z, g in zip(self.trunk, direction, strict=True)]
         if distributed.active():
             gradients = [torch.zeros_like(z) if g is None else g for z, g in zip(self.trunk, gradients, strict=True)]
-        pairs = [(z, g) for z, g in zip(self.trunk, gradients, strict=True) if g is not None and z.requires_grad]
-        if pairs:
-            torch.autograd.backward([z for z, _ in pairs], [g for _, g in pairs])
+        reached = [
+            i for i, (z, g) in enumerate(zip(self.trunk, gradients, strict=True)) if g is not None and z.requires_grad
+        ]
+        if reached:
+            handed = [gradients[i] for i in reached]
+            del gradients
+            _Handover.apply(handed, *(self.trunk[i] for i in reached)).backward()
+
+
+class _Handover(torch.autograd.Function):
+    """Gives the trunk the gradients of its outputs and keeps none of them.
+
+    Those that torch.autograd.backward is given stay alive until it has gone through the whole trunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor], *outputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return outputs[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        given = tuple(ctx.gradients)
+        ctx.gradients.clear()
+        return None, *given
 
 
 def position_axis(tensor: Tensor) -> int:

@@ -138,7 +138,8 @@ def _run_head(
     weight = weigh(task.name, loss)
     if loss.requires_grad:  # not where a head without parameters ignores the features
         loss.backward(_times(weight, model.loss_scale * share))
-    return _times(loss.detach(), share), weight
+    # A copy: the storage of torch's mean squared error is as large as what it is the mean of.
+    return _times(loss.detach().clone(), share), weight
 
 
 def _run_idle(model: MultiTaskModel, task: Task, cut: Cut, weigh: Callable) -> tuple[Tensor, Tensor]:

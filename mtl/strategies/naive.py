@@ -54,7 +54,8 @@ class Naive(nn.Module):
             features, leaves = as_seen_by_heads(features)
         parts = _parts(model, shard, features, targets)
         zero = model.no_loss()
-        losses = shard.whole({n: parts[n].detach().to(zero) if n in parts else zero for n in shard.shares})
+        # Copies: a loss's storage may be as large as what it is the mean of, and would live as long as the result.
+        losses = shard.whole({n: parts[n].detach().to(zero, copy=True) if n in parts else zero for n in shard.shares})
         weights = Weights(self.weighting, shard, model.loss_scale).after(losses) if losses else {}
         factors = {name: weights[name] * model.loss_scale for name in parts}
         rows = _rows(leaves, list(losses), parts, factors, model.loss_scale) if measure else None

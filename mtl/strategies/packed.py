@@ -49,8 +49,10 @@ def _kind(head: nn.Module, loss: Any, target: Any) -> tuple | None:
     weight, bias = own["_parameters"].values()
     if not weight.requires_grad or (bias is not None and not bias.requires_grad):
         return None
-    if any(own[hooks] for hooks in HOOKS) or own.get("_compiled_call_impl") or any(
-        buffer is not None for buffer in vars(loss)["_buffers"].values()
+    if (
+        any(own[hooks] for hooks in HOOKS)
+        or own.get("_compiled_call_impl")
+        or any(buffer is not None for buffer in vars(loss)["_buffers"].values())
     ):
         return None
     numbers = tuple([value for name, value in vars(loss).items() if name[0] != "_"])

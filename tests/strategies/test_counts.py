@@ -5,11 +5,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from strategies.networks import make
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from mtl.cut import Rows
+from mtl.cut import Cut, Rows
+from mtl.memory import PeakMemory
 from mtl.model import MultiTaskModel, Task
 from mtl.rules import MGDA, CAGrad, GradDrop, NashMTL, PCGrad, UPGrad
 from mtl.strategies import Balanced, Detached, Naive
@@ -206,6 +208,36 @@ def test_without_missing_labels_the_host_never_waits():
     with HostReads(list(model.parameters()), batch[1:]) as host:
         Detached(Equal()).step(model, *batch)
     assert host.reads == []
+
+
+def peak(strategy, kind, count):
+    model, *batch = make(kind, count)
+    with PeakMemory() as memory:
+        strategy.step(model, *batch)
+    return memory.peak
+
+
+@pytest.mark.parametrize("count", [1, 2, 16])
+@pytest.mark.parametrize("kind", ["pooled", "tokens", "pyramid"])
+def test_detached_needs_no_byte_more_than_naive_and_only_its_gradients_for_another_head(kind, count):
+    model, _, inputs, _ = make(kind, count)
+    another = sum(p.numel() * 8 for p in model.heads["task0"].parameters())
+    features = sum(leaf.numel() * 8 for leaf in Cut(model.features(inputs)).leaves)
+    alone = peak(Detached(Equal()), kind, 1)
+    bound = alone + (count - 1) * (another + 16) + features * (count > 1)  # and its loss and weight; and their sum
+    assert peak(Detached(Equal()), kind, count) <= min(bound, peak(Naive(Equal()), kind, count))
+    if count == 16 and kind != "pooled":  # whose heads' graphs are as small as their gradients
+        assert peak(Naive(Equal()), kind, count) > bound
+
+
+def test_a_loss_in_the_result_holds_no_more_than_one_number():
+    model, tasks, inputs, targets, _, _ = problem(2, loss=nn.MSELoss)
+    targets = {name: torch.randn(5, 3) for name in targets}
+    for strategy in (Naive(Equal()), Detached(Equal())):
+        result = strategy.step(model, tasks, inputs, targets)
+        assert all(loss.untyped_storage().nbytes() == 4 for loss in result.losses.values())
+    predictions = model(inputs)
+    assert nn.MSELoss()(predictions["task0"], targets["task0"]).untyped_storage().nbytes() > 4
 
 
 def test_the_count_of_reads_sees_one():
