@@ -17,9 +17,9 @@ class NashMTL(Rule):
     direction, by the weights K z_i / |g_i| with z the shortest combination of unit rows. A zero gradient
     does not bargain and gets the weight zero.
 
-    ``normalize``: G is divided by its Frobenius norm first, as in the official code. The direction stays
-    the same but for its length, and heads that are scaled by the weights no longer depend on the size of
-    the shared gradients.
+    ``normalize``: G is divided by its Frobenius norm first. The direction stays the same but for its
+    length, and heads that are scaled by the weights no longer depend on the size of the shared gradients.
+    The official code divides, too, but only for its solver's sake: its weights are those of G itself.
 
     Source: Navon et al. 2022, equation 2 (its claim 3.2). Solved to rounding by Newton's method. The
     official code linearises and stops after 20 rounds of cvxpy; it and LibMTL leave equal weights when
