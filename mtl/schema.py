@@ -89,3 +89,5 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+# There is one in a process; Hydra copies its sources, and with them all that is stored, for each group --help lists.
+ConfigStore.__deepcopy__ = lambda store, memo: store
