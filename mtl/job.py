@@ -205,6 +205,8 @@ class CheckFolder(Callback):
         """Before a sweep."""
         if config.resume not in (None, "auto"):
             sys.exit(f"resume={config.resume} is one run: in a sweep use resume=auto or skip_finished=true.")
+        if "OMP_NUM_THREADS" in os.environ:  # joblib fills in MKL's for its workers, and torch goes by that one first
+            os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
         _prepare(config, "sweep", newest_sweep)
 
 

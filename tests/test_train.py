@@ -1,6 +1,7 @@
 """The command line, as real processes."""
 
 import json
+import os
 import re
 import sys
 import weakref
@@ -205,6 +206,21 @@ def test_a_sweep_through_submitit(tmp_path, command):
     assert done.returncode == 0, done.stderr
     assert [status(folder)["status"] for folder in run_folders(tmp_path)] == ["finished"] * 2
     assert "finished" in done.stdout
+
+
+@pytest.mark.slow
+def test_jobs_at_a_time_share_the_cores_unless_the_user_says_otherwise(tmp_path, command, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    sweep = ["mtl.train", "-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY]
+    threads = {}
+    for name, environment in {"shared": {}, "chosen": {"OMP_NUM_THREADS": "3"}}.items():
+        done = command(*sweep, f"name={name}", timeout=400, **environment)
+        assert done.returncode == 0, done.stderr
+        files = (tmp_path / "outputs" / name).rglob("summary.json")
+        threads[name] = [json.loads(file.read_text())["threads"] for file in files]
+    cores = len(os.sched_getaffinity(0))
+    assert threads["shared"] == [max(1, cores // 2)] * 2
+    assert threads["chosen"] == [3, 3]
 
 
 def test_a_failed_job_holds_on_to_no_memory(tmp_path, monkeypatch):
