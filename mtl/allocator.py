@@ -25,7 +25,8 @@ class KeptMemory:
 
     By itself glibc hands large tensors back to the system, and every step on the CPU gets the same pages anew, zeroed,
     one by one (experiments/cost). Batches of ever new shapes would leave ever more holes in what is kept: call ``look``
-    after each step, which ends it where the heap goes on growing.
+    after each step, which ends it where the heap goes on growing. A later step that is larger by itself, as one with an
+    audit, ends it as well.
 
     The setting is the whole process's, and that of the loader processes forked inside; at the end it is undone and what
     is free is given back. Nothing happens unless ``wanted``, with another C library, and where the environment has set
@@ -58,7 +59,7 @@ class KeptMemory:
             self._settled = size
         if self._steps > SETTLED and size > GROWTH * self._settled:
             self.__exit__()
-            log.info("the memory that steps leave goes back to the system from here on: their shapes vary too much")
+            log.info("the heap has grown by a quarter since the first steps: from here on no freed memory is kept")
 
 
 def give_back() -> None:
