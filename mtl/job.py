@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from mtl import allocator
 from mtl.config import ConfigError
 from mtl.launch import RankFailed, from_first, is_one_of_several, meeting, rank
 from mtl.report import best_value, overview, read_status
@@ -154,6 +155,7 @@ def _clear_frames(error: BaseException | None) -> None:
 
 def _free_memory() -> None:
     gc.collect()  # the model and its graph refer to each other; the next job of a sweep needs their memory
+    allocator.give_back()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -203,6 +205,8 @@ class CheckFolder(Callback):
         """Before a sweep."""
         if config.resume not in (None, "auto"):
             sys.exit(f"resume={config.resume} is one run: in a sweep use resume=auto or skip_finished=true.")
+        if "OMP_NUM_THREADS" in os.environ:  # joblib fills in MKL's for its workers, and torch goes by that one first
+            os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
         _prepare(config, "sweep", newest_sweep)
 
 

@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mtl import checkpoint, distributed, environment, report
 from mtl.accumulation import accumulate
+from mtl.allocator import KeptMemory
 from mtl.checkpoint import Saver
 from mtl.clock import Clock
 from mtl.data.loader import Batches, Shuffled, Slices, in_order, opened
@@ -204,10 +205,11 @@ def fit(
     skips = trainer.on_nan == "skip" or state.scaler.is_enabled()
     skipping = Skipping(state.model, state.tasks, state.strategy) if skips else None
     recompilations = Recompilations(state.model)
+    kept = KeptMemory(trainer.keep_memory and device.type == "cpu")
     state.model.train()
     # disable=None: off where stderr is no terminal; plain lines come instead.
     bar = tqdm(total=p.steps, initial=state.step, disable=None, leave=False, ncols=100)
-    with bar, logging_redirect_tqdm(), opened(train) as batches:
+    with bar, logging_redirect_tqdm(), kept, opened(train) as batches:
         while state.step < p.steps and not _out_of_patience(state, trainer, p):
             # --- one training step
             def load() -> Any:
@@ -249,6 +251,7 @@ def fit(
                 _step_scheduler(state.scheduler, step - state.skips["overflow"])
             state.step, state.peak_memory, state.seconds = step, clock.peak, clock.elapsed()
             recompilations.look(step)
+            kept.look()
             bar.update()
 
             # --- once in a while: the losses, and the conflict between the tasks where it was measured
@@ -399,6 +402,7 @@ def summarise(state: TrainState, test: dict[str, float], folder: Path) -> dict[s
             "samples": {split: sorted(indices) for split, indices in unreadable.items() if indices},
         },
         "seconds": {"total": state.seconds, "step": last.get("time/step"), "data": last.get("time/data")},
+        "threads": torch.get_num_threads(),
         "memory/peak": last.get("memory/peak"),
         "versions": environment.describe(),
     }

@@ -35,6 +35,7 @@ class TrainerConfig:
     keep: int = 0  # numbered checkpoints that stay beside last.pt and best.pt: the latest so many
     on_nan: str = "raise"  # raise | skip: what a step whose loss or gradient is not finite comes to
     max_skips: int = 10  # steps that on_nan=skip leaves out in a row, at most
+    keep_memory: bool = True  # on a CPU with glibc, what a step frees stays with the process for the next step
     num_workers: int = 0  # processes that load data; 0: the training process itself
     deterministic: bool = False  # torch's deterministic algorithms; an operation that has none is an error
     limit_train_batches: int | None = None  # batches of an epoch
@@ -89,3 +90,5 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+# There is one in a process; Hydra copies its sources, and with them all that is stored, for each group --help lists.
+ConfigStore.__deepcopy__ = lambda store, memo: store

@@ -44,7 +44,7 @@ def test_what_a_run_leaves_behind(train_tiny, strategy):
     assert summary["steps"] == 4 and summary["test"].keys() == VAL_NAMES
     assert summary["parameters"] == {"shared": 372400, "heads": {"left": 970, "right": 970}}
     assert summary["memory/peak"] > 372400 * 4  # at least the gradients of a step
-    assert torch.__version__.startswith(summary["versions"]["torch"])
+    assert torch.__version__.startswith(summary["versions"]["torch"]) and summary["threads"] == 1
 
 
 def test_the_strategies_see_the_same_tasks_fight_and_learn_the_same(train_tiny):

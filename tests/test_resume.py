@@ -324,8 +324,8 @@ def test_something_that_is_no_checkpoint(tmp_path, name, words):
 
 @pytest.mark.parametrize(
     "change", ["trainer.max_steps=12", "trainer.log_every=1", "conflict.every=null", "trainer.num_workers=1",
-               "tracker.project=other", "trainer.keep=1", "trainer.checkpoint_every=1", "device=cpu",
-               "+optimizer.eps=1e-8"],
+               "trainer.keep_memory=false", "tracker.project=other", "trainer.keep=1", "trainer.checkpoint_every=1",
+               "device=cpu", "+optimizer.eps=1e-8"],
 )  # fmt: skip
 def test_what_may_be_changed(tmp_path, change):
     folder = run(tmp_path / "run", "scheduler=constant", stop_at=5)
