@@ -19,14 +19,20 @@ class Clock:
         self.peak = peak  # bytes, once it is known
         self._ran = 0
         self._origin = time.perf_counter() - seconds
-        self.resume()
+        self._start_anew()
 
     def elapsed(self) -> float:
         """Seconds since the beginning of the run, without those between its processes."""
         return time.perf_counter() - self._origin
 
-    def resume(self) -> None:
-        """Start counting from now: what came before, as an evaluation, was no training."""
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done here, as an evaluation, is no training: it lengthens no step."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def _start_anew(self) -> None:
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     @contextmanager
@@ -57,5 +63,5 @@ class Clock:
             self.peak = torch.cuda.max_memory_allocated(self._device)
         if self.peak is not None:
             row["memory/peak"] = self.peak
-        self.resume()
+        self._start_anew()
         return row

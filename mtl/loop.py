@@ -267,32 +267,32 @@ def fit(
                 if bar.disable and _due(step, 10 * trainer.log_every, p.steps):
                     log.info("step %d of %d: %s", step, p.steps, report.one_line(row))
 
-            # --- once in a while: evaluation and the best model
-            improved, value, metrics = False, math.nan, {}
-            if step % p.val_every == 0 or step == p.steps:
-                metrics = evaluate(state.evaluated, state.tasks, val, device)
-                tracker.log("val", step, p.epoch(step), metrics)
-                value = metrics.get(trainer.monitor.removeprefix("val/"), math.nan)
-                improved = _improves(value, state.best, trainer.mode)
-                _step_plateau(state.scheduler, step // p.val_every, value)
-                log.info("%s", report.task_table(f"step {step}: val", metrics))
-                if (matrix := state.conflicts.mean()) is not None:
-                    tracker.image("train/conflict/cos", step, report.heat_map(matrix))
+            with clock.stopped():
+                # --- once in a while: evaluation and the best model
+                improved, value, metrics = False, math.nan, {}
+                if step % p.val_every == 0 or step == p.steps:
+                    metrics = evaluate(state.evaluated, state.tasks, val, device)
+                    tracker.log("val", step, p.epoch(step), metrics)
+                    value = metrics.get(trainer.monitor.removeprefix("val/"), math.nan)
+                    improved = _improves(value, state.best, trainer.mode)
+                    _step_plateau(state.scheduler, step // p.val_every, value)
+                    log.info("%s", report.task_table(f"step {step}: val", metrics))
+                    if (matrix := state.conflicts.mean()) is not None:
+                        tracker.image("train/conflict/cos", step, report.heat_map(matrix))
 
-            # --- once in a while: what a resumed run goes on from
-            last = step == p.steps or (not improved and _out_of_patience(state, trainer, p))
-            # The second step's memory belongs to the record.
-            asked = distributed.any_rank(stop()) and not last and step > 1
-            if improved:
-                saver.save_best(value, metrics, must=last or asked)
-            elif step % p.checkpoint_every == 0 or last or asked:
-                saver.save(must=last or asked)
-            if asked:
-                log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
-                raise Preempted
-            if last and step < p.steps:
-                log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
-            clock.resume()
+                # --- once in a while: what a resumed run goes on from
+                last = step == p.steps or (not improved and _out_of_patience(state, trainer, p))
+                # The second step's memory belongs to the record.
+                asked = distributed.any_rank(stop()) and not last and step > 1
+                if improved:
+                    saver.save_best(value, metrics, must=last or asked)
+                elif step % p.checkpoint_every == 0 or last or asked:
+                    saver.save(must=last or asked)
+                if asked:
+                    log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
+                    raise Preempted
+                if last and step < p.steps:
+                    log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
 
     return _test_best(state, data, cfg, tracker, p, device)
 
