@@ -8,13 +8,12 @@ Writes results.json, tables.md and cost.png.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="threads of a step; default: as torch has it")
     parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="these cells, as 'resnet18-64-*' or loop")
-    parser.add_argument("--out", type=Path, help="folder of what is written; default: this study's, unless --only is given")
+    parser.add_argument(
+        "--out", type=Path, help="folder of what is written; default: the study's, unless --only is given"
+    )
     options = parser.parse_args(arguments)
     cells = long() if options.long else short()
     try:
@@ -64,15 +65,22 @@ def check(device: str, threads: int | None) -> None:
 
 
 def run(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:
-    """What one cell comes to, in a fresh process; what it died of, where it did."""
-    asked = {key: value for key, value in asdict(cell).items() if key != "name"} | {"device": device, "threads": threads}
-    done = subprocess.run([sys.executable, HERE / "measure.py", json.dumps(asked)], capture_output=True, text=True)
-    if done.returncode:
-        return {"failed": f"the process ended with {done.returncode}"}
-    result = json.loads(done.stdout.splitlines()[-1])
-    if "failed" in result:
-        print(done.stderr, file=sys.stderr)
-    return result
+    """What one cell comes to, in a fresh process; the reason where it failed: the others are measured all the same."""
+    # Each is a copy of a process that has done nothing but import these.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["mtl.loop", "torch._dynamo", "torchjd.autojac"])
+    try:
+        with ProcessPoolExecutor(1, processes) as pool:
+            return pool.submit(measured, cell, device, threads).result()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def measured(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:
+    """What runs in that process."""
+    from measure import measure
+
+    return measure(cell.kind, cell.arguments, cell.seconds, device, threads)
 
 
 def report(found: dict[str, dict[str, Any]], header: dict[str, Any], out: Path | None) -> None:

@@ -12,16 +12,10 @@ from itertools import product
 from typing import Any
 
 TASKS = (1, 2, 4, 8, 16, 40)
-# A batch that takes two cores about the same time on every trunk.
-BATCH = {
-    "resnet18-64": 32,
-    "resnet18-128": 16,
-    "vit_tiny-64": 64,
-    "convnext_atto-64": 32,
-    "transformer": 4,
-}
-ON_GPU = 32  # times as many samples fill a GPU
-OURS, PEERS = ("core", "rules", "parameters"), ("torchjd", "libmtl")
+# Batches that take about the same time on every trunk.
+BATCH = {"resnet18-64": 32, "resnet18-128": 8, "vit_tiny-64": 32, "convnext_atto-64": 32, "transformer": 2}
+ON_GPU = 64  # times as many samples fill a GPU
+ALL = ("core", "rules", "parameters", "torchjd", "libmtl")  # the groups of steps in measure.py
 
 
 @dataclass(frozen=True)
@@ -35,34 +29,46 @@ class Cell:
 
 
 def steps(
-    trunk: str, heads: str, tasks: int, batch: int, groups: Sequence[str] = ("core",), seconds: float = 10
+    trunk: str,
+    heads: str,
+    tasks: int,
+    batch: int | None = None,
+    groups: Sequence[str] = ("core",),
+    without: Sequence[str] = (),
+    seconds: float = 8,
 ) -> Cell:
-    """The steps of these groups side by side on one problem."""
-    arguments = dict(trunk=trunk, heads=heads, tasks=tasks, batch=batch, groups=list(groups))
+    """The steps of these groups side by side on one problem; ``without``: patterns of rows that are left out."""
+    batch = batch or BATCH[trunk]
+    arguments = dict(trunk=trunk, heads=heads, tasks=tasks, batch=batch, groups=list(groups), without=list(without))
     return Cell(f"{trunk}-{heads}-k{tasks}-b{batch}", "steps", arguments, seconds)
 
 
 def short() -> list[Cell]:
-    """Ten minutes on two cores: every goal, the peers up to eight tasks."""
-    many = [steps("resnet18-64", "linear", k, 32, OURS + (PEERS if k <= 8 else ()), 24) for k in TASKS]
-    others = [
-        steps("resnet18-128", "linear", 8, 16),
-        steps("vit_tiny-64", "linear", 8, 64),
-        steps("convnext_atto-64", "linear", 8, 32),
-        steps("resnet18-64", "mlp", 8, 32),
-        steps("resnet18-64", "dense", 4, 16, seconds=14),
-        steps("transformer", "bytes", 8, 4, seconds=14),
-        steps("transformer", "vocabulary", 4, 4, seconds=20),
+    """Ten minutes on two cores, and every goal: all steps up to four tasks, the dearest ones not above."""
+    many = [steps("resnet18-64", "linear", tasks, groups=ALL, seconds=20) for tasks in (1, 2, 4)]
+    many += [
+        steps("resnet18-64", "linear", 8, groups=ALL, without=["TorchJD*chunk=None*"], seconds=20),
+        steps("resnet18-64", "linear", 16, groups=["core", "rules", "parameters"], seconds=20),
+        steps("resnet18-64", "linear", 40, groups=["core", "rules"], seconds=20),
     ]
-    return [*many, *others, *_growth((8, 128), (4096, 32768)), *_others(rounds=3)]
+    others = [
+        steps("resnet18-128", "linear", 8),
+        steps("vit_tiny-64", "linear", 8),
+        steps("convnext_atto-64", "linear", 8),
+        steps("resnet18-64", "mlp", 8),
+        steps("resnet18-64", "dense", 4, batch=8),
+        steps("transformer", "bytes", 8),
+        steps("transformer", "vocabulary", 4),
+    ]
+    return [*many, *others, *_growth((8, 64), (4096, 32768)), *_others(rounds=5)]
 
 
 def long() -> list[Cell]:
-    """Hours: every trunk with every head and number of tasks, the peers always beside ours."""
+    """Hours: every trunk with every head and number of tasks, and all steps."""
     images, heads = [trunk for trunk in BATCH if trunk != "transformer"], ("linear", "mlp")
     grid = [*product(images, heads, TASKS), *product(["transformer"], ("bytes", "vocabulary"), TASKS)]
     grid += product(("resnet18-64", "resnet18-128", "convnext_atto-64"), ("dense",), TASKS[:5])
-    cells = [steps(trunk, heads, k, BATCH[trunk], OURS + PEERS, 120) for trunk, heads, k in grid]
+    cells = [steps(trunk, heads, tasks, groups=ALL, seconds=120) for trunk, heads, tasks in grid]
     return [*cells, *_growth((4, 8, 16, 64, 128, 256), (1024, 4096, 16384, 65536)), *_others(rounds=11)]
 
 
@@ -74,25 +80,21 @@ def _growth(batches: Sequence[int], widths: Sequence[int]) -> list[Cell]:
 
 def _others(rounds: int) -> list[Cell]:
     """What is no comparison of steps on one problem."""
-    cells = [Cell(f"heads-alone-b{batch}", "heads_alone", {"tasks": 40, "batch": batch}, 8) for batch in (32, 128)]
-    for trunk, heads, k in (
-        ("resnet18-64", "linear", 8),
-        ("resnet18-64", "linear", 40),
-        ("transformer", "vocabulary", 4),
-    ):
-        arguments = dict(trunk=trunk, heads=heads, tasks=k, batch=BATCH[trunk])
-        cells.append(Cell(f"parts-{trunk}-{heads}-k{k}", "parts", arguments, 8))
-    for row in ("naive", "detached", "MGDA, features", "MGDA, parameters"):
-        arguments = dict(trunk="transformer", heads="vocabulary", tasks=8, batch=4, row=row)
-        cells.append(Cell(f"high-water-{row.replace(', ', '-').lower()}", "high_water", arguments, 1))
-    for trunk, heads, k in (("resnet18-64", "linear", 8), ("transformer", "vocabulary", 4)):
-        arguments = dict(trunk=trunk, heads=heads, tasks=k, batch=BATCH[trunk])
-        cells.append(Cell(f"bf16-{trunk}", "bf16", arguments, 10))
+    problems = {
+        "resnet18-64-linear-k8": dict(trunk="resnet18-64", heads="linear", tasks=8, batch=32),
+        "resnet18-64-linear-k40": dict(trunk="resnet18-64", heads="linear", tasks=40, batch=32),
+        "transformer-vocabulary-k4": dict(trunk="transformer", heads="vocabulary", tasks=4, batch=2),
+    }
+    rows = {"naive": "naive", "detached": "detached", "mgda": "MGDA, features", "mgda-parameters": "MGDA, parameters"}
+    memory = problems["transformer-vocabulary-k4"]
     return [
-        *cells,
+        *(Cell(f"heads-alone-b{batch}", "heads_alone", dict(tasks=40, batch=batch), 8) for batch in (32, 128)),
+        *(Cell(f"parts-{name}", "parts", problem, 6) for name, problem in problems.items()),
+        *(Cell(f"high-water-{name}", "high_water", memory | dict(row=row), 0) for name, row in rows.items()),
+        *(Cell(f"bf16-{name}", "bf16", problem, 8) for name, problem in problems.items() if "k40" not in name),
         Cell("loop", "loop", {}, 24),
-        Cell("start-up", "startup", {"rounds": rounds}, 1),
-        Cell("demo", "demo", {}, 1),
+        Cell("start-up", "startup", {"rounds": rounds}, 0),
+        Cell("demo", "demo", {}, 0),
     ]
 
 

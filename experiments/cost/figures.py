@@ -22,6 +22,7 @@ STYLES = {
     "quickest LibMTL": ("#E69F00", "D"),
 }
 MIB = 2**20
+LINE = 15  # pixels of a line of text
 Series = dict[str, dict[int, Spread]]  # a line each: what was measured at every place of the axis
 
 
@@ -91,7 +92,8 @@ def _panel(axes: Axes, series: Series, logarithmic: bool) -> None:
     axes.set_xticks(places, [f"{place:,}" for place in places])
     axes.minorticks_off()
     if logarithmic:
-        axes.set_yscale("log")
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:,.4g}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     _label(axes, series)
@@ -100,10 +102,12 @@ def _panel(axes: Axes, series: Series, logarithmic: bool) -> None:
 def _label(axes: Axes, series: Series) -> None:
     """A line's name at its right end, moved up where it would lie on the one below."""
     axes.figure.canvas.draw()
-    ends = sorted((axes.transData.transform((x := max(line), line[x].middle))[1], x, name) for name, line in series.items())
-    right, height, last = max(x for _, x, _ in ends), 13, float("-inf")
-    for pixel, x, name in ends:
-        last = max(pixel, last + height) if x == right else pixel
-        y = axes.transData.inverted().transform((0, last))[1]
+    to_pixels = axes.transData
+    ends = {name: (max(line), line[max(line)].middle) for name, line in series.items()}
+    right, last = max(x for x, _ in ends.values()), float("-inf")
+    for name, (x, y) in sorted(ends.items(), key=lambda end: end[1][1]):
+        if x == right:
+            last = max(to_pixels.transform((x, y))[1], last + LINE)
+            y = to_pixels.inverted().transform((0, last))[1]
         axes.annotate(name, (x, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8,
                       color=STYLES[name][0], annotation_clip=False)  # fmt: skip

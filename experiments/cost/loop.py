@@ -56,7 +56,6 @@ class Bare:
 
 def loop(seconds: float, device: str) -> dict[str, Any]:
     """Seconds of chunks of steps, in ``fit`` and bare: rows as of other cells, a chunk a round."""
-    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         cfg = load([*RUN, f"device={device}", "trainer.max_steps=1000000"])
         parts, state = build(cfg)

@@ -1,16 +1,11 @@
-"""Measure one cell in this process: what benchmark.py starts, once a cell. Its last line is the result as JSON.
-
-    python measure.py '{"kind": "steps", "arguments": {"trunk": "resnet18-64", …}, "seconds": 10, "device": "cpu"}'
-"""
+"""Measure one cell in this process."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +44,20 @@ GROUPS: dict[str, Callable[[Problem], dict[str, Step]]] = {
 
 
 def steps(
-    trunk: str, heads: str, tasks: int, batch: int, groups: Sequence[str], seconds: float, device: str
+    trunk: str,
+    heads: str,
+    tasks: int,
+    batch: int,
+    groups: Sequence[str],
+    without: Sequence[str],
+    seconds: float,
+    device: str,
 ) -> dict[str, Any]:
-    """Every step of these groups, on one problem."""
+    """Every step of these groups on one problem, but for the rows that match one of the patterns ``without``."""
     own = problem(trunk, heads, tasks, batch, device)
     made = {name: step for group in groups for name, step in GROUPS[group](own).items()}
-    return {"rows": interleaved(made, own.model, seconds)}
+    kept = {name: step for name, step in made.items() if not any(fnmatch(name, pattern) for pattern in without)}
+    return {"rows": interleaved(kept, own.model, seconds)}
 
 
 def heads_alone(tasks: int, batch: int, seconds: float, device: str) -> dict[str, Any]:
@@ -139,17 +142,3 @@ def measure(
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown processor")
-
-
-def main(cell: str) -> None:
-    """Print the result, or what went wrong: the other cells are measured all the same."""
-    try:
-        result = measure(**json.loads(cell))
-    except Exception as error:
-        traceback.print_exc()
-        result = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -25,8 +25,6 @@ RULES: dict[str, Callable[[], nn.Module]] = {
     "NashMTL": NashMTL,
     "PCGrad": PCGrad,
 }
-# The hand-written loop of the same strategy.
-BY_HAND = {"detached": "by hand: detached", "MGDA, features": "by hand: MGDA, features"}
 
 
 def our_steps(problem: Problem) -> dict[str, Step]:
@@ -35,7 +33,7 @@ def our_steps(problem: Problem) -> dict[str, Step]:
 
 
 def core_steps(problem: Problem) -> dict[str, Step]:
-    """The two ends of the framework, one rule, and what each is measured against."""
+    """The baseline, what it is beside by hand, and one rule in both spaces."""
     return {
         "naive": ours(problem, Naive(Equal())),
         "naive, again": ours(problem, Naive(Equal())),
@@ -45,6 +43,7 @@ def core_steps(problem: Problem) -> dict[str, Step]:
         "detached": ours(problem, Detached(Equal())),
         "detached, conflict metrics": with_metrics(problem, Detached(Equal())),
         "MGDA, features": ours(problem, balanced(problem, MGDA())),
+        "MGDA, parameters": ours(problem, balanced(problem, MGDA(), "parameters")),
     }
 
 
@@ -56,9 +55,9 @@ def rule_steps(problem: Problem) -> dict[str, Step]:
 
 
 def parameter_steps(problem: Problem) -> dict[str, Step]:
-    """The rules at the trunk's parameters, one trunk backward a task; and the audit, which compares the two spaces."""
-    made = {f"{name}, parameters": make() for name, make in RULES.items()}
-    rows = {name: ours(problem, balanced(problem, rule, space="parameters")) for name, rule in made.items()}
+    """The further rules at the trunk's parameters, one trunk backward a task; the audit, which compares both."""
+    made = {f"{name}, parameters": make() for name, make in RULES.items() if name != "MGDA"}
+    rows = {name: ours(problem, balanced(problem, rule, "parameters")) for name, rule in made.items()}
     return rows | {"detached, audit": ours(problem, Detached(Equal()), audit=True)}
 
 

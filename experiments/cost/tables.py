@@ -11,7 +11,8 @@ from results import Cells, milliseconds, of_kind, over_tasks, ratio, spread
 
 MIB = 2**20
 COLUMNS = (
-    "naive, again", "plain PyTorch: sum of losses", "detached", "detached, conflict metrics", "MGDA, features"
+    "naive, again", "plain PyTorch: sum of losses", "detached", "detached, conflict metrics", "MGDA, features",
+    "MGDA, parameters",
 )  # fmt: skip
 
 
@@ -74,7 +75,6 @@ def parts(cells: Cells) -> str:
         for step, found in cell["parts"].items():
             times = {part: 1000 * median(values) for part, values in found.items()}
             whole = times.pop("the whole step")
-            times["the rest"] = whole - sum(times.values())
             lines = lines or [["problem", "step", "whole", *times]]
             shares = [f"{time:.2f} ({time / whole:.1%})" if time else "" for time in times.values()]
             lines.append([name.removeprefix("parts-"), step, f"{whole:.1f}", *shares])
