@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,19 @@ def check(device: str, threads: int | None) -> None:
 
 
 def run(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:
-    """What one cell comes to, in a fresh process; the reason where it failed: the others are measured all the same."""
-    # Each is a copy of a process that has done nothing but import these.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["mtl.loop", "torch._dynamo", "torchjd.autojac"])
+    """What one cell comes to; the reason where it failed: the others are measured all the same."""
     try:
-        with ProcessPoolExecutor(1, processes) as pool:
-            return pool.submit(measured, cell, device, threads).result()
+        return in_a_process(measured, cell, device, threads)
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a fresh process, a copy of one that has done nothing but import these."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["mtl.loop", "torch._dynamo", "torchjd.autojac"])
+    with ProcessPoolExecutor(1, processes) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def measured(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:

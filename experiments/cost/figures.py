@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +22,34 @@ STYLES = {
     "quickest LibMTL": ("#E69F00", "D"),
 }
 MIB = 2**20
-LINE = 15  # pixels of a line of text
+LINE = 14  # pixels of a line of text
 Series = dict[str, dict[int, Spread]]  # a line each: what was measured at every place of the axis
 
 
 def draw(cells: Cells, path: Path) -> None:
     """Four panels; one without its cells stays away."""
     tasks = next(iter(over_tasks(cells).values()), {})
-    beside = [cell for cell in of_kind(cells, "steps").values() if cell["arguments"]["tasks"] == 8]
-    beside = [cell for cell in beside if cell["arguments"]["heads"] == "linear"]
-    own = [cell for cell in beside if cell["arguments"]["trunk"] == "resnet18-64"]
-    batches = {cell["arguments"]["batch"]: cell for cell in own}
-    widths = {_width(cell): cell for cell in beside if _width(cell) and cell["arguments"]["batch"] == 32}
+    steps = [cell for cell in of_kind(cells, "steps").values() if cell["arguments"]["heads"] == "linear"]
+    beside = [cell for cell in steps if cell["arguments"]["tasks"] == 8 and _width(cell)]
+    batches = {cell["arguments"]["batch"]: cell for cell in beside if _width(cell) == 512}
+    widths = {_width(cell): cell for cell in beside if cell["arguments"]["batch"] == 32}
+    near = [name for name in STYLES if not is_at_parameters(name) and "quickest" not in name]
     panels = [
-        ("step time over K tasks, to naive", tasks, _time, True),
-        ("step time over the batch size, K = 8, to naive", batches, _time, False),
-        ("step time over the number of features, K = 8, to naive", widths, _time, False),
-        ("peak memory of a step over K tasks, MiB", tasks, _peak, True),
+        ("step time over K tasks, to naive", tasks, _time, list(STYLES)),
+        ("peak memory of a step over K tasks, MiB", tasks, _peak, list(STYLES)),
+        ("step time over the batch size, K = 8, to naive", batches, _time, near),
+        ("step time over the number of features, K = 8, to naive", widths, _time, near),
     ]
     panels = [panel for panel in panels if len(panel[1]) > 1]
     if not panels:
         return
-    figure = Figure(figsize=(13, 4.6 * ((len(panels) + 1) // 2)), layout="constrained")
-    for number, (title, measured, value, logarithmic) in enumerate(panels, 1):
-        axes = figure.add_subplot((len(panels) + 1) // 2, 2, number)
-        _panel(axes, _series(measured, value), logarithmic)
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(13, 4.4 * rows), layout="constrained")
+    for number, (title, measured, value, names) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, 2, number)
+        _panel(axes, _series(measured, value, names), logarithmic=len(names) > len(near))
         axes.set_title(title, loc="left", fontsize="medium")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def _width(cell: Mapping[str, Any]) -> int:
@@ -64,11 +65,13 @@ def _peak(rows: Mapping[str, Any], name: str) -> Spread:
     return spread([rows[name]["peak"] / MIB])
 
 
-def _series(measured: Mapping[int, dict[str, Any]], value: Callable[[Mapping, str], Spread]) -> Series:
-    series: Series = {name: {} for name in STYLES}
+def _series(
+    measured: Mapping[int, dict[str, Any]], value: Callable[[Mapping, str], Spread], names: Sequence[str]
+) -> Series:
+    series: Series = {name: {} for name in names}
     for place, cell in sorted(measured.items()):
         rows = cell["rows"]
-        for name in STYLES:
+        for name in names:
             row = _quickest(rows, name.removeprefix("quickest ")) if name.startswith("quickest") else name
             if row in rows:
                 series[name][place] = value(rows, row)
@@ -100,14 +103,14 @@ def _panel(axes: Axes, series: Series, logarithmic: bool) -> None:
 
 
 def _label(axes: Axes, series: Series) -> None:
-    """A line's name at its right end, moved up where it would lie on the one below."""
+    """A line's name at its end, moved up where it would lie on the one below."""
     axes.figure.canvas.draw()
-    to_pixels = axes.transData
     ends = {name: (max(line), line[max(line)].middle) for name, line in series.items()}
-    right, last = max(x for x, _ in ends.values()), float("-inf")
+    last: dict[int, float] = {}
     for name, (x, y) in sorted(ends.items(), key=lambda end: end[1][1]):
-        if x == right:
-            last = max(to_pixels.transform((x, y))[1], last + LINE)
-            y = to_pixels.inverted().transform((0, last))[1]
-        axes.annotate(name, (x, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8,
+        inside = x < max(x for x, _ in ends.values())  # there, other lines go on to the right
+        last[x] = max(axes.transData.transform((x, y))[1], last.get(x, float("-inf")) + LINE)
+        place = x, axes.transData.inverted().transform((0, last[x]))[1]
+        shift, side = ((-8, 4), "right") if inside else ((8, 0), "left")
+        axes.annotate(name, place, xytext=shift, textcoords="offset points", va="center", ha=side, fontsize=8,
                       color=STYLES[name][0], annotation_clip=False)  # fmt: skip

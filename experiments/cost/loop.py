@@ -11,6 +11,7 @@ from typing import Any
 from mtl.config import build, load
 from mtl.data.loader import opened
 from mtl.loop import Parts, TrainState, fit, split_batches
+from mtl.resume import recorded
 from mtl.tracking import tracker_of
 
 BATCH, CHUNK = 32, 10  # samples; steps in turn
@@ -63,7 +64,7 @@ def loop(seconds: float, device: str) -> dict[str, Any]:
         bare.run()
         chunks = max(4, round(seconds / 2 / bare.run()))
         cfg.trainer.max_steps = CHUNK * chunks + 1  # the last one evaluates
-        with tracker_of(Path(folder), cfg.tracker, cfg, wandb_id=None) as tracker:
+        with tracker_of(Path(folder), cfg.tracker, recorded(cfg, None), wandb_id=None) as tracker:
             fit(state, parts, cfg, tracker, bare)
     rows = {"bare step": bare.bare[1:], "mtl.loop.fit": bare.loop[1:]}  # the first ones warm up
     return {"rows": {name: {"seconds": values} for name, values in rows.items()}, "images": BATCH * CHUNK}
