@@ -86,7 +86,7 @@ def _others(rounds: int) -> list[Cell]:
         "transformer-vocabulary-k4": dict(trunk="transformer", heads="vocabulary", tasks=4, batch=2),
     }
     rows = {"naive": "naive", "detached": "detached", "mgda": "MGDA, features", "mgda-parameters": "MGDA, parameters"}
-    memory = problems["transformer-vocabulary-k4"]
+    memory = dict(trunk="transformer", heads="vocabulary", tasks=8, batch=4)
     return [
         *(Cell(f"heads-alone-b{batch}", "heads_alone", dict(tasks=40, batch=batch), 8) for batch in (32, 128)),
         *(Cell(f"parts-{name}", "parts", problem, 6) for name, problem in problems.items()),

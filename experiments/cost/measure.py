@@ -13,7 +13,7 @@ import startup
 import torch
 from loop import loop
 from parts import parts
-from peers import libmtl_steps, torchjd_steps
+from peers import libmtl_steps, not_possible, torchjd_steps
 from problems import Problem, problem
 from steps import (
     Step,
@@ -57,7 +57,8 @@ def steps(
     own = problem(trunk, heads, tasks, batch, device)
     made = {name: step for group in groups for name, step in GROUPS[group](own).items()}
     kept = {name: step for name, step in made.items() if not any(fnmatch(name, pattern) for pattern in without)}
-    return {"rows": interleaved(kept, own.model, seconds)}
+    reasons = {f"{name}, K = {tasks}": reason for name, reason in not_possible(own).items()} if "libmtl" in groups else {}
+    return {"rows": interleaved(kept, own.model, seconds), "not possible": reasons}
 
 
 def heads_alone(tasks: int, batch: int, seconds: float, device: str) -> dict[str, Any]:

@@ -31,8 +31,7 @@ def document(cells: Cells) -> str:
         "Where a step's time goes, ms (share)": parts(cells),
         "Peak memory of a step by the process's high-water mark": high_water(cells),
         "The training loop, bf16, and whole commands": wholes(cells),
-        "Not measured": _notes(cells, "not measured"),
-        "Failed": _notes(cells, "failed"),
+        "Not measured": not_measured(cells),
         "Machine": machine(cells),
     }
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
@@ -95,6 +94,14 @@ def wholes(cells: Cells) -> str:
     return _markdown([["", "median (quartiles)"], *lines]) if lines else ""
 
 
+def not_measured(cells: Cells) -> str:
+    """What is missing, and why."""
+    reasons: dict[str, str] = {}
+    for name, cell in cells.items():
+        reasons |= {name: cell[key] for key in ("not measured", "failed") if key in cell} | cell.get("not possible", {})
+    return "\n".join(f"- {name}: {reason}" for name, reason in reasons.items())
+
+
 def machine(cells: Cells) -> str:
     """What it was measured on."""
     for cell in cells.values():
@@ -102,10 +109,6 @@ def machine(cells: Cells) -> str:
             versions = ", ".join(f"{name} {value}" for name, value in cell["versions"].items())
             return f"{cell['machine']}, {cell['threads']} threads; {versions}"
     return ""
-
-
-def _notes(cells: Cells, key: str) -> str:
-    return "\n".join(f"- {name}: {cell[key]}" for name, cell in cells.items() if key in cell)
 
 
 def _ratio(cell: dict[str, Any], row: str) -> str:
