@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell, chosen, long, on_gpu, short
+from results import Cells, save
 
 HERE = Path(__file__).parent
 
@@ -43,13 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or (None if options.only else HERE)
     header = {"command": "benchmark.py " + " ".join(sys.argv[1:]), "load": os.getloadavg()}
     print(f"{len(cells)} cells; load average {header['load'][0]:.2f}", file=sys.stderr)
-    found: dict[str, dict[str, Any]] = {}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    found: Cells = {}
     for number, cell in enumerate(cells, 1):
         began = time.perf_counter()
         found[cell.name] = run(cell, options.device, options.threads)
         spent = time.perf_counter() - began
         print(f"{number:3} {cell.name}: {found[cell.name].get('failed', f'{spent:.0f} s')}", file=sys.stderr)
-    report(found, header, out)
+        if out is not None:  # after each, for the long form is long
+            save(out / "results.json", header, found)
+    report(found, out)
     return int(any("failed" in cell for cell in found.values()))
 
 
@@ -87,17 +92,14 @@ def measured(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:
     return measure(cell.kind, cell.arguments, cell.seconds, device, threads)
 
 
-def report(found: dict[str, dict[str, Any]], header: dict[str, Any], out: Path | None) -> None:
-    """Print the tables; write them, the figure and all numbers where ``out`` is a folder."""
+def report(found: Cells, out: Path | None) -> None:
+    """Print the tables; write them and the figure where ``out`` is a folder."""
     from figures import draw
-    from results import save
     from tables import document
 
     text = document(found)
     print(text)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        save(out / "results.json", header, found)
         (out / "tables.md").write_text(text + "\n")
         draw(found, out / "cost.png")
 

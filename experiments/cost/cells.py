@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import product
 from typing import Any
@@ -110,8 +110,10 @@ def chosen(patterns: Sequence[str], every: Sequence[Cell]) -> list[Cell]:
 
 def on_gpu(cells: Sequence[Cell]) -> list[Cell]:
     """Those that mean something on a GPU, with batches that fill it."""
-    kept = [cell for cell in cells if cell.kind in ("steps", "heads_alone", "parts", "bf16")]
-    return [
-        Cell(cell.name, cell.kind, cell.arguments | {"batch": ON_GPU * cell.arguments["batch"]}, cell.seconds)
-        for cell in kept
-    ]
+    found = []
+    for cell in cells:
+        if cell.kind in ("steps", "heads_alone", "parts", "bf16"):
+            batch = cell.arguments["batch"]
+            name = cell.name.replace(f"-b{batch}", f"-b{ON_GPU * batch}")
+            found.append(replace(cell, name=name, arguments=cell.arguments | {"batch": ON_GPU * batch}))
+    return found

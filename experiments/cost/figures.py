@@ -32,7 +32,8 @@ def draw(cells: Cells, path: Path) -> None:
     steps = [cell for cell in of_kind(cells, "steps").values() if cell["arguments"]["heads"] == "linear"]
     beside = [cell for cell in steps if cell["arguments"]["tasks"] == 8 and _width(cell)]
     batches = {cell["arguments"]["batch"]: cell for cell in beside if _width(cell) == 512}
-    widths = {_width(cell): cell for cell in beside if cell["arguments"]["batch"] == 32}
+    batch = next((cell["arguments"]["batch"] for cell in tasks.values()), None)
+    widths = {_width(cell): cell for cell in beside if cell["arguments"]["batch"] == batch}
     near = [name for name in STYLES if not is_at_parameters(name) and "quickest" not in name]
     panels = [
         ("step time over K tasks, to naive", tasks, _time, list(STYLES)),

@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,9 @@ def steps(
     own = problem(trunk, heads, tasks, batch, device)
     made = {name: step for group in groups for name, step in GROUPS[group](own).items()}
     kept = {name: step for name, step in made.items() if not any(fnmatch(name, pattern) for pattern in without)}
-    reasons = {f"{name}, K = {tasks}": reason for name, reason in not_possible(own).items()} if "libmtl" in groups else {}
+    reasons = (
+        {f"{name}, K = {tasks}": reason for name, reason in not_possible(own).items()} if "libmtl" in groups else {}
+    )
     return {"rows": interleaved(kept, own.model, seconds), "not possible": reasons}
 
 
@@ -133,11 +137,16 @@ def measure(
     return result | {
         "kind": kind,
         "arguments": arguments,
+        "device": device,
         "took": time.perf_counter() - began,
         "machine": f"{machine}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "versions": environment.describe(),
+        "versions": environment.describe() | {name: _version(name) for name in ("torchjd", "LibMTL")},
     }
+
+
+def _version(package: str) -> str | None:
+    return version(package) if find_spec(package) else None
 
 
 def _processor() -> str:

@@ -96,10 +96,11 @@ def wholes(cells: Cells) -> str:
 
 def not_measured(cells: Cells) -> str:
     """What is missing, and why."""
-    reasons: dict[str, str] = {}
+    lines = []
     for name, cell in cells.items():
-        reasons |= {name: cell[key] for key in ("not measured", "failed") if key in cell} | cell.get("not possible", {})
-    return "\n".join(f"- {name}: {reason}" for name, reason in reasons.items())
+        lines += [f"- {name}: {cell[key]}" for key in ("not measured", "failed") if key in cell]
+        lines += [f"- {row} in {name}: {reason}" for row, reason in cell.get("not possible", {}).items()]
+    return "\n".join(lines)
 
 
 def machine(cells: Cells) -> str:
@@ -112,7 +113,10 @@ def machine(cells: Cells) -> str:
 
 
 def _ratio(cell: dict[str, Any], row: str) -> str:
-    return f"{milliseconds(cell['rows'], row):.1f} ms" if row == "naive" else str(ratio(cell["rows"], row))
+    time, compared = f"{milliseconds(cell['rows'], row):.1f} ms", str(ratio(cell["rows"], row))
+    if row == "naive":
+        return time
+    return compared if cell["device"] == "cpu" else f"{compared}, {time}"  # on a GPU, absolute times mean something
 
 
 def _peak(cell: dict[str, Any], row: str) -> str:
