@@ -59,10 +59,8 @@ def steps(
     own = problem(trunk, heads, tasks, batch, device)
     made = {name: step for group in groups for name, step in GROUPS[group](own).items()}
     kept = {name: step for name, step in made.items() if not any(fnmatch(name, pattern) for pattern in without)}
-    reasons = (
-        {f"{name}, K = {tasks}": reason for name, reason in not_possible(own).items()} if "libmtl" in groups else {}
-    )
-    return {"rows": interleaved(kept, own.model, seconds), "not possible": reasons}
+    missing = not_possible(own) if "libmtl" in groups else {}
+    return {"rows": interleaved(kept, own.model, seconds), "not possible": missing}
 
 
 def heads_alone(tasks: int, batch: int, seconds: float, device: str) -> dict[str, Any]:
