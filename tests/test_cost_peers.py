@@ -259,3 +259,41 @@ def test_without_the_libraries_there_are_no_steps(peers, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert peers.torchjd_steps(given) == peers.libmtl_steps(given) == {}
     assert set(peers.not_possible(given)) == {"TorchJD", "LibMTL"}
+
+
+def test_how_often_each_row_goes_back_through_trunk_and_heads(peers, libmtl):
+    """What the rows are there to show, in counts that no machine changes."""
+    given = problem(5)
+    passes = {"trunk": 0, "heads": 0}
+
+    def count(name):
+        def hook(module, inputs, output):
+            if output.requires_grad:
+                output.register_hook(lambda gradient: passes.update({name: passes[name] + 1}))
+
+        return hook
+
+    given.model.backbone[0].register_forward_hook(count("trunk"))
+    for head in given.model.heads.values():
+        head.register_forward_hook(count("heads"))
+    found = {}
+    for row, step in (peers.torchjd_steps(given) | peers.libmtl_steps(given)).items():
+        passes.update(trunk=0, heads=0)
+        gradients(given, step)
+        found[row] = tuple(passes.values())
+    expected = {
+        "LibMTL EW": (1, 5),
+        "LibMTL PCGrad": (5, 25),
+        "LibMTL CAGrad": (5, 25),
+        "LibMTL Nash_MTL": (6, 30),
+        "LibMTL MGDA": (5, 25),
+        "LibMTL MGDA, lists": (5, 5),
+        "LibMTL MGDA, rep_grad": (5, 25),
+        "LibMTL MGDA, rep_grad, lists": (1, 5),
+    }
+    for rule in ("UPGrad", "MGDA"):
+        for chunk, passes_of_trunk in zip(CHUNKS, (1, 5, 2), strict=True):
+            for optimized in ("", ", optimize_gramian") if chunk != "chunk=4" else ("",):
+                expected[f"TorchJD mtl_backward {rule}, {chunk}{optimized}"] = (passes_of_trunk, 5)
+        expected[f"TorchJD {rule}, features"] = (1, 5)
+    assert found == expected
