@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch, torchvision and timm must be resolved together: a torch of another build breaks torchvision's import.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: $(VENV)/.installed                 ## set up, then train two heads on overlapping digits
 	$(BIN)/mtl-train
@@ -15,6 +15,9 @@ test: $(VENV)/.installed-test            ## set up, then run the fast tests
 
 test-slow: $(VENV)/.installed-test       ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-bench          ## set up with the libraries it is compared with, then measure what a step costs
+	$(BIN)/python experiments/cost/benchmark.py
 
 lint: $(VENV)/.installed-test            ## ruff and mypy
 	$(BIN)/ruff check .
@@ -32,4 +35,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP) -e '.[bench]'
 	touch $@

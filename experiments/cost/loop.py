@@ -1,0 +1,70 @@
+"""The whole training loop beside the bare step, in turn in one run."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mtl.config import build, load
+from mtl.data.loader import opened
+from mtl.loop import Parts, TrainState, fit, split_batches
+from mtl.resume import recorded
+from mtl.tracking import tracker_of
+
+BATCH, CHUNK = 32, 10  # samples; steps in turn
+RUN = [
+    "data=digits", "data.image_size=64", f"data.batch_size={BATCH}", "backbone=resnet18", "tracker=jsonl",
+    "trainer.val_every=1000000", f"trainer.limit_val_batches={CHUNK}", "trainer.examples=0",
+]  # fmt: skip
+
+
+class Bare:
+    """What ``fit`` asks after each of its steps: now and then, it takes as many steps without it, on ready batches.
+
+    The loop's time is all that passes between two questions: loading, the step, what is logged of it. The evaluation
+    and the checkpoint at the end come after the last one.
+    """
+
+    def __init__(self, state: TrainState, parts: Parts, cfg: Any) -> None:
+        self.state, self.steps = state, 0
+        with opened(split_batches(parts.data, "train", cfg, state.tasks)) as batches:
+            self.batches = itertools.cycle(list(itertools.islice(batches, CHUNK)))
+        self.loop: list[float] = []  # seconds of CHUNK steps each
+        self.bare: list[float] = []
+        self.left = time.perf_counter()
+
+    def __call__(self) -> bool:
+        """Whether the run must end: it must not."""
+        self.steps += 1
+        if self.steps % CHUNK == 0:
+            self.loop.append(time.perf_counter() - self.left)
+            self.bare.append(self.run())
+            self.left = time.perf_counter()
+        return False
+
+    def run(self) -> float:
+        """Take the bare steps; their seconds."""
+        start = time.perf_counter()
+        for inputs, targets in itertools.islice(self.batches, CHUNK):
+            self.state.optimizer.zero_grad()
+            self.state.strategy.step(self.state.model, self.state.tasks, inputs, targets)
+            self.state.optimizer.step()
+        return time.perf_counter() - start
+
+
+def loop(seconds: float, device: str) -> dict[str, Any]:
+    """Seconds of chunks of steps, in ``fit`` and bare: rows as of other cells, a chunk a round."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = load([*RUN, f"device={device}", "trainer.max_steps=1000000"])
+        parts, state = build(cfg)
+        bare = Bare(state, parts, cfg)
+        bare.run()
+        chunks = max(4, round(seconds / 2 / bare.run()))
+        cfg.trainer.max_steps = CHUNK * chunks + 1  # the last one evaluates
+        with tracker_of(Path(folder), cfg.tracker, recorded(cfg, None), wandb_id=None) as tracker:
+            fit(state, parts, cfg, tracker, bare)
+    rows = {"bare step": bare.bare[1:], "mtl.loop.fit": bare.loop[1:]}  # the first ones warm up
+    return {"rows": {name: {"seconds": values} for name, values in rows.items()}, "images": BATCH * CHUNK}

@@ -1,0 +1,120 @@
+"""The problems: a trunk, K heads of one kind, and one batch of random data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.backbones import CausalTransformer, Timm
+from mtl.heads import FPN, MLP, NextToken
+from mtl.losses import TokenCrossEntropy
+from mtl.model import MultiTaskModel, Task
+
+# timm's name, and the images' side.
+IMAGES = {
+    "resnet18-64": ("resnet18", 64),
+    "resnet18-128": ("resnet18", 128),
+    "vit_tiny-64": ("vit_tiny_patch16_224", 64),
+    "convnext_atto-64": ("convnext_atto", 64),
+    "test_resnet-32": ("test_resnet", 32),
+}
+CLASSES = 10
+CONTEXT, WIDTH, DEPTH = 256, 256, 4  # of the causal transformer
+VOCABULARY = {"bytes": 256, "vocabulary": 8192}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its tasks and one batch: what every step of one process works on."""
+
+    model: MultiTaskModel
+    tasks: list[Task]
+    inputs: Any
+    targets: dict[str, Tensor]
+
+
+class Looped(nn.Linear):
+    """A linear head that no strategy computes together with its like: only an ``nn.Linear`` itself is packed."""
+
+
+class Scale(nn.Module):
+    """A trunk that costs next to nothing: one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``[B, D]`` -> ``[B, D]``."""
+        return inputs * self.scale
+
+
+def problem(trunk: str, heads: str, tasks: int, batch: int, device: str = "cpu") -> Problem:
+    """The same numbers for the same arguments; on a GPU in bf16.
+
+    ``trunk``: one of IMAGES, also as ``resnet18-64+4096``, with a linear layer to so many features after it;
+    ``transformer``, for heads ``bytes`` and ``vocabulary``; ``scale``, 512 features as they come.
+    ``heads``: ``linear``, ``mlp`` and ``dense`` (of ten classes), ``binary`` and ``looped`` (linear, of one output).
+    """
+    torch.manual_seed(0)
+    names = [f"task{k}" for k in range(tasks)]
+    if trunk == "transformer":
+        made = _next_tokens(names, VOCABULARY[heads], batch)
+    elif trunk == "scale":
+        made = _on_vectors(Scale(), torch.randn(batch, 512), heads, names)
+    else:
+        made = _on_images(trunk, heads, names, batch)
+    model = made.model.to(device).train()
+    model.precision = torch.bfloat16 if device != "cpu" else None
+    targets = {name: target.to(device) for name, target in made.targets.items()}
+    return Problem(model, made.tasks, made.inputs.to(device), targets)
+
+
+def _on_images(trunk: str, heads: str, names: list[str], batch: int) -> Problem:
+    trunk, _, width = trunk.partition("+")
+    name, side = IMAGES[trunk]
+    images = torch.randn(batch, 3, side, side)
+    if heads == "dense":
+        # Without the stem of a ResNet, which the heads do not read.
+        pyramid = Timm(name, features="pyramid", image_size=side, options={"out_indices": [-4, -3, -2, -1]})
+        channels = pyramid.model.feature_info.channels()
+        made = {task: FPN(channels, CLASSES, side, **pyramid.feature_info) for task in names}
+        targets = {task: torch.randint(CLASSES, (batch, side, side)) for task in names}
+        return Problem(MultiTaskModel(pyramid, made), _tasks(names, nn.CrossEntropyLoss), images, targets)
+    backbone: nn.Module = Timm(name, image_size=side)
+    if width:
+        backbone = nn.Sequential(backbone, nn.LazyLinear(int(width)))
+    return _on_vectors(backbone, images, heads, names)
+
+
+def _on_vectors(backbone: nn.Module, inputs: Tensor, heads: str, names: list[str]) -> Problem:
+    with torch.no_grad():
+        width = backbone.eval()(inputs[:2]).shape[1]  # in evaluation, or it would move the running statistics
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "linear": lambda: nn.Linear(width, CLASSES),
+        "mlp": lambda: MLP(width, CLASSES),
+        "binary": lambda: nn.Linear(width, 1),
+        "looped": lambda: Looped(width, 1),
+    }
+    model = MultiTaskModel(backbone, {task: kinds[heads]() for task in names})
+    if heads in ("binary", "looped"):
+        labels = {task: torch.randint(2, (len(inputs), 1)).float() for task in names}
+        return Problem(model, _tasks(names, nn.BCEWithLogitsLoss), inputs, labels)
+    classes = {task: torch.randint(CLASSES, (len(inputs),)) for task in names}
+    return Problem(model, _tasks(names, nn.CrossEntropyLoss), inputs, classes)
+
+
+def _next_tokens(names: list[str], vocabulary: int, batch: int) -> Problem:
+    backbone = CausalTransformer(vocabulary, CONTEXT, WIDTH, DEPTH)
+    model = MultiTaskModel(backbone, {task: NextToken(WIDTH, vocabulary) for task in names}, ["unembedding"])
+    text = torch.randint(vocabulary, (batch, CONTEXT + len(names)))
+    targets = {task: text[:, k : CONTEXT + k].contiguous() for k, task in enumerate(names, 1)}
+    return Problem(model, _tasks(names, TokenCrossEntropy), text[:, :CONTEXT].contiguous(), targets)
+
+
+def _tasks(names: list[str], loss: Callable[[], nn.Module]) -> list[Task]:
+    return [Task(name, loss()) for name in names]
