@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +59,28 @@ def command(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def forked(tmp_path):
+    """The same of a process that has torch loaded: for all but the tests of how a command starts."""
+    from processes import Command
+
+    def run(module, *arguments, timeout=240, **environment):
+        process = Command(tmp_path, module, *arguments, out="stdout.txt", err="stderr.txt", **environment)
+        for file in (process.out, process.err):
+            file.unlink(missing_ok=True)
+        process.start()
+        code = process.wait(timeout)
+        return SimpleNamespace(returncode=code, stdout=process.out.read_text(), stderr=process.err.read_text())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """A run in this process leaves an empty run.png: drawing it is more than half of a tiny run's time."""
+    monkeypatch.setattr("mtl.report.draw_run", lambda folder: (folder / "run.png").touch())
 
 
 @pytest.fixture(autouse=True)

@@ -52,11 +52,6 @@ def run(folder, *overrides, stop_at=None):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    monkeypatch.setattr("mtl.report.draw_run", lambda folder: None)  # half of such a run's time
-
-
 # ------------------------------------------------------------------------------------------ to the last bit
 
 
