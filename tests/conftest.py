@@ -1,5 +1,6 @@
 """What many tests need: a tiny run in this process, and real ones in another."""
 
+import gc
 import logging
 import os
 import subprocess
@@ -15,6 +16,17 @@ os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true"
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # while everything is imported: that makes a million objects and no garbage
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
 
 TINY = [
     "trainer.max_steps=4",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from composing import chosen
 from exactness import same
 
 from mtl.config import CONF, ConfigError, build, load
@@ -46,10 +47,7 @@ def built_from(cfg):
 
 def combined(strategy, weighting):
     """Both choices in one configuration; composing each pair anew would take most of the test's time."""
-    cfg = copy.deepcopy(composed())
-    cfg.strategy = composed(f"strategy={strategy}").strategy
-    cfg.weighting = composed(f"weighting={weighting}").weighting
-    return cfg
+    return chosen(composed(), strategy=strategy, weighting=weighting)
 
 
 def take_steps(data, state, numbers):
@@ -90,8 +88,8 @@ PAIRS = [("detached", w) for w in WEIGHTINGS] + [
 @pytest.mark.parametrize(("strategy", "weighting"), PAIRS)
 def test_tokens_train_and_go_on_to_the_last_bit(strategy, weighting):
     chunks = 1 if strategy == "naive" else 3
-    cfg = copy.deepcopy(composed(f"strategy={strategy}", f"strategy.token_chunks={chunks}", setting=tuple(TOKENS)))
-    cfg.weighting = composed(f"weighting={weighting}").weighting
+    cfg = chosen(composed(setting=tuple(TOKENS)), strategy=strategy, weighting=weighting)
+    cfg.strategy.token_chunks = chunks
     goes_on(cfg)
 
 
@@ -101,18 +99,16 @@ def test_the_options_of_balancing_on_tokens(option):
 
 
 def goes_on(cfg):
-    data, whole = built_from(cfg)
-    before = [p.detach().clone() for p in whole.model.parameters()]
-    take_steps(data, whole, range(2))
-    middle = stored(whole)
-    take_steps(data, whole, range(2, 6))
-    assert all(not torch.equal(p, q) for p, q in zip(before, whole.model.parameters(), strict=True))
-    data, rest = built_from(cfg)
-    take_steps(data, rest, range(1))  # a state of its own, which loading has to replace
-    rest.load_state_dict(middle)
-    take_steps(data, rest, range(2, 6))
-    end, again = stored(whole), stored(rest)
-    assert same(end, again)
+    data, state = built_from(cfg)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    take_steps(data, state, range(2))
+    middle = stored(state)
+    take_steps(data, state, range(2, 6))
+    assert all(not torch.equal(p, q) for p, q in zip(before, state.model.parameters(), strict=True))
+    end = copy.deepcopy(state.state_dict())
+    state.load_state_dict(middle)  # in place of all that the last steps have left
+    take_steps(data, state, range(2, 6))
+    assert same(end, state.state_dict())
 
 
 def test_a_lost_state_is_seen():
