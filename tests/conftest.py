@@ -40,17 +40,18 @@ TINY = [
 @pytest.fixture
 def train_tiny(tmp_path):
     """Train a few steps in this process; returns the run's folder. ``stop_after``: asked to stop at that step."""
-    from mtl.config import load
+    from composing import configuration
+
     from mtl.signals import Preempted
     from mtl.train import train
 
     def run(*overrides, folder="run", stop_after=None):
         if stop_after is None:
-            train(load([*TINY, *overrides]), tmp_path / folder)
+            train(configuration(*TINY, *overrides), tmp_path / folder)
         else:
             answers = iter([False] * (stop_after - 1) + [True])
             with pytest.raises(Preempted):
-                train(load([*TINY, *overrides]), tmp_path / folder, lambda: next(answers))
+                train(configuration(*TINY, *overrides), tmp_path / folder, lambda: next(answers))
         return tmp_path / folder
 
     return run

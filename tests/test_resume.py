@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 
+import composing
 import pytest
-from composing import chosen
 from exactness import assert_same, left_by, same
 
 from mtl import checkpoint, resume
@@ -26,15 +25,8 @@ STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
 WEIGHTINGS = sorted(path.stem for path in (CONF / "weighting").glob("*.yaml"))
 
 
-@cache
-def composed(*overrides):
-    return load([*RESTLESS, *overrides])
-
-
 def configuration(*overrides):
-    """One configuration, composed from cached parts: composing is most of such a run's time."""
-    choices = dict(override.split("=") for override in overrides if override.startswith(("strategy=", "weighting=")))
-    return chosen(composed(*(o for o in overrides if o.split("=")[0] not in choices)), **choices)
+    return composing.configuration(*RESTLESS, *overrides)
 
 
 def stopping_at(step):
