@@ -20,7 +20,6 @@ RESTLESS = [
     "data.batch_size=6", "+data.pairs_per_digit=1", "trainer.limit_train_batches=4", "trainer.max_steps=10",
     "trainer.val_every=3", "trainer.limit_val_batches=1", "trainer.log_every=2", "conflict.every=3", "tracker=jsonl",
 ]  # fmt: skip
-pytestmark = pytest.mark.xdist_group("resume")  # for the runs that are made once
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
 WEIGHTINGS = sorted(path.stem for path in (CONF / "weighting").glob("*.yaml"))
 

@@ -23,7 +23,6 @@ RUN = [
     "trainer.checkpoint_every=10", "trainer.limit_val_batches=1", "trainer.log_every=5", "strategy=gradvac",
     "trainer.ema=0.9", "device=cpu",
 ]  # fmt: skip
-pytestmark = pytest.mark.xdist_group("signals")  # for the one run that is not disturbed
 SLOWLY = ["+backbone.fault_at=1", "+backbone.sleep=0.02"]  # so that a signal comes in time on any machine
 
 

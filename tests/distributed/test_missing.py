@@ -6,8 +6,6 @@ import pytest
 from distributed import missing
 from distributed.ranks import run_ranks
 
-pytestmark = pytest.mark.xdist_group("missing")  # all that the ranks do is done once
-
 CASES = {
     "accumulated, now and then": (partial(missing.accumulated, space="parameters", every=2), "MGDA", "ab"),
     "sharded, late": (missing.evaluated_between, "log"),

@@ -5,8 +5,6 @@ import torch
 from distributed.parity import RULES, WEIGHTINGS, train_all
 from distributed.ranks import run_ranks
 
-pytestmark = pytest.mark.xdist_group("parity")  # all that the ranks do is done once
-
 STRATEGIES = ("naive", "detached", "MGDA", "PCGrad", "CAGrad", "NashMTL", "GradDrop")
 ROWS_THAT_MIX = ("MoCo", "DBMTL", "ExcessMTL")  # not one element by itself: parameters only
 

@@ -13,8 +13,6 @@ from mtl.evaluate import evaluate_checkpoint
 from mtl.report import read_metrics
 from mtl.train import train
 
-pytestmark = pytest.mark.xdist_group("runs")  # all that the ranks do is done once
-
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
