@@ -11,7 +11,7 @@ demo: $(VENV)/.installed                 ## set up, then train two heads on over
 	$(BIN)/mtl-train
 
 test: $(VENV)/.installed-test            ## set up, then run the fast tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test       ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -1,10 +1,12 @@
 """What many tests need: a tiny run in this process, and real ones in another."""
 
+import gc
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,17 @@ os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true"
 import torch
 
 torch.set_num_threads(1)
+gc.disable()  # while everything is imported: that makes a million objects and no garbage
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
 
 TINY = [
     "trainer.max_steps=4",
@@ -27,17 +40,18 @@ TINY = [
 @pytest.fixture
 def train_tiny(tmp_path):
     """Train a few steps in this process; returns the run's folder. ``stop_after``: asked to stop at that step."""
-    from mtl.config import load
+    from composing import configuration
+
     from mtl.signals import Preempted
     from mtl.train import train
 
     def run(*overrides, folder="run", stop_after=None):
         if stop_after is None:
-            train(load([*TINY, *overrides]), tmp_path / folder)
+            train(configuration(*TINY, *overrides), tmp_path / folder)
         else:
             answers = iter([False] * (stop_after - 1) + [True])
             with pytest.raises(Preempted):
-                train(load([*TINY, *overrides]), tmp_path / folder, lambda: next(answers))
+                train(configuration(*TINY, *overrides), tmp_path / folder, lambda: next(answers))
         return tmp_path / folder
 
     return run
@@ -58,6 +72,28 @@ def command(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def forked(tmp_path):
+    """The same of a process that has torch loaded: for all but the tests of how a command starts."""
+    from processes import Command
+
+    def run(module, *arguments, timeout=240, **environment):
+        process = Command(tmp_path, module, *arguments, out="stdout.txt", err="stderr.txt", **environment)
+        for file in (process.out, process.err):
+            file.unlink(missing_ok=True)
+        process.start()
+        code = process.wait(timeout)
+        return SimpleNamespace(returncode=code, stdout=process.out.read_text(), stderr=process.err.read_text())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """A run in this process leaves an empty run.png: drawing it is more than half of a tiny run's time."""
+    monkeypatch.setattr("mtl.report.draw_run", lambda folder: (folder / "run.png").touch())
 
 
 @pytest.fixture(autouse=True)

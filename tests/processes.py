@@ -1,5 +1,6 @@
-"""Real processes that run mtl-train: torch is loaded once, in a server that each of them is forked from."""
+"""Real processes that run our commands: torch is loaded once, in a server that each of them is forked from."""
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -11,17 +12,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-_server = multiprocessing.get_context("forkserver")
 
 
-class Training(_server.Process):
-    """``mtl-train`` with these arguments in ``folder``, in a process group of its own; its output is in ``log``."""
+def server():
+    """The context whose processes begin with torch and our modules loaded, and with nothing that was ever run."""
+    os.environ["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"  # for the server, if it is not there yet
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["mtl.train", "mtl.loop", "mtl.backbones", "mtl.data.digits", "wandb", "matplotlib.backends.backend_agg"]
+    )
+    return context
 
-    def __init__(self, folder, *arguments, **environment):
-        os.environ["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"  # for the server, if it is not there yet
-        _server.set_forkserver_preload(["mtl.train", "mtl.loop", "mtl.backbones", "mtl.data.digits", "wandb"])
-        self.log = Path(folder) / "console.log"
-        super().__init__(target=_train, args=(str(folder), arguments, environment, str(self.log)))
+
+class Command(multiprocessing.get_context("forkserver").Process):
+    """The command of a module with these arguments in ``folder``, in a process group of its own."""
+
+    def __init__(self, folder, module, *arguments, out="console.log", err="console.log", **environment):
+        server()
+        self.out, self.err = Path(folder) / out, Path(folder) / err
+        environment = os.environ | environment
+        super().__init__(
+            target=_command, args=(str(folder), module, arguments, environment, str(self.out), str(self.err))
+        )
 
     def send(self, number, group=False):
         """A signal, to the process or to its whole group; False if it has ended."""
@@ -36,23 +48,29 @@ class Training(_server.Process):
         self.join(seconds)
         if self.exitcode is None:
             self.send(signal.SIGKILL, group=True)
-            raise TimeoutError(f"still running after {seconds} s:\n{self.log.read_text()[-3000:]}")
+            raise TimeoutError(f"still running after {seconds} s:\n{self.err.read_text()[-3000:]}")
         return self.exitcode
 
 
-def _train(folder, arguments, environment, log):
+class Training(Command):
+    """``mtl-train`` with these arguments in ``folder``; all it says is in ``log``."""
+
+    def __init__(self, folder, *arguments, **environment):
+        super().__init__(folder, "mtl.train", *arguments, **environment)
+        self.log = self.out
+
+
+def _command(folder, module, arguments, environment, out, err):
     os.setpgid(0, 0)
     multiprocessing.set_start_method("fork", force=True)  # for its own processes, as in one that was not forked
     os.chdir(folder)
+    os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [str(TESTS.parent), str(TESTS)]
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.argv = ["mtl-train", *arguments]
-    from mtl.train import main
-
-    main()
+    sys.path[:0] = [folder, str(TESTS.parent), str(TESTS)]
+    for descriptor, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    sys.argv = [module, *arguments]
+    importlib.import_module(module).main()
 
 
 def until(condition, seconds=60, every=0.01):

@@ -2,14 +2,14 @@
 
 import copy
 import io
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from composing import configuration
 from exactness import same
 
-from mtl.config import CONF, ConfigError, build, load
+from mtl.config import CONF, ConfigError, build
 from mtl.strategies import revisit
 
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
@@ -29,27 +29,14 @@ TOKENS = [
 ]  # fmt: skip
 
 
-@cache
-def composed(*overrides, setting=tuple(SETTING)):
-    return load([*setting, *overrides])
-
-
 def built(*overrides):
-    return built_from(composed(*overrides))
+    return built_from(configuration(*SETTING, *overrides))
 
 
 def built_from(cfg):
     parts, state = build(cfg)
     state.model.train()
     return parts.data, state
-
-
-def combined(strategy, weighting):
-    """Both choices in one configuration; composing each pair anew would take most of the test's time."""
-    cfg = copy.deepcopy(composed())
-    cfg.strategy = composed(f"strategy={strategy}").strategy
-    cfg.weighting = composed(f"weighting={weighting}").weighting
-    return cfg
 
 
 def take_steps(data, state, numbers):
@@ -78,7 +65,7 @@ def stored(state):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_trains_and_goes_on_to_the_last_bit(strategy, weighting):
-    goes_on(combined(strategy, weighting))
+    goes_on(configuration(*SETTING, f"strategy={strategy}", f"weighting={weighting}"))
 
 
 # A weighting of each kind: known before the heads run, by the loss itself, late.
@@ -90,29 +77,27 @@ PAIRS = [("detached", w) for w in WEIGHTINGS] + [
 @pytest.mark.parametrize(("strategy", "weighting"), PAIRS)
 def test_tokens_train_and_go_on_to_the_last_bit(strategy, weighting):
     chunks = 1 if strategy == "naive" else 3
-    cfg = copy.deepcopy(composed(f"strategy={strategy}", f"strategy.token_chunks={chunks}", setting=tuple(TOKENS)))
-    cfg.weighting = composed(f"weighting={weighting}").weighting
+    cfg = configuration(*TOKENS, f"strategy={strategy}", f"weighting={weighting}")
+    cfg.strategy.token_chunks = chunks
     goes_on(cfg)
 
 
 @pytest.mark.parametrize("option", ["space=features_sum", "space=parameters", "every=3", "head_scale=weights"])
 def test_the_options_of_balancing_on_tokens(option):
-    goes_on(composed("strategy=pcgrad", f"strategy.{option}", "strategy.token_chunks=3", setting=tuple(TOKENS)))
+    goes_on(configuration(*TOKENS, "strategy=pcgrad", f"strategy.{option}", "strategy.token_chunks=3"))
 
 
 def goes_on(cfg):
-    data, whole = built_from(cfg)
-    before = [p.detach().clone() for p in whole.model.parameters()]
-    take_steps(data, whole, range(2))
-    middle = stored(whole)
-    take_steps(data, whole, range(2, 6))
-    assert all(not torch.equal(p, q) for p, q in zip(before, whole.model.parameters(), strict=True))
-    data, rest = built_from(cfg)
-    take_steps(data, rest, range(1))  # a state of its own, which loading has to replace
-    rest.load_state_dict(middle)
-    take_steps(data, rest, range(2, 6))
-    end, again = stored(whole), stored(rest)
-    assert same(end, again)
+    data, state = built_from(cfg)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    take_steps(data, state, range(2))
+    middle = stored(state)
+    take_steps(data, state, range(2, 6))
+    assert all(not torch.equal(p, q) for p, q in zip(before, state.model.parameters(), strict=True))
+    end = copy.deepcopy(state.state_dict())
+    state.load_state_dict(middle)  # in place of all that the last steps have left
+    take_steps(data, state, range(2, 6))
+    assert same(end, state.state_dict())
 
 
 def test_a_lost_state_is_seen():

@@ -23,9 +23,9 @@ def test_a_checkpoint_alone_reproduces_its_metrics_to_the_last_bit(train_tiny, w
     assert only_metrics(test) != only_metrics(val)
 
 
-def test_the_command(train_tiny, command, tmp_path):
+def test_the_command(train_tiny, forked):
     folder = train_tiny()
-    done = command("mtl.evaluate", str(folder), "--split", "val")
+    done = forked("mtl.evaluate", str(folder), "--split", "val")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     assert json.loads(lines[-1]) == only_metrics(read_metrics(folder, "val")[-1])
@@ -61,9 +61,9 @@ def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):
         (["broken.pt"], "mtl-eval: broken.pt cannot be read as a checkpoint:"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_read_is_one_sentence(command, tmp_path, arguments, message):
+def test_a_checkpoint_that_cannot_be_read_is_one_sentence(forked, tmp_path, arguments, message):
     (tmp_path / "broken.pt").write_text("text")
-    done = command("mtl.evaluate", *arguments)
+    done = forked("mtl.evaluate", *arguments)
     assert done.returncode != 0 and done.stderr.startswith(message) and "Traceback" not in done.stderr
 
 

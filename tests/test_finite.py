@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from composing import configuration
 from exactness import differing, same
 from torch import nn
 
 from mtl import checkpoint
-from mtl.config import load
 from mtl.finite import total_norm
 from mtl.report import read_metrics
 from mtl.train import train
@@ -28,7 +28,7 @@ def broken(kind, first, last=None):
 
 
 def run(folder, *overrides):
-    train(load([*RUN, *overrides]), folder)
+    train(configuration(*RUN, *overrides), folder)
     return folder
 
 

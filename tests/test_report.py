@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mtl import report
+from mtl.report.figures import draw_run
 
 
 def write_run(folder, status="finished", overrides=(), test=None, error=None):
@@ -81,5 +82,5 @@ def test_the_picture_is_drawn_also_with_gaps(tmp_path, tasks):
     )
     from matplotlib.image import imread
 
-    pixels = imread(report.draw_run(tmp_path))
+    pixels = imread(draw_run(tmp_path))
     assert pixels.shape[0] > 500 and pixels.std() > 0.05

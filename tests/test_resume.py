@@ -1,9 +1,10 @@
 """A run that was stopped and resumed is the run that was never stopped: whole checkpoints, compared at tolerance 0."""
 
 import json
-from functools import cache
+import shutil
 from pathlib import Path
 
+import composing
 import pytest
 from exactness import assert_same, left_by, same
 
@@ -23,19 +24,8 @@ STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
 WEIGHTINGS = sorted(path.stem for path in (CONF / "weighting").glob("*.yaml"))
 
 
-@cache
-def composed(*overrides):
-    return load([*RESTLESS, *overrides])
-
-
 def configuration(*overrides):
-    """One configuration, composed from cached parts: composing is most of such a run's time."""
-    groups = [override for override in overrides if override.split("=")[0] in ("strategy", "weighting")]
-    cfg = composed(*(override for override in overrides if override not in groups)).copy()
-    for override in groups:
-        group = override.split("=")[0]
-        cfg[group] = composed(override)[group]
-    return cfg
+    return composing.configuration(*RESTLESS, *overrides)
 
 
 def stopping_at(step):
@@ -52,9 +42,24 @@ def run(folder, *overrides, stop_at=None):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    monkeypatch.setattr("mtl.report.draw_run", lambda folder: None)  # half of such a run's time
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """The folder of a run that several tests look at, and none changes."""
+    made = {}
+
+    def folder(*overrides, stop_at=None):
+        key = (overrides, stop_at)
+        if key not in made:
+            made[key] = run(tmp_path_factory.mktemp("once") / "run", *overrides, stop_at=stop_at)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture
+def stopped(once, tmp_path):
+    """A run that was stopped after so many steps, to go on with or to break."""
+    return lambda *overrides, at: shutil.copytree(once(*overrides, stop_at=at), tmp_path / "parts")
 
 
 # ------------------------------------------------------------------------------------------ to the last bit
@@ -62,9 +67,9 @@ def without_pictures(monkeypatch):
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6, 9], ids=["mid-epoch", "epoch's end", "evaluation", "evaluation in epoch"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_is_never_stopped(tmp_path, stop_at, workers):
+def test_resumed_is_never_stopped(tmp_path, once, stop_at, workers):
     options = [f"trainer.num_workers={workers}", "trainer.keep=2", "trainer.ema=0.9", "trainer.deterministic=true"]
-    whole = run(tmp_path / "whole", *options)
+    whole = once(*options)
     parts = run(tmp_path / "parts", *options, stop_at=stop_at)
     assert checkpoint.load(parts)["step"] == stop_at
     run(parts, *options, "resume=auto")
@@ -118,11 +123,10 @@ def test_with_text_and_shared_parameters(tmp_path, strategy):
 @pytest.mark.parametrize(
     "lost", ["rng/cpu", "rng/python", "rng/numpy", "model", "optimizer", "step", "ema", "scheduler", "strategy"]
 )
-def test_what_is_lost_is_seen(tmp_path, lost, monkeypatch):
+def test_what_is_lost_is_seen(once, stopped, lost, monkeypatch):
     """Negative control: a part of the state that is not taken up makes another run."""
     options = ["trainer.ema=0.9", "strategy=gradvac", "scheduler=step", "scheduler.step_size=2"]
-    whole = run(tmp_path / "whole", *options)
-    parts = run(tmp_path / "parts", *options, stop_at=5)
+    whole, parts = once(*options), stopped(*options, at=5)
     take_up = resume.take_up
 
     def forgetful(state, content, folder):
@@ -174,10 +178,9 @@ def test_the_best_model_from_before_is_known_where_nothing_gets_better(tmp_path)
 # ------------------------------------------------------------------------------------- after a kill
 
 
-def test_a_kill_after_the_last_checkpoint_loses_the_steps_and_their_rows_only(tmp_path):
+def test_a_kill_after_the_last_checkpoint_loses_the_steps_and_their_rows_only(once, stopped):
     """What a kill leaves: rows behind the checkpoint, half a line, half a file."""
-    whole = run(tmp_path / "whole")
-    parts = run(tmp_path / "parts", stop_at=4)
+    whole, parts = once(), stopped(at=4)
     with (parts / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "epoch": 1, "split": "train", "loss/left": 7.0}\n{"step": 6, "epo')
     (parts / "checkpoints" / "last.pt.tmp").write_bytes(b"half")
@@ -188,9 +191,8 @@ def test_a_kill_after_the_last_checkpoint_loses_the_steps_and_their_rows_only(tm
     ]  # fmt: skip
 
 
-def test_a_kill_between_the_two_names_of_the_best_model(tmp_path):
-    whole = run(tmp_path / "whole")
-    parts = run(tmp_path / "parts", stop_at=6)
+def test_a_kill_between_the_two_names_of_the_best_model(once, stopped):
+    whole, parts = once(), stopped(at=6)
     content = checkpoint.load(parts)
     assert content["best_step"] == 6, "the case needs an evaluation that was the best"
     for name in ("best.pt", "best.pt.sha256"):
@@ -202,9 +204,8 @@ def test_a_kill_between_the_two_names_of_the_best_model(tmp_path):
     assert_same(left_by(whole), left_by(parts))
 
 
-def test_a_kill_before_the_first_checkpoint_starts_anew(tmp_path):
-    whole = run(tmp_path / "whole")
-    parts = run(tmp_path / "parts", stop_at=2)
+def test_a_kill_before_the_first_checkpoint_starts_anew(once, stopped):
+    whole, parts = once(), stopped(at=2)
     for path in (parts / "checkpoints").iterdir():
         path.unlink()
     run(parts, f"resume={parts}")
@@ -247,8 +248,8 @@ def test_a_named_checkpoint_never_falls_back(tmp_path):
     assert (folder / "checkpoints" / "step-00000006.pt").exists()
 
 
-def test_checkpoints_that_are_all_broken_are_not_thrown_away(tmp_path):
-    folder = run(tmp_path / "run", stop_at=5)
+def test_checkpoints_that_are_all_broken_are_not_thrown_away(stopped):
+    folder = stopped(at=5)
     for path in (folder / "checkpoints").glob("*.pt"):
         break_it(path)
     rows = (folder / "metrics.jsonl").read_text()
@@ -271,9 +272,8 @@ def test_going_back_to_an_earlier_checkpoint_forgets_what_came_after(tmp_path):
     assert_same(a[1], b[1])
 
 
-def test_a_checkpoint_from_elsewhere_begins_a_run_of_its_own(tmp_path):
-    whole = run(tmp_path / "whole")
-    other = run(tmp_path / "other", stop_at=5)
+def test_a_checkpoint_from_elsewhere_begins_a_run_of_its_own(tmp_path, once):
+    whole, other = once(), once(stop_at=5)
     copied = tmp_path / "copied.pt"
     copied.write_bytes((other / "checkpoints" / "last.pt").read_bytes())
     folder = run(tmp_path / "mine", f"resume={copied}")
@@ -290,22 +290,22 @@ def test_patience_begins_anew_where_the_best_model_is_not_at_hand(tmp_path):
     assert checkpoint.load(folder)["step"] > 8
 
 
-def test_a_broken_line_of_the_record_is_named(tmp_path):
-    folder = run(tmp_path / "run", stop_at=5)
+def test_a_broken_line_of_the_record_is_named(stopped):
+    folder = stopped(at=5)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join([lines[0], "half a li\n", *lines[2:]]))
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is broken: line 2 is no JSON"):
         run(folder, "resume=auto")
 
 
-def test_a_run_goes_on_in_its_own_folder_only(tmp_path):
-    folder = run(tmp_path / "run", stop_at=5)
+def test_a_run_goes_on_in_its_own_folder_only(tmp_path, once):
+    folder = once(stop_at=5)
     with pytest.raises(ConfigError, match="this run goes on in its own folder"):
         train(configuration(f"resume={folder}"), tmp_path / "another")
 
 
-def test_a_folder_with_a_run_is_not_written_over(tmp_path):
-    folder = run(tmp_path / "run", stop_at=5)
+def test_a_folder_with_a_run_is_not_written_over(stopped):
+    folder = stopped(at=5)
     before = left_by(folder)
     with pytest.raises(ConfigError, match="already holds a run: resume=auto goes on with it"):
         train(configuration(), folder)
@@ -327,8 +327,8 @@ def test_something_that_is_no_checkpoint(tmp_path, name, words):
                "trainer.keep_memory=false", "tracker.project=other", "trainer.keep=1", "trainer.checkpoint_every=1",
                "device=cpu", "+optimizer.eps=1e-8"],
 )  # fmt: skip
-def test_what_may_be_changed(tmp_path, change):
-    folder = run(tmp_path / "run", "scheduler=constant", stop_at=5)
+def test_what_may_be_changed(stopped, change):
+    folder = stopped("scheduler=constant", at=5)
     run(folder, "scheduler=constant", change, "resume=auto")
     assert checkpoint.load(folder)["step"] == (12 if "max_steps" in change else 10)
 
@@ -346,8 +346,8 @@ def test_what_may_be_changed(tmp_path, change):
         (["+optimizer.eps=1e-3"], ["optimizer.eps was 1e-08 and is 0.001"]),
     ],
 )
-def test_what_may_not_is_an_error_that_lists_it(tmp_path, changes, words):
-    folder = run(tmp_path / "run", stop_at=5)
+def test_what_may_not_is_an_error_that_lists_it(stopped, changes, words):
+    folder = stopped(at=5)
     before = left_by(folder)
     with pytest.raises(ConfigError) as caught:
         train(configuration(*changes, "resume=auto"), folder)

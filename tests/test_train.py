@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 from omegaconf import OmegaConf
 
 from mtl import job
@@ -53,9 +54,9 @@ def test_help_and_mistakes_answer_without_importing_torch(tmp_path, command, arg
     assert done.returncode == 0, done.stderr
 
 
-def test_the_check_of_imports_sees_torch(tmp_path, command):
+def test_the_check_of_imports_sees_what_is_imported(tmp_path, command):
     script = tmp_path / "script.py"
-    script.write_text("import torch\n" + LOADED.format(arguments=["--help"], expected=["torch"]))
+    script.write_text("import matplotlib\n" + LOADED.format(arguments=["--help"], expected=["matplotlib"]))
     assert command("script").returncode == 0
 
 
@@ -98,7 +99,7 @@ def test_help_names_every_group(command):
         assert re.search(rf"^{group}: .*\w", text, re.MULTILINE), group
 
 
-def test_a_head_of_ones_own_from_a_folder_outside_with_yaml_only(tmp_path, command):
+def test_a_head_of_ones_own_from_a_folder_outside_with_yaml_only(tmp_path, forked):
     """A head set and a head that no one here wrote, one from torch and one from a module beside the YAML's folder."""
     (tmp_path / "my_conf" / "heads").mkdir(parents=True)
     (tmp_path / "my_conf" / "head").mkdir()
@@ -121,7 +122,7 @@ def test_a_head_of_ones_own_from_a_folder_outside_with_yaml_only(tmp_path, comma
         "left: {_target_: torch.nn.CrossEntropyLoss}\n"
         "sum: {_target_: torch.nn.CrossEntropyLoss, label_smoothing: 0.1}\n"
     )
-    done = command("mtl.train", "-cd", "my_conf", "heads=mine", "losses=mine", *TINY)
+    done = forked("mtl.train", "-cd", "my_conf", "heads=mine", "losses=mine", *TINY)
     assert done.returncode == 0, done.stderr
     (folder,) = run_folders(tmp_path)
     assert status(folder)["status"] == "finished"
@@ -138,6 +139,7 @@ def test_a_run_without_a_terminal_has_plain_lines_and_no_bar(tmp_path, command):
     assert re.fullmatch(r"outputs/mine/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-\d{6}", str(folder.relative_to(tmp_path)))
     assert "step 2 of 2" in (folder / "train.log").read_text()
     assert "${" not in (folder / "config.yaml").read_text()
+    assert imread(folder / "run.png").std() > 0.05
 
 
 @pytest.mark.parametrize(
@@ -149,9 +151,9 @@ def test_a_run_without_a_terminal_has_plain_lines_and_no_bar(tmp_path, command):
         (["device=cuda:99"], "device=cuda:99 is not on this machine"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_told_without_a_traceback(tmp_path, command, arguments, message):
+def test_a_mistake_on_the_command_line_is_told_without_a_traceback(tmp_path, forked, arguments, message):
     (tmp_path / "file").write_text("")
-    done = command("mtl.train", *arguments)
+    done = forked("mtl.train", *arguments)
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr + done.stdout
     for folder in run_folders(tmp_path):
@@ -175,13 +177,17 @@ class Crash(torch.nn.Linear):
 
 
 @pytest.mark.parametrize(
-    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=["basic", "joblib"]
+    ("start", "launcher"),
+    [("forked", []), ("command", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])],
+    ids=["basic", "joblib"],
 )
-def test_a_sweep_with_jobs_that_fail(tmp_path, command, launcher):
+def test_a_sweep_with_jobs_that_fail(tmp_path, request, start, launcher):
     """Two good jobs, one whose head crashes in training, one with a mistake in its configuration."""
     (tmp_path / "crash.py").write_text(CRASH)
     heads = "heads.left._target_=torch.nn.Linear,crash.Crash"
-    done = command("mtl.train", "-m", heads, "trainer.mode=min,up", "strategy=naive", *launcher, *TINY)
+    done = request.getfixturevalue(start)(
+        "mtl.train", "-m", heads, "trainer.mode=min,up", "strategy=naive", *launcher, *TINY
+    )
     assert done.returncode != 0
     folders = {folder.name: folder for folder in run_folders(tmp_path)}
     assert {name: status(folder)["status"] for name, folder in folders.items()} == {

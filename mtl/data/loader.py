@@ -214,7 +214,8 @@ def _seeded(key: Sequence[int]) -> Iterator[None]:
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also seed the devices, which nobody sets back, and note a stack trace for each kind.
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         try:

@@ -55,11 +55,6 @@ def made(name, root, **arguments):
     return CLASSES[name](str(root), **size, **arguments)
 
 
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    monkeypatch.setattr("mtl.report.draw_run", lambda folder: None)  # half of such a run's time
-
-
 def take_steps(cfg, count=2):
     parts, state = build(cfg)
     before = [p.detach().clone() for p in state.model.parameters()]

@@ -58,3 +58,13 @@ def test_an_evaluation_sees_every_sample_once_in_order():
     assert [i for _, batch in keys for i in batch] == list(range(20))
     assert [len(batch) for _, batch in keys] == [6, 6, 6, 2]
     assert len(in_order(20, 6, limit=2)) == 2
+
+
+def test_a_sample_seeds_no_devices_generator(monkeypatch):
+    """Nobody would set it back: a GPU's dropout masks would follow from the sample that was read last."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    batches(2)
+    assert not seeded
+    torch.manual_seed(0)
+    assert seeded == [0]  # negative control: torch's own would be seen

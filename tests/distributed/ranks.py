@@ -6,7 +6,7 @@ import socket
 import traceback
 
 import torch
-import torch.multiprocessing as mp
+from processes import server
 
 from mtl import distributed
 
@@ -16,7 +16,7 @@ def run_ranks(count, function, *arguments, seconds=300):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = server()
     answers = context.Queue()
     processes = [
         context.Process(target=_rank, args=(rank, count, port, answers, function, arguments)) for rank in range(count)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtl import distributed
+from mtl import distributed, report
 from mtl.config import ConfigError, load
 from mtl.loop import evaluate
 from mtl.metrics import classification
@@ -91,6 +91,7 @@ def mistake(*overrides):
 def run_all(root):
     """Every run of the tests, in one go: starting the processes takes the longest."""
     root = Path(root)
+    report.draw_run = lambda folder: None
     train(load(PLAIN), root / "plain")
     train(load([*PLAIN, "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]), root / "accumulated")
     train(load(RESTLESS), root / "whole")
