@@ -57,6 +57,19 @@ def test_a_cell_has_every_rows_ratio():
     assert {"UPGrad, features", "PCGrad, parameters", "detached, audit"} < set(rows) and "GradDrop, rows" not in rows
 
 
+def test_a_peer_that_fails_costs_its_row_and_one_of_ours_the_cell():
+    from timing import interleaved
+
+    def fail():
+        raise RuntimeError("no\nmore")
+
+    model = torch.nn.Linear(2, 2)
+    rows = interleaved({"naive": lambda: None, "LibMTL MGDA": fail}, model, seconds=0)
+    assert rows["LibMTL MGDA"] == {"failed": "RuntimeError: no"} and len(rows["naive"]["seconds"]) >= 3
+    with pytest.raises(RuntimeError):
+        interleaved({"naive": lambda: None, "detached": fail}, model, seconds=0)
+
+
 def test_the_parts_of_a_step_come_to_the_whole():
     from measure import measure
     from parts import PARTS

@@ -59,8 +59,10 @@ def steps(
     own = problem(trunk, heads, tasks, batch, device)
     made = {name: step for group in groups for name, step in GROUPS[group](own).items()}
     kept = {name: step for name, step in made.items() if not any(fnmatch(name, pattern) for pattern in without)}
+    rows = interleaved(kept, own.model, seconds)
     missing = not_possible(own) if "libmtl" in groups else {}
-    return {"rows": interleaved(kept, own.model, seconds), "not possible": missing}
+    missing |= {name: rows.pop(name)["failed"] for name in kept if "failed" in rows[name]}
+    return {"rows": rows, "not possible": missing}
 
 
 def heads_alone(tasks: int, batch: int, seconds: float, device: str) -> dict[str, Any]:

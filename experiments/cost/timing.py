@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from goals import is_ours
 from steps import Step
 from torch import nn
 
@@ -21,9 +22,9 @@ HEAVY = 3  # what costs more than so many times the first step takes part in the
 def interleaved(steps: Mapping[str, Step], model: nn.Module, seconds: float) -> dict[str, dict[str, Any]]:
     """Seconds of every step in every round (null: it sat that one out), and the bytes of its first run's peak.
 
-    That first run warms up and is not timed. Then all steps take part in each round until half of the time is spent;
-    the rest is for rounds of those that cost little. The order in a round is random: in a ring every step would always
-    find what the same one has left in the caches.
+    That first run warms up and is not timed; where it raises and is a peer's, the reason is all: ``failed``. Then all
+    steps take part in each round until half of the time is spent; the rest is for rounds of those that cost little. The
+    order in a round is random: in a ring every step would always find what the same one has left in the caches.
     """
     device = next(model.parameters()).device
     rows: dict[str, dict[str, Any]] = {}
@@ -31,14 +32,20 @@ def interleaved(steps: Mapping[str, Step], model: nn.Module, seconds: float) -> 
         next(iter(steps.values()))()
     for name, step in steps.items():
         model.zero_grad()
-        rows[name] = {"peak": peak(step, device), "seconds": []}
+        try:
+            rows[name] = {"peak": peak(step, device), "seconds": []}
+        except Exception as error:
+            if is_ours(name):
+                raise
+            rows[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+    timed = {name: row for name, row in rows.items() if "seconds" in row}
     order, began = random.Random(0), time.perf_counter()
 
     def rounds(names: Sequence[str], until: float, least: int) -> None:
         count = 0
         while count < least or time.perf_counter() - began < until:
             count += 1
-            for row in rows.values():
+            for row in timed.values():
                 row["seconds"].append(None)
             gc.collect()
             for name in order.sample(names, len(names)):
@@ -48,9 +55,9 @@ def interleaved(steps: Mapping[str, Step], model: nn.Module, seconds: float) -> 
     gc.collect()
     gc.freeze()
     gc.disable()
-    rounds(list(steps), seconds / 2, FULL)
-    first, *_ = rows.values()
-    rounds([name for name, row in rows.items() if row["seconds"][-1] <= HEAVY * first["seconds"][-1]], seconds, LIGHT)
+    rounds(list(timed), seconds / 2, FULL)
+    first, *_ = timed.values()
+    rounds([name for name, row in timed.items() if row["seconds"][-1] <= HEAVY * first["seconds"][-1]], seconds, LIGHT)
     gc.enable()
     gc.unfreeze()
     return rows
