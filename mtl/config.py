@@ -391,6 +391,7 @@ def _make_loss(losses: DictConfig, task: str) -> Any:
 
 
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:
+    import torch
     from hydra.utils import get_object
 
     from mtl.model import loss_modules
@@ -409,6 +410,16 @@ def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> Any:
     if not any(group["params"] for group in groups):
         raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
     optimizer = make("optimizer", arguments, params=[group for group in groups if group["params"]])
+    for name, p in parts.model.named_parameters():
+        # torch's fused optimizers go through the memory without a look at the strides, also past a parameter's end.
+        if (
+            arguments.get("fused")
+            and not p.is_contiguous()
+            and torch.empty_like(p, device="meta").stride() != p.stride()
+        ):
+            raise ConfigError(
+                f"optimizer.fused=true needs parameters without gaps in memory, unlike {name}; use false."
+            )
     # torch takes any key and any value in a group of parameters, and ignores what it does not know.
     described = {"_target_": arguments["_target_"], **shared_arguments}
     _check_arguments("optimizer.backbone", get_object(described["_target_"]), described, {"params": None})

@@ -335,8 +335,8 @@ class ParameterRows:
         return [torch.stack([g.flatten() for g in column]) for column in zip(*self._rows, strict=True)]
 
     def shaped(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Vectors ``[n_i]``, one a parameter, in the parameters' shapes."""
-        return [vector.view(p.shape) for vector, p in zip(vectors, self._parameters, strict=True)]
+        """Vectors ``[n_i]``, one a parameter, in the parameters' shapes and order in memory."""
+        return [_laid_out_as(p, vector) for vector, p in zip(vectors, self._parameters, strict=True)]
 
     def gram(self) -> Tensor:
         """The Gram matrix ``[K, K]`` in float64 on the CPU; see Rows.gram."""
@@ -374,6 +374,12 @@ def gram(pieces: Callable[[], Iterable[Tensor]]) -> Tensor:
     if not torch.isfinite(total).all() or (total.diagonal() < 1e-30).any():
         total = summed(torch.float64)
     return total
+
+
+def _laid_out_as(parameter: Tensor, flat: Tensor) -> Tensor:
+    """A row-major flat gradient in a parameter's shape and order in memory, which torch's fused optimizers rely on."""
+    shaped = flat.view(parameter.shape)
+    return shaped if parameter.is_contiguous() else torch.empty_like(parameter).copy_(shaped)
 
 
 def _kind(leaf: Tensor) -> tuple[torch.dtype, torch.device]:

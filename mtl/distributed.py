@@ -128,7 +128,7 @@ class GradientSum:
             *gradients, rest = buffer.split([*lengths, buffer.numel() - sum(lengths)])
             for p, gradient in zip(group, gradients, strict=True):
                 if p.grad is None:
-                    p.grad = gradient.view_as(p).clone()
+                    p.grad = torch.empty_like(p).copy_(gradient.view_as(p))  # in its order in memory, as autograd's
                 else:
                     p.grad.copy_(gradient.view_as(p))
             numbers += rest.unbind()

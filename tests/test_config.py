@@ -124,6 +124,24 @@ def test_one_loss_is_every_tasks():
     assert len({id(task.loss) for task in state.tasks}) == 3
 
 
+class Gaps(nn.Module):
+    """A parameter that is a part of a larger tensor's rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 2 * 32 * 32)[:, ::2])
+
+    def forward(self, images):
+        return images.flatten(1)[:, : self.weight.shape[1]] @ self.weight.T
+
+
+def test_a_fused_optimizer_needs_parameters_without_gaps():
+    options = ["~backbone", "+backbone._target_=test_config.Gaps", "optimizer=sgd"]
+    with pytest.raises(ConfigError, match=r"^optimizer.fused=true needs .* unlike backbone.weight; use false"):
+        build(load(options))
+    build(load([*options, "optimizer.fused=false"]))
+
+
 def test_heads_share_a_layer_and_the_optimizer_has_it_once():
     heads = ["head@heads.left=mlp", "head@heads.right=mlp"]
     parts, state = built(*heads, "share=['2']", "scheduler=constant")

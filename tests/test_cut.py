@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mtl.cut import CHUNK, Cut, OuterRows, Rows
+from mtl.cut import CHUNK, Cut, OuterRows, ParameterRows, Rows
 
 
 def rows_of(*vectors):
@@ -90,3 +90,13 @@ def test_rows_that_are_outer_products_are_what_they_multiply_out_to():
         assert outer.places(2, 5) == plain.places(2, 5)
         outer.scale(scales), plain.scale(scales)
     assert not torch.allclose(outer.gram(), OuterRows(errors, weights, leaf).gram())
+
+
+def test_what_rows_at_the_parameters_give_lies_in_memory_as_the_parameters_do():
+    """A fused optimizer goes through both in the order in which they lie there."""
+    first = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    parameters = [first, torch.randn(5)]
+    vectors = [torch.randn(p.numel()) for p in parameters]
+    shaped = ParameterRows(parameters).shaped(vectors)
+    assert [g.stride() for g in shaped] == [p.stride() for p in parameters]
+    assert all(torch.equal(g.flatten(), vector) for g, vector in zip(shaped, vectors, strict=True))

@@ -47,6 +47,34 @@ def assert_close(a, b, tolerance):
         assert torch.allclose(one, other, atol=tolerance * one.abs().max().item() + 1e-7), name
 
 
+@pytest.mark.parametrize("options", [["strategy=detached"], ["strategy=graddrop", "strategy.space=parameters"]])
+def test_a_fused_optimizer_steps_as_another_one_where_channels_are_last(options):
+    """It takes a gradient for one that lies in memory as its parameter does."""
+    weights = {}
+    for fused in ("true", "false"):
+        torch.manual_seed(0)
+        _, state = build(
+            load(
+                [
+                    *RUN,
+                    *options,
+                    "trainer.channels_last=true",
+                    "optimizer=sgd",
+                    "optimizer.lr=1",
+                    f"optimizer.fused={fused}",
+                ]
+            )
+        )
+        before = [p.detach().clone() for p in state.model.parameters()]
+        inputs, targets = torch.randn(6, 1, 16, 16), {"left": torch.arange(6), "right": torch.arange(6)}
+        state.strategy.step(state.model, state.tasks, inputs.to(memory_format=torch.channels_last), targets)
+        state.optimizer.step()
+        weights[fused] = dict(state.model.named_parameters())
+        assert any(not p.is_contiguous() for p in before)
+        assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+    assert_close(weights["false"], weights["true"], 1e-5)
+
+
 @pytest.mark.parametrize("strategy", ["naive", "detached", "mgda", "graddrop", "moco"])
 def test_activation_checkpointing_changes_nothing(strategy):
     plain, checkpointed = (one_step(*o, strategy=strategy) for o in ([], ["trainer.grad_checkpointing=true"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules.module import _has_any_global_hook
 
 from mtl.cut import Cut, OuterRows
 from mtl.losses import MaskedBCE, MaskedL1, MaskedL2
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mtl.strategies.heads import HeldGradients
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+OWN = {"weight", "bias"}  # the parameters of nn.Linear; torch's older weight_norm has others
 LEAST = 6  # heads; fewer are as fast one by one
 # Losses that torch.vmap computes for all tasks at once. Another one may ask its values, and then it cannot.
 LOSSES = (
@@ -31,7 +33,7 @@ def can_be_packed(model: MultiTaskModel, tasks: Sequence[Task], targets: Mapping
 
     Their outputs together must be no wider than the features: what is alive at once then is no more than these.
     """
-    if len(tasks) < LEAST or not isinstance(features, Tensor):
+    if len(tasks) < LEAST or not isinstance(features, Tensor) or _has_any_global_hook():
         return False
     kinds = {_kind(model.heads[task.name], task.loss, targets[task.name]) for task in tasks}
     first: Any = model.heads[tasks[0].name]
@@ -46,17 +48,25 @@ def _kind(head: nn.Module, loss: Any, target: Any) -> tuple | None:
     if type(head) is not nn.Linear or type(loss) not in LOSSES or not isinstance(target, Tensor):
         return None
     own = vars(head)  # an attribute of a module is found six times as fast here, and there are many heads
-    weight, bias = own["_parameters"].values()
-    if not weight.requires_grad or (bias is not None and not bias.requires_grad):
+    parameters = own["_parameters"]
+    if parameters.keys() != OWN or not all(p is None or _is_plain(p) for p in parameters.values()):
         return None
-    if (
-        any(own[hooks] for hooks in HOOKS)
-        or own.get("_compiled_call_impl")
-        or any(buffer is not None for buffer in vars(loss)["_buffers"].values())
-    ):
+    if _is_watched(own) or _is_watched(vars(loss)) or any(b is not None for b in vars(loss)["_buffers"].values()):
         return None
     numbers = tuple([value for name, value in vars(loss).items() if name[0] != "_"])
-    return weight.shape, bias is None, type(loss), numbers, target.shape, target.dtype
+    weight, bias = parameters["weight"], parameters["bias"]
+    return weight.shape, weight.dtype, bias is None, type(loss), numbers, target.shape, target.dtype
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    """Whether its gradient can be put in its place: no hook waits for it, and a row-major one fits."""
+    hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    return type(parameter) is nn.Parameter and parameter.requires_grad and parameter.is_contiguous() and not hooks
+
+
+def _is_watched(module: Mapping[str, Any]) -> bool:
+    """Whether calling a module, given by its ``vars``, is more than its class's ``forward``."""
+    return bool("forward" in module or module.get("_compiled_call_impl") or any(module[hooks] for hooks in HOOKS))
 
 
 def run_packed(
@@ -76,31 +86,31 @@ def run_packed(
     bias = None if heads[0].bias is None else torch.cat([head.bias.detach() for head in heads])
     with model.autocast():
         output = linear(leaf.detach(), weight, bias).requires_grad_()  # [..., K O]
-        of_tasks = output.unflatten(-1, (len(heads), -1)).movedim(-2, 0)
-        losses = torch.vmap(shard.tasks[0].loss)(of_tasks, torch.stack([targets[name] for name in names]))
+    # Autocast would take losses in float32, but not where torch.vmap has made other operations of them.
+    exact = output if model.precision is None else output.to(torch.promote_types(output.dtype, torch.float32))
+    of_tasks = exact.unflatten(-1, (len(heads), -1)).movedim(-2, 0)
+    losses = torch.vmap(shard.tasks[0].loss)(of_tasks, torch.stack([targets[name] for name in names]))
     parts = losses.detach()
     weights = {name: weigh(name, part) for name, part in zip(names, parts.unbind(), strict=True)}
     shares = parts.new_tensor(list(shard.shares.values()))
     into = torch.stack(list(weights.values())).to(parts) * shares * model.loss_scale
     errors = torch.autograd.grad(losses, output, into)[0].flatten(0, -2)  # [N, K O]
-    _add_gradients(heads, errors, leaf)
-    if held is not None:
-        for name in names:
+    for name, head, *gradients in zip(names, heads, *_own_gradients(heads, errors, leaf), strict=True):
+        for parameter, gradient in zip((head.weight, head.bias), gradients, strict=True):
+            if parameter is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        if held is not None:  # before the next head, which may share a parameter
             held.take(name)
     by_task = None if factors is None else [factors[name] for name in names]
     _land(cut, errors, weight, len(heads), by_task, model.loss_scale)
     return dict(zip(names, (parts * shares).to(model.no_loss().dtype).unbind(), strict=True)), weights
 
 
-def _add_gradients(heads: Sequence[nn.Linear], errors: Tensor, leaf: Tensor) -> None:
-    """Add every head's own gradients to its ``.grad``."""
+def _own_gradients(heads: Sequence[nn.Linear], errors: Tensor, leaf: Tensor) -> tuple[Sequence[Tensor], ...]:
+    """The gradients of every head's weights, and those of its biases."""
     size, kind = heads[0].out_features, heads[0].weight.dtype
     of_weights = (errors.T @ leaf.detach().flatten(0, -2).to(errors.dtype)).to(kind).split(size)
-    of_biases = errors.sum(0).to(kind).split(size)
-    for head, *gradients in zip(heads, of_weights, of_biases, strict=True):
-        for parameter, gradient in zip(vars(head)["_parameters"].values(), gradients, strict=True):
-            if parameter is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return of_weights, errors.sum(0).to(kind).split(size)
 
 
 def _land(
@@ -110,7 +120,8 @@ def _land(
     leaf, rows = cut.leaves[0], cut.rows
     size = len(weight) // count  # outputs of a head
     if rows is not None and size == 1:
-        rows = OuterRows(errors / loss_scale, weight, leaf)
+        # Not in float16, which the loss scale is there for.
+        rows = OuterRows(errors.to(torch.promote_types(errors.dtype, torch.float32)) / loss_scale, weight, leaf)
     elif rows is not None:
         for own, matrix in zip(errors.split(size, 1), weight.split(size), strict=True):
             rows.append([(own @ matrix.to(own.dtype)).view(leaf.shape)], loss_scale)

@@ -182,6 +182,50 @@ def test_mixed_precision_and_a_loss_scale(name, kind):
     assert all(g.dtype == torch.float32 for g in packed.values())
 
 
+def as_one_and_in_a_loop(strategy, change, **options):
+    results = []
+    for head in (nn.Linear, Looped):
+        parts = problem(head, **options)
+        change(*parts)
+        results.append(gradients(strategy(), *parts, measure=True))
+    return results
+
+
+def confident(model, tasks, inputs, targets):
+    model.precision, model.loss_scale = torch.float16, 2.0**16
+    for name in NAMES:
+        targets[name].fill_(1.0)
+        nn.init.constant_(model.heads[name].bias, 12.0)
+
+
+def test_rows_of_float16_have_the_loss_scale_divided_out_where_they_are_held():
+    """Derivatives of 1e-6, which float16 holds with the scale and not without it."""
+    (_, seen), (_, expected) = as_one_and_in_a_loop(STRATEGIES["MGDA"], confident, dtype=torch.float32)
+    assert 0 < expected.gram.max() < 1e-10
+    assert (seen.gram - expected.gram).abs().max() <= 0.01 * expected.gram.max()
+
+
+@pytest.mark.parametrize("kind", ["classes", "smoothed classes", "attributes"])
+def test_losses_are_in_float32_under_autocast(kind):
+    def halve(model, *_):
+        model.precision = torch.bfloat16
+
+    (_, seen), (_, expected) = as_one_and_in_a_loop(STRATEGIES["static"], halve, kind=kind, dtype=torch.float32)
+    assert any(loss != loss.bfloat16() for loss in seen.losses.values())
+    for name in NAMES:
+        assert seen.losses[name] == pytest.approx(expected.losses[name].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["static", "late", "scaled heads", "late MGDA"])
+def test_heads_that_share_parameters(name):
+    def tie(model, *_):
+        model.heads["task1"] = model.heads["task0"]
+        model.heads["task3"].weight = model.heads["task2"].weight
+
+    (packed, _), (looped, _) = as_one_and_in_a_loop(STRATEGIES[name], tie)
+    assert distance(looped, packed) <= 1e-9
+
+
 def test_gradients_are_added_to_what_was_there():
     model, tasks, inputs, targets = problem()
     strategy = Detached(Equal())
@@ -260,6 +304,37 @@ def other_target(model, tasks, targets):
     targets["task0"] = nn.functional.one_hot(targets["task0"], 3).double()
 
 
+def normalised(model, tasks, targets):
+    for head in model.heads.values():
+        nn.utils.weight_norm(head)
+
+
+def another_parameter(model, tasks, targets):
+    for head in model.heads.values():
+        head.temperature = nn.Parameter(torch.ones(()).double())
+
+
+def gradient_hook(model, tasks, targets):
+    for head in model.heads.values():
+        head.weight.register_hook(lambda gradient: gradient / 2)
+
+
+def other_forward(model, tasks, targets):
+    for head in model.heads.values():
+        head.forward = lambda features, head=head: nn.functional.linear(features, 2 * head.weight, head.bias)
+
+
+def hook_on_a_loss(model, tasks, targets):
+    for task in tasks:
+        task.loss.register_forward_hook(lambda loss, inputs, output: output * 2)
+
+
+def column_major(model, tasks, targets):
+    """A fused optimizer wants the gradient in the same order."""
+    for head in model.heads.values():
+        head.weight = nn.Parameter(head.weight.detach().T.contiguous().T)
+
+
 def compiled(model, tasks, targets):
     model.heads["task0"].compile(backend="eager")
 
@@ -275,11 +350,38 @@ def compiled(model, tasks, targets):
         other_loss,
         loss_from_outside,
         other_target,
+        normalised,
+        another_parameter,
+        gradient_hook,
+        other_forward,
+        hook_on_a_loss,
+        column_major,
         compiled,
     ],
 )
 def test_what_is_not_equal_runs_in_a_loop(change):
     unlike(change)
+
+
+def test_heads_that_were_weight_normed_have_their_parameters_in_another_order():
+    def undo(model, *_):
+        for head in model.heads.values():
+            nn.utils.remove_weight_norm(nn.utils.weight_norm(head))
+        assert list(dict(model.heads["task0"].named_parameters())) == ["bias", "weight"]
+
+    (packed, _), (looped, _) = as_one_and_in_a_loop(STRATEGIES["static"], undo)
+    assert distance(looped, packed) <= 1e-12
+
+
+def test_a_hook_on_all_modules_sees_every_head():
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        model, *batch = problem()
+        gradients(Detached(Equal()), model, *batch)
+    finally:
+        hook.remove()
+    assert all(any(head is module for module in seen) for head in model.heads.values())
 
 
 @pytest.mark.parametrize("count, kind, packs", [(6, "attribute", True), (5, "attribute", False), (7, "classes", True)])
