@@ -28,7 +28,7 @@ CHANGEABLE = (
     "name", "device", "resume", "skip_finished", "tracker", "conflict", "data.on_error", "trainer.max_steps",
     "trainer.max_epochs", "trainer.patience", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep",
     "trainer.num_workers", "trainer.keep_memory", "trainer.devices", "trainer.shard", "trainer.on_nan",
-    "trainer.max_skips", "trainer.examples", "optimizer.fused",  # an optimizer goes on as its state says that it was
+    "trainer.max_skips", "trainer.examples",
 )  # fmt: skip
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.patience")
 OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started

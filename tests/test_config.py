@@ -135,11 +135,21 @@ class Gaps(nn.Module):
         return images.flatten(1)[:, : self.weight.shape[1]] @ self.weight.T
 
 
+def test_torchs_optimizers_are_fused_where_nothing_else_is_wished():
+    def fused(*options):
+        return built(*options)[1].optimizer.defaults.get("fused")
+
+    assert fused() and fused("optimizer=adam") and fused("optimizer=sgd")
+    assert not fused("+optimizer.fused=false") and not fused("+optimizer.foreach=true")
+    assert not fused("optimizer=lamb") and not fused("optimizer._target_=torch.optim.RMSprop")
+
+
 def test_a_fused_optimizer_needs_parameters_without_gaps():
     options = ["~backbone", "+backbone._target_=test_config.Gaps", "optimizer=sgd"]
     with pytest.raises(ConfigError, match=r"^optimizer.fused=true needs .* unlike backbone.weight; use false"):
-        build(load(options))
-    build(load([*options, "optimizer.fused=false"]))
+        build(load([*options, "+optimizer.fused=true"]))
+    _, state = build(load(options))
+    assert not state.optimizer.defaults["fused"]
 
 
 def test_heads_share_a_layer_and_the_optimizer_has_it_once():

@@ -61,7 +61,7 @@ def test_a_fused_optimizer_steps_as_another_one_where_channels_are_last(options)
                     "trainer.channels_last=true",
                     "optimizer=sgd",
                     "optimizer.lr=1",
-                    f"optimizer.fused={fused}",
+                    f"+optimizer.fused={fused}",
                 ]
             )
         )

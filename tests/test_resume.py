@@ -431,7 +431,7 @@ def test_a_checkpoint_of_the_first_format_goes_on(tmp_path):
     options = ["~backbone", "+backbone._target_=strategies.networks.Tiny", "data.image_size=8", "data.batch_size=8",
                "trainer.limit_val_batches=1", "trainer.val_every=4", "tracker=jsonl", "strategy=gradvac"]  # fmt: skip
     whole = tmp_path / "whole"
-    train(load([*options, "trainer.max_steps=8", "optimizer.fused=null"]), whole)  # as it was then
+    train(load([*options, "trainer.max_steps=8", "+optimizer.fused=null"]), whole)  # as it was then
     rest = tmp_path / "rest"
     train(load([*options, "trainer.max_steps=8", f"resume={old / 'last.pt'}"]), rest)
     a, b = checkpoint.load(whole), checkpoint.load(rest)
