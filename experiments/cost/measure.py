@@ -32,6 +32,7 @@ from steps import (
 from timing import interleaved
 
 from mtl import environment
+from mtl.allocator import KeptMemory
 from mtl.rules import MGDA
 from mtl.strategies import Detached, Naive
 from mtl.weightings import Equal
@@ -124,6 +125,8 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "demo": startup.demo,
 }
 
+KEEP = ("steps", "heads_alone", "parts", "bf16")  # kinds for which memory is kept from step to step, as in a run
+
 
 def measure(
     kind: str, arguments: dict[str, Any], seconds: float, device: str = "cpu", threads: int | None = None
@@ -132,7 +135,8 @@ def measure(
     if threads is not None:
         torch.set_num_threads(threads)
     began = time.perf_counter()
-    result = KINDS[kind](**arguments, seconds=seconds, device=device)
+    with KeptMemory(device == "cpu" and kind in KEEP):
+        result = KINDS[kind](**arguments, seconds=seconds, device=device)
     machine = torch.cuda.get_device_name(device) if device != "cpu" else _processor()
     return result | {
         "kind": kind,
