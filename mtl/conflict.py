@@ -8,7 +8,8 @@ cosines. A value that is not defined is not in the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from functools import lru_cache
+from itertools import combinations, compress
 
 import torch
 from torch import Tensor
@@ -92,18 +93,25 @@ def agreement_metrics(
 
 
 def _pair_metrics(gram: Tensor, norms: Tensor, tasks: Sequence[str]) -> dict[str, float]:
-    pairs = torch.combinations(torch.arange(len(tasks)))
-    i, j = pairs[(norms[pairs] > 0).all(1)].T
-    if not len(i):
+    pairs, names = _pairs(tuple(tasks))
+    kept = (norms[pairs] > 0).all(1)
+    if not kept.any():
         return {}
+    i, j = pairs[kept].T
     values, ratios = cosines(gram)[i, j], norms[i] / norms[j]
-    named = zip(i.tolist(), j.tolist(), values.tolist(), strict=True)
-    return {f"conflict/cos/{tasks[a]}~{tasks[b]}": value for a, b, value in named} | {
+    return dict(zip(compress(names, kept.tolist()), values.tolist(), strict=True)) | {
         "conflict/cos_mean": values.mean().item(),
         "conflict/cos_min": values.min().item(),
         "conflict/fraction": (values < 0).double().mean().item(),
         "conflict/magnitude_similarity": (2 / (ratios + 1 / ratios)).mean().item(),
     }
+
+
+@lru_cache(maxsize=16)
+def _pairs(tasks: tuple[str, ...]) -> tuple[Tensor, list[str]]:
+    """The pairs' indices [P, 2] and names: of 40 tasks there are 780, the same at every step."""
+    names = [f"conflict/cos/{a}~{b}" for a, b in combinations(tasks, 2)]
+    return torch.combinations(torch.arange(len(tasks))), names
 
 
 def _length(gram: Tensor, weights: Tensor) -> Tensor:

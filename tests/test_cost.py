@@ -106,14 +106,18 @@ def test_a_goal_is_met_or_not():
 
     found = {"a": Spread(1.0, 1.01, 1.02), "b": Spread(1.0, 1.024, 1.3)}
     assert Goal("x", 1.02, found).row() == "| x | ≤ 1.02 | 1.02 | 1.02 (1.00–1.30) | b | yes |"
-    assert "**no**, in 1 of 2" in Goal("x", 1.01, found).row()
-    assert "| 1.01 (1.00–1.02) | a | **no**, in 1 of 2 |" in Goal("x", 1.02, found, at_least=True).row()
+    assert "| within the spread in 1 of 2 |" in Goal("x", 1.01, found).row()  # b's lower quartile is on the right side
+    assert (
+        "| **no** in 1, within the spread in 1 of 2 |"
+        in Goal("x", 0.99 + 0.005, found | {"a": Spread(0.9, 1.2, 1.2), "b": Spread(1.1, 1.2, 1.3)}).row()
+    )
+    assert "| 1.01 (1.00–1.02) | a | within the spread in 1 of 2 |" in Goal("x", 1.02, found, at_least=True).row()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "start"], "--only start matches no cell; the closest of 31 are start-up, "),
+        (["--only", "start"], "--only start matches no cell; the closest of 32 are start-up, "),
         (["--threads", "0"], "--threads 0 must be 1 or more."),
     ],
 )

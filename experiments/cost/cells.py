@@ -99,7 +99,7 @@ def _others(rounds: int) -> list[Cell]:
         *(Cell(f"parts-{name}", "parts", problem, 6) for name, problem in problems.items()),
         *(Cell(f"high-water-{name}", "high_water", memory | dict(row=row), 0) for name, row in rows.items()),
         *(Cell(f"bf16-{name}", "bf16", problem, 8) for name, problem in problems.items() if "k40" not in name),
-        Cell("loop", "loop", {}, 24),
+        *(Cell(f"loop{suffix}", "loop", dict(ready=ready), 20) for suffix, ready in (("", False), ("-ready", True))),
         Cell("start-up", "startup", {"rounds": rounds}, 0),
         Cell("demo", "demo", {}, 0),
     ]

@@ -14,6 +14,8 @@ BY_HAND = {"detached": "by hand: detached", "MGDA, features": "by hand: MGDA, fe
 # Heads computed as one product, and one by one.
 PACKED = {f"{row}, packed": row for row in ("detached", "detached, conflict metrics", "MGDA, features")}
 
+LOOP = {"bare step": "mtl.loop.fit"}  # a speed is one over a time
+
 
 class Goal(NamedTuple):
     """What is wanted at most (or at least) in every place, and what was found there."""
@@ -23,16 +25,21 @@ class Goal(NamedTuple):
     found: dict[str, Spread]
     at_least: bool = False
 
-    def met(self, value: Spread) -> bool:
-        """Whether the median is on the right side, to the two digits that are shown."""
-        middle = round(value.middle, 2)
-        return middle >= self.limit if self.at_least else middle <= self.limit
+    def keeps(self, value: float) -> bool:
+        """Whether a number is on the right side, to the two digits that are shown."""
+        return round(value, 2) >= self.limit if self.at_least else round(value, 2) <= self.limit
 
     def row(self) -> str:
-        """A line of the table: the middle of all places, and the worst of them."""
+        """A line of the table: the middle of all places, and the worst of them.
+
+        Where a median is on the wrong side, and the quartile before it is not, the rounds do not tell.
+        """
         worst = (min if self.at_least else max)(self.found, key=lambda place: self.found[place].middle)
-        kept = sum(map(self.met, self.found.values()))
-        words = "yes" if kept == len(self.found) else f"**no**, in {len(self.found) - kept} of {len(self.found)}"
+        missed = [value for value in self.found.values() if not self.keeps(value.middle)]
+        open_ = sum(self.keeps(value.high if self.at_least else value.low) for value in missed)
+        counts = {"**no**": len(missed) - open_, "within the spread": open_}
+        words = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+        words = f"{words} of {len(self.found)}" if words else "yes"
         target = f"{'≥' if self.at_least else '≤'} {self.limit:.2f}"
         middle = median(value.middle for value in self.found.values())
         return f"| {self.words} | {target} | {middle:.2f} | {self.found[worst]} | {worst} | {words} |"
@@ -55,7 +62,8 @@ def goals(cells: Cells) -> list[Goal]:
     few = {name: cell for name, cell in steps.items() if cell["arguments"]["tasks"] <= 16}
     many = {name: cell for name, cell in steps.items() if cell["arguments"]["tasks"] == 40}
     rules = dict.fromkeys(GRAM_RULES, "naive")
-    loop, bf16 = of_kind(cells, "loop"), of_kind(cells, "bf16")
+    loop = {name: cell for name, cell in of_kind(cells, "loop").items() if cell["arguments"]["ready"]}
+    bf16 = of_kind(cells, "bf16")
     return [
         Goal("detached over naive", 1.02, _ratios(steps, {"detached": "naive"})),
         Goal(
@@ -67,7 +75,10 @@ def goals(cells: Cells) -> list[Goal]:
         Goal("our dearest rule at the parameters over the peers' quickest", 1.00, _over_peers(steps)),
         Goal("our step over the same by hand", 1.02, _ratios(steps, BY_HAND)),
         Goal(
-            "the loop's images a second over the bare step's", 0.97, _ratios(loop, {"bare step": "mtl.loop.fit"}), True
+            "the loop's images a second over the bare step's, data ready",
+            0.97,
+            _ratios(loop, {"bare step": "mtl.loop.fit"}),
+            True,
         ),
         Goal("peak memory, detached over naive", 1.00, _peaks(steps)),
         Goal("peak memory of detached, over K = 1", 1.10, _growth_of_peak(cells)),

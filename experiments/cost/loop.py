@@ -21,6 +21,22 @@ RUN = [
 ]  # fmt: skip
 
 
+class Ready:
+    """Training samples of which whole batches wait in memory: those that come next, whatever is asked for."""
+
+    def __init__(self, samples: Any) -> None:
+        self._samples = samples
+        places = (range(i * BATCH, (i + 1) * BATCH) for i in range(CHUNK))
+        self._batches = itertools.cycle([samples.batch(list(indices), epoch=0) for indices in places])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def batch(self, indices: Any, epoch: int) -> Any:
+        """The next one."""
+        return next(self._batches)
+
+
 class Bare:
     """What ``fit`` asks after each of its steps: now and then, it takes as many steps without it, on ready batches.
 
@@ -55,11 +71,16 @@ class Bare:
         return time.perf_counter() - start
 
 
-def loop(seconds: float, device: str) -> dict[str, Any]:
-    """Seconds of chunks of steps, in ``fit`` and bare: rows as of other cells, a chunk a round."""
+def loop(ready: bool, seconds: float, device: str) -> dict[str, Any]:
+    """Seconds of chunks of steps, in ``fit`` and bare: rows as of other cells, a chunk a round.
+
+    ``ready``: the batches wait in memory for ``fit``, too, or it makes them as always.
+    """
     with tempfile.TemporaryDirectory() as folder:
         cfg = load([*RUN, f"device={device}", "trainer.max_steps=1000000"])
         parts, state = build(cfg)
+        if ready:
+            parts.data.train = Ready(parts.data.train)
         bare = Bare(state, parts, cfg)
         bare.run()
         chunks = max(4, round(seconds / 2 / bare.run()))

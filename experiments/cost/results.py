@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 Cells = dict[str, dict[str, Any]]  # what measure.py has found, by the cell's name
 
+AGAIN = "naive, again"  # the row that shows the noise, and halves it in what the others are compared with
+
 
 class Spread(NamedTuple):
     """The quartiles of a number over the rounds."""
@@ -29,8 +31,11 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratio(rows: Mapping[str, Mapping[str, Any]], name: str, beside: str = "naive") -> Spread:
-    """A step's time over another one's, round by round."""
-    pairs = zip(rows[name]["seconds"], rows[beside]["seconds"], strict=True)
+    """A step's time over another one's, round by round; over naive, over the mean of the round's two naive steps."""
+    compared = rows[beside]["seconds"]
+    if beside == "naive" and AGAIN in rows and name not in (beside, AGAIN):
+        compared = [(a + b) / 2 for a, b in zip(compared, rows[AGAIN]["seconds"], strict=True)]
+    pairs = zip(rows[name]["seconds"], compared, strict=True)
     return spread(a / b for a, b in pairs if a is not None and b is not None)
 
 
