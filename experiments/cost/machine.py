@@ -2,9 +2,10 @@
 
     python experiments/cost/machine.py [--only allocator threads channels_last] [--rounds 2]
 
-Five to seven minutes on two idle cores. What is a process's setting is measured in fresh processes, forked in turn from this
-one, which has imported torch and computed nothing; memory orders take turns in one process. Times of the allocator and
-of memory orders are the processor's, on one thread, of a whole step with its optimizer; those of jobs are the clock's.
+Five to seven minutes on two idle cores. What is a process's setting is measured in fresh processes, forked in turn from
+this one, which has imported torch and computed nothing; memory orders take turns in one process. Times of the allocator
+and of memory orders are the processor's, on one thread, of a whole step with its optimizer; those of jobs are the
+clock's.
 """
 
 from __future__ import annotations
