@@ -5,7 +5,7 @@ import numpy as np
 from scipy.linalg.lapack import dgejsv
 
 from mtl.rules.rule import Array, Rule, require
-from mtl.rules.solvers import SolverError, unit_rows
+from mtl.rules.solvers import SolverError, in_one_thread, unit_rows
 
 SCALES: dict[str, Callable[[Array], Any]] = {"min": np.min, "median": np.median, "mean": np.mean}
 
@@ -42,7 +42,8 @@ class AlignedMTL(Rule):
         matrix = relative[:, None] * rows.factor.T
         # joba=3 keeps small singular values that come from badly scaled rows; jobv=3 leaves out the right
         # vectors.
-        values, vectors, _, work, _, info = dgejsv(matrix, joba=3, jobu=0, jobv=3)
+        with in_one_thread():
+            values, vectors, _, work, _, info = dgejsv(matrix, joba=3, jobu=0, jobv=3)
         if info:
             raise SolverError(f"The eigenvalues of {len(relative)} rows were not found: dgejsv returned {info}.")
         values = values * (work[0] / work[1])

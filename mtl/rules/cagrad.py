@@ -1,8 +1,8 @@
 import numpy as np
-from scipy.linalg.lapack import dgeqrf
+from scipy.linalg.lapack import dgeqrf, dtrtrs
 
 from mtl.rules.rule import Array, Indices, Rule, require
-from mtl.rules.solvers import SolverError, least_distance, unit_rows
+from mtl.rules.solvers import SolverError, in_one_thread, least_distance, unit_rows
 
 # The conditions of optimality hold to this, relative to the mean gradient and the unit rows.
 EXACT = 1e-11
@@ -41,7 +41,8 @@ class CAGrad(Rule):
         length = np.linalg.norm(mean)
         if length < 1e-14:
             return equal
-        added = _nearest(rows.factor, mean / length, relative.min() / relative, self.c)
+        with in_one_thread():
+            added = _nearest(rows.factor, mean / length, relative.min() / relative, self.c)
         return equal + rows.spread(added * length / relative)
 
 
@@ -84,19 +85,18 @@ def _on_support(factor: Array, own: Array, slope: Array, radius: float) -> tuple
     """The gain m for which the shortest x with <u_i, mean + x> = m slope_i is ``radius`` long, and its v."""
     if not 0 < factor.shape[1] <= factor.shape[0]:
         return None, own
-    # F = QR; LAPACK's own name, because scipy's wrapper takes longer than the work.
-    upper = np.triu(dgeqrf(factor)[0][: factor.shape[1]])
+    # F = QR; LAPACK's own names, because scipy's wrappers take longer than the work.
+    upper = dgeqrf(factor)[0][: factor.shape[1]]
     if np.abs(upper.diagonal()).min() < 1e-12:
         return None, own
-    # Not by a triangular solver: OpenBLAS's wakes all its threads, which stay awake and slow the trunk down by a third.
-    p, q = np.linalg.solve(upper.T, np.stack([slope, own], 1)).T
+    p, q = dtrtrs(upper, np.stack([slope, own], 1), trans=1)[0].T
     # |m p - q| = radius, the larger root.
     centre = (p @ q) / (p @ p)
     rest = radius**2 - ((q - centre * p) ** 2).sum()
     if rest < 0:
         return None, own
     root = centre + np.sqrt(rest / (p @ p))
-    return root, np.linalg.solve(upper, root * p - q)
+    return root, dtrtrs(upper, root * p - q)[0]
 
 
 def _is_optimal(factor: Array, own: Array, slope: Array, gain: float, tight: Indices, multipliers: Array) -> bool:

@@ -6,6 +6,8 @@ of a short row is then as exact as what is known of a long one, however far thei
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dsyevd
 from scipy.optimize import nnls
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 Array = NDArray[np.float64]
@@ -27,6 +30,20 @@ TOLERANCE = 1e-8
 
 class SolverError(RuntimeError):
     """A solver did not reach the optimum. It never returns an approximate answer instead."""
+
+
+@cache
+def _openblas() -> ThreadpoolController:
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+def in_one_thread() -> AbstractContextManager:
+    """Inside, OpenBLAS, which NumPy and SciPy come with, computes in the calling thread.
+
+    Some of its routines wake all threads for the smallest matrix, and these stay awake for milliseconds: on two cores a
+    step of ResNet-18 took 1.3 times as long with CAGrad, which itself takes 0.2 ms.
+    """
+    return _openblas().limit(limits=1)
 
 
 class UnitRows(NamedTuple):
