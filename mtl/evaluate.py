@@ -25,11 +25,11 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     """
     from omegaconf import OmegaConf
 
-    from mtl import checkpoint
-    from mtl.config import build_parts
-    from mtl.environment import seed_everything
-    from mtl.loop import evaluate, split_batches
-    from mtl.model import loss_modules
+    from mtl.config.build import build_parts
+    from mtl.runs import checkpoint
+    from mtl.system.environment import seed_everything
+    from mtl.tasks import loss_modules
+    from mtl.training.evaluation import evaluate, split_batches
 
     content = checkpoint.load(path)
     _check_code(path, content["config"])
@@ -53,7 +53,7 @@ def _check_code(path: Path, config: dict[str, Any]) -> None:
     from hydra.utils import get_object
     from omegaconf import OmegaConf
 
-    from mtl.resume import run_folder
+    from mtl.runs.files import run_folder
 
     folder = run_folder(path)
     file = None if folder is None else folder / "config.yaml"

@@ -8,10 +8,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from mtl import resume
-from mtl.config import CONF, build, check
-from mtl.job import command, identify, overrides, run_job
-from mtl.launch import check_devices, is_one_of_several, launch
+from mtl.config import CONF, check
+from mtl.config.build import build
+from mtl.distributed.ranks import has_several_ranks
+from mtl.jobs.job import command, run_job
+from mtl.jobs.launch import check_devices, launch
+from mtl.jobs.overrides import config_to_record, name_tracker_run, overrides, save_config
+from mtl.jobs.resume import find_checkpoint, restore, wandb_id
 
 
 def train(
@@ -24,39 +27,40 @@ def train(
 
     With ``trainer.devices`` above 1 it starts that many processes, each of which does the same with a part of the data.
     Callable without Hydra's command line: ``train(mtl.config.load(["seed=1"]), Path("here"))``. After each step
-    ``stop`` is asked whether to save and end (mtl.signals); ``command_line`` is kept with the configuration. Raises
+    ``stop`` is asked whether to save and end (mtl.system.signals); ``command_line`` is kept with the configuration.
     ConfigError (a ValueError), before anything is trained, for every mistake in the configuration.
     """
     check(cfg)
     check_devices(cfg.trainer.devices)
-    if cfg.trainer.devices > 1 and not is_one_of_several():
+    if cfg.trainer.devices > 1 and not has_several_ranks():
         return launch(cfg, folder, command_line)
-    from mtl.distributed import joined
+    from mtl.distributed.collectives import process_group
 
-    with joined():
+    with process_group():
         return _train(cfg, folder, stop, command_line)
 
 
 def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line: Sequence[str] | None) -> float | None:
-    found = resume.find(cfg, folder)
+    found = find_checkpoint(cfg, folder)
     parts, state = build(cfg)
-    from mtl.loop import fit, summarise
-    from mtl.memory import explained
-    from mtl.tracking import tracker_of
+    from mtl.runs.tracker import make_tracker
+    from mtl.system.memory import explained
+    from mtl.training.loop import fit
+    from mtl.training.summary import run_summary
 
-    resume.take_up(state, found, folder)
-    config = resume.recorded(cfg, found)
-    resume.save_config(folder, config, command_line)
-    with tracker_of(folder, cfg.tracker, config, resume.wandb_id(cfg, found)) as tracker, explained(state):
+    restore(state, found, folder)
+    config = config_to_record(cfg, found)
+    save_config(folder, config, command_line)
+    with make_tracker(folder, cfg.tracker, config, wandb_id(cfg, found)) as tracker, explained(state):
         test = fit(state, parts, cfg, tracker, stop)
-        tracker.summarise(summarise(state, test, folder))
+        tracker.summarise(run_summary(state, test, folder))
     tracker.show()
     return state.best
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float | None:
-    return run_job(lambda cfg, folder, stop: train(identify(cfg), folder, stop, overrides()), cfg)
+    return run_job(lambda cfg, folder, stop: train(name_tracker_run(cfg), folder, stop, overrides()), cfg)
 
 
 def main() -> None:

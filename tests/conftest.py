@@ -40,9 +40,9 @@ TINY = [
 @pytest.fixture
 def train_tiny(tmp_path):
     """Train a few steps in this process; returns the run's folder. ``stop_after``: asked to stop at that step."""
-    from composing import configuration
+    from support.composing import configuration
 
-    from mtl.signals import Preempted
+    from mtl.system.signals import Preempted
     from mtl.train import train
 
     def run(*overrides, folder="run", stop_after=None):
@@ -77,7 +77,7 @@ def command(tmp_path):
 @pytest.fixture
 def forked(tmp_path):
     """The same of a process that has torch loaded: for all but the tests of how a command starts."""
-    from processes import Command
+    from support.processes import Command
 
     def run(module, *arguments, timeout=240, **environment):
         process = Command(tmp_path, module, *arguments, out="stdout.txt", err="stderr.txt", **environment)

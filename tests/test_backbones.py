@@ -1,4 +1,4 @@
-"""Kinds of features over unusual models; every shipped configuration is executed in test_config.py."""
+"""Kinds of features over unusual models; every shipped configuration is executed in tests/config."""
 
 import pytest
 import timm
@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from mtl.backbones import CausalBlock, CausalTransformer, Timm
-from mtl.config import ConfigError, build, load
+from mtl.config import load
+from mtl.config.build import build
+from mtl.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"])

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from mtl.evaluate import evaluate_checkpoint
-from mtl.loop import evaluate
 from mtl.losses import TokenCrossEntropy
-from mtl.model import MultiTaskModel, Task
+from mtl.model import MultiTaskModel
 from mtl.report import only_metrics, read_metrics
+from mtl.tasks import Task
+from mtl.training.evaluation import evaluate
 
 
 @pytest.mark.parametrize("weights", [[], ["losses.left.weight={_target_: torch.ones, _args_: [10]}"]])
@@ -34,10 +35,10 @@ def test_the_command(train_tiny, forked):
 
 def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):
     """Neither a function of torch's that loads a pickle, nor a class of somebody's; the run's own configuration may."""
-    from mtl import checkpoint
     from mtl.evaluate import evaluate_checkpoint
+    from mtl.runs import checkpoint
 
-    mine = ["~backbone", "+backbone._target_=strategies.networks.Tiny", "data.image_size=8"]
+    mine = ["~backbone", "+backbone._target_=support.networks.Tiny", "data.image_size=8"]
     folder = train_tiny(*mine)
     assert evaluate_checkpoint(folder / "checkpoints" / "best.pt", "test")
     content = checkpoint.load(folder / "checkpoints" / "best.pt")

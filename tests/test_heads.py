@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn.functional import conv2d, group_norm, interpolate
 
 from mtl.backbones import Timm
-from mtl.config import ConfigError, build, load
-from mtl.cut import Cut
+from mtl.config import load
+from mtl.config.build import build
+from mtl.errors import ConfigError
+from mtl.gradients.cut import Cut
 from mtl.heads import FPN, MLP, DeepLab, NextToken, PyramidPool
 
 
@@ -71,7 +73,7 @@ def test_dense_heads_read_any_pyramid_and_predict_every_pixel(name):
         prediction = head.train()(cut.features)
         assert prediction.shape[2:] == size and len(prediction) == 1
         prediction.square().mean().backward()
-        cut.land()
+        cut.collect()
         cut.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())

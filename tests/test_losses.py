@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from mtl.losses import BalancedBCE, CosineNormals, Focal, InverseDepth, MaskedBCE, MaskedL1, MaskedL2, TokenCrossEntropy
-from mtl.model import Task, count_labels, present_tasks
+from mtl.tasks import Task, count_labels, present_tasks
 
 NAN = math.nan
 

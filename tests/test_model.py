@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtl.model import MultiTaskModel, Task, count_labels, loss_modules, present_tasks
+from mtl.model import MultiTaskModel
+from mtl.tasks import Task, count_labels, loss_modules, present_tasks
 
 TASKS = [
     Task("classes", nn.CrossEntropyLoss()),

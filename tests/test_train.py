@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from mtl import job
+from mtl.jobs.job import JobFailed, run_job
 from mtl.report import read_metrics
 
 TINY = [
@@ -243,9 +243,9 @@ def test_a_failed_job_holds_on_to_no_memory(tmp_path, monkeypatch):
         def get():
             return type("C", (), {"runtime": type("R", (), {"output_dir": str(tmp_path)})})
 
-    monkeypatch.setattr(job, "HydraConfig", Here)
-    with pytest.raises(job.JobFailed) as caught:
-        job.run_job(body, OmegaConf.create({"skip_finished": False}))
+    monkeypatch.setattr("mtl.jobs.job.HydraConfig", Here)
+    with pytest.raises(JobFailed) as caught:
+        run_job(body, OmegaConf.create({"skip_finished": False}))
     assert held[0]() is None
     assert caught.value.__cause__ is None and status(tmp_path)["error"] == "RuntimeError: out of luck"
 

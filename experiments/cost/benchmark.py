@@ -80,7 +80,7 @@ def run(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:
 def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call it in a fresh process, a copy of one that has done nothing but import these."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["mtl.loop", "torch._dynamo", "torchjd.autojac"])
+    processes.set_forkserver_preload(["mtl.training.loop", "torch._dynamo", "torchjd.autojac"])
     with ProcessPoolExecutor(1, processes) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -14,7 +14,7 @@ BY_HAND = {"detached": "by hand: detached", "MGDA, features": "by hand: MGDA, fe
 # Heads computed as one product, and one by one.
 PACKED = {f"{row}, packed": row for row in ("detached", "detached, conflict metrics", "MGDA, features")}
 
-LOOP = {"bare step": "mtl.loop.fit"}  # a speed is one over a time
+LOOP = {"bare step": "mtl.training.loop.fit"}  # a speed is one over a time
 
 
 class Goal(NamedTuple):
@@ -77,7 +77,7 @@ def goals(cells: Cells) -> list[Goal]:
         Goal(
             "the loop's images a second over the bare step's, data ready",
             0.97,
-            _ratios(loop, {"bare step": "mtl.loop.fit"}),
+            _ratios(loop, {"bare step": "mtl.training.loop.fit"}),
             True,
         ),
         Goal("peak memory, detached over naive", 1.00, _peaks(steps)),

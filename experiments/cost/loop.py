@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mtl.config import build, load
-from mtl.data.loader import opened
-from mtl.loop import Parts, TrainState, fit, split_batches
-from mtl.resume import recorded
-from mtl.tracking import tracker_of
+from mtl.config import load
+from mtl.config.build import build
+from mtl.data.loader import closing
+from mtl.jobs.overrides import config_to_record
+from mtl.runs.tracker import make_tracker
+from mtl.training.evaluation import split_batches
+from mtl.training.loop import fit
+from mtl.training.state import Parts, TrainState
 
 BATCH, CHUNK = 32, 10  # samples; steps in turn
 RUN = [
@@ -46,7 +49,7 @@ class Bare:
 
     def __init__(self, state: TrainState, parts: Parts, cfg: Any) -> None:
         self.state, self.steps = state, 0
-        with opened(split_batches(parts.data, "train", cfg, state.tasks)) as batches:
+        with closing(split_batches(parts.data, "train", cfg, state.tasks)) as batches:
             self.batches = itertools.cycle(list(itertools.islice(batches, CHUNK)))
         self.loop: list[float] = []  # seconds of CHUNK steps each
         self.bare: list[float] = []
@@ -85,7 +88,7 @@ def loop(ready: bool, seconds: float, device: str) -> dict[str, Any]:
         bare.run()
         chunks = max(4, round(seconds / 2 / bare.run()))
         cfg.trainer.max_steps = CHUNK * chunks + 1  # the last one evaluates
-        with tracker_of(Path(folder), cfg.tracker, recorded(cfg, None), wandb_id=None) as tracker:
+        with make_tracker(Path(folder), cfg.tracker, config_to_record(cfg, None), wandb_id=None) as tracker:
             fit(state, parts, cfg, tracker, bare)
-    rows = {"bare step": bare.bare[1:], "mtl.loop.fit": bare.loop[1:]}  # the first ones warm up
+    rows = {"bare step": bare.bare[1:], "mtl.training.loop.fit": bare.loop[1:]}  # the first ones warm up
     return {"rows": {name: {"seconds": values} for name, values in rows.items()}, "images": BATCH * CHUNK}

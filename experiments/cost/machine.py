@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from mtl.allocator import KeptMemory
-from mtl.config import build, load
-from mtl.data.loader import Batches, in_order
-from mtl.loop import to_device
+from mtl.config import load
+from mtl.config.build import build
+from mtl.data.loader import Batches, sequential
+from mtl.system.allocator import RetainedHeap
+from mtl.training.evaluation import to_device
 
 PLACE = "device=cpu", "tracker=jsonl"
 STEPS, WARM_UP = 6, 3
@@ -102,7 +103,7 @@ def allocator(rounds: int) -> None:
 
 def steps_of(options: tuple[str, ...], keep: bool) -> dict[str, Any]:
     """The seconds of some steps, the page faults of one, and the largest memory of this process in MiB."""
-    with KeptMemory(keep):
+    with RetainedHeap(keep):
         step = training_step(*options)
         seconds, faults = [], []
         for _ in range(WARM_UP + STEPS):
@@ -148,7 +149,7 @@ def wall_of_two_jobs(at_once: int, count: int) -> float:
 def job(count: int, start: Any) -> float:
     """Seconds of a job's steps, begun when all are ready."""
     torch.set_num_threads(count)
-    with KeptMemory():
+    with RetainedHeap():
         step = training_step(*RESNET)
         for _ in range(WARM_UP):
             step()
@@ -173,7 +174,7 @@ def channels_last(rounds: int) -> None:
 
 def orders(options: tuple[str, ...], rounds: int) -> list[float]:
     """Ratios of the time of two steps that differ in the memory order alone."""
-    with KeptMemory():
+    with RetainedHeap():
         steps = {last: training_step(*options, f"trainer.channels_last={last}") for last in (False, True)}
         ratios = []
         for number in range(WARM_UP + rounds):
@@ -193,7 +194,7 @@ def training_step(*options: str) -> Callable[[], None]:
     """A step on one batch of the data, as the loop makes it."""
     cfg = load([*PLACE, *options])
     parts, state = build(cfg)
-    batches = Batches(parts.data.train, in_order(cfg.data.batch_size, cfg.data.batch_size), cfg.seed, split="train")
+    batches = Batches(parts.data.train, sequential(cfg.data.batch_size, cfg.data.batch_size), cfg.seed, split="train")
     inputs, targets = to_device(next(iter(batches)), parts.device, cfg.trainer.channels_last)
     state.model.train()
 

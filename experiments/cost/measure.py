@@ -31,10 +31,10 @@ from steps import (
 )
 from timing import interleaved
 
-from mtl import environment
-from mtl.allocator import KeptMemory
 from mtl.rules import MGDA
 from mtl.strategies import Detached, Naive
+from mtl.system import environment
+from mtl.system.allocator import RetainedHeap
 from mtl.weightings import Equal
 
 GROUPS: dict[str, Callable[[Problem], dict[str, Step]]] = {
@@ -135,7 +135,7 @@ def measure(
     if threads is not None:
         torch.set_num_threads(threads)
     began = time.perf_counter()
-    with KeptMemory(device == "cpu" and kind in KEEP):
+    with RetainedHeap(device == "cpu" and kind in KEEP):
         result = KINDS[kind](**arguments, seconds=seconds, device=device)
     machine = torch.cuda.get_device_name(device) if device != "cpu" else _processor()
     return result | {

@@ -21,11 +21,11 @@ from mtl.weightings import Equal
 PARTS = {
     "trunk forward": ["mtl.model.MultiTaskModel.features"],
     "heads, forward and backward": ["mtl.strategies.detached.run_heads", "mtl.strategies.balanced.run_heads"],
-    "Gram matrix": ["mtl.cut.Rows.gram"],
+    "Gram matrix": ["mtl.gradients.rows.Rows.gram"],
     "rule": ["mtl.rules.MGDA.forward"],
-    "direction": ["mtl.cut.Rows.combine"],
-    "conflict metrics": ["mtl.logged.Conflicts.update"],
-    "trunk backward": ["mtl.cut.Cut.backward"],
+    "direction": ["mtl.gradients.rows.Rows.combine"],
+    "conflict metrics": ["mtl.training.step_metrics.CosineAverage.update"],
+    "trunk backward": ["mtl.gradients.cut.Cut.backward"],
     "optimizer": ["torch.optim.AdamW.step"],
 }
 FEWEST = 5

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mtl.backbones import CausalTransformer, Timm
 from mtl.heads import FPN, MLP, NextToken
 from mtl.losses import TokenCrossEntropy
-from mtl.model import MultiTaskModel, Task
+from mtl.model import MultiTaskModel
+from mtl.tasks import Task
 
 # timm's name, and the images' side.
 IMAGES = {

@@ -9,9 +9,9 @@ import torch
 from problems import Problem
 from torch import Tensor, nn
 
-from mtl.logged import Conflicts
 from mtl.rules import MGDA, CAGrad, GradDrop, NashMTL, PCGrad, UPGrad
 from mtl.strategies import Balanced, Detached, Naive
+from mtl.training.step_metrics import CosineAverage
 from mtl.weightings import Equal
 
 # Forward and backward of one batch. It leaves the gradients in .grad and clears none: whoever runs it has done so.
@@ -73,7 +73,7 @@ def ours(problem: Problem, strategy: nn.Module, **asked: bool) -> Step:
 
 def with_metrics(problem: Problem, strategy: nn.Module) -> Step:
     """What a run does in a step whose conflict metrics are logged."""
-    conflicts = Conflicts([task.name for task in problem.tasks])
+    conflicts = CosineAverage([task.name for task in problem.tasks])
 
     def step() -> None:
         result = ours(problem, strategy, measure=True)()

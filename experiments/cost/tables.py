@@ -86,8 +86,8 @@ def wholes(cells: Cells) -> str:
     for cell in of_kind(cells, "loop").values():
         speeds = [cell["images"] / spread(row["seconds"]).middle for row in cell["rows"].values()]
         data = "data ready" if cell["arguments"]["ready"] else "data made by the loop"
-        words = f"images a second, {data}: " + "bare step {:.0f}, mtl.loop.fit {:.0f}".format(*speeds)
-        lines.append([words, f"ratio {ratio(cell['rows'], 'bare step', 'mtl.loop.fit')}"])
+        words = f"images a second, {data}: " + "bare step {:.0f}, mtl.training.loop.fit {:.0f}".format(*speeds)
+        lines.append([words, f"ratio {ratio(cell['rows'], 'bare step', 'mtl.training.loop.fit')}"])
     for name, cell in of_kind(cells, "bf16").items():
         lines.append([f"{name} over float32", f"ratio {ratio(cell['rows'], 'bf16', 'float32')}"])
     for cell in (of_kind(cells, "startup") | of_kind(cells, "demo")).values():

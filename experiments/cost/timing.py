@@ -13,7 +13,7 @@ from goals import is_ours
 from steps import Step
 from torch import nn
 
-from mtl.memory import PeakMemory
+from mtl.system.memory import PeakMemory
 
 FULL, LIGHT = 3, 5  # rounds at least: of every step, and further ones of those that cost little
 HEAVY = 3  # what costs more than so many times the first step takes part in the full rounds only

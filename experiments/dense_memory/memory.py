@@ -18,9 +18,10 @@ from torch import nn
 from mtl.backbones import Timm
 from mtl.heads import FPN, DeepLab
 from mtl.losses import BalancedBCE, CosineNormals, Focal, InverseDepth, MaskedL1
-from mtl.memory import PeakMemory, without_data
-from mtl.model import MultiTaskModel, Task
+from mtl.model import MultiTaskModel
 from mtl.strategies import Balanced, Detached, Naive
+from mtl.system.memory import PeakMemory, without_data
+from mtl.tasks import Task
 from mtl.weightings import Equal
 
 HERE = Path(__file__).parent

@@ -25,10 +25,12 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from mtl.config import build, load
+from mtl.config import load
+from mtl.config.build import build
 from mtl.conflict import agreement_metrics
-from mtl.cut import Cut, ParameterRows, Rows, push_through
-from mtl.data.loader import Batches, Shuffled
+from mtl.data.loader import Batches, EndlessSampler
+from mtl.gradients.cut import Cut, trunk_vjp
+from mtl.gradients.rows import ParameterRows, Rows
 from mtl.report.statistics import interval
 
 HERE = Path(__file__).parent
@@ -50,7 +52,7 @@ def audits(trunk: str, driver: str, seed: int, steps: int | None = None) -> Iter
     parts, state = build(cfg)
     rules = {rule: instantiate(load([f"strategy={rule}"]).strategy.rule) for rule in RULES}
     data = parts.data
-    sampler = Shuffled(len(data.train), data.batch_size, len(data.train) // data.batch_size, seed, 0)
+    sampler = EndlessSampler(len(data.train), data.batch_size, len(data.train) // data.batch_size, seed, 0)
     batches = iter(Batches(data.train, sampler, seed))
     for step in range(1, (steps or cfg.trainer.max_steps) + 1):
         inputs, targets = next(batches)
@@ -91,9 +93,9 @@ def grams(state: Any, inputs: Tensor, targets: dict[str, Tensor]) -> tuple[dict[
     rows.start(len(state.tasks), cut.leaves)
     for task in state.tasks:
         task.loss(state.model.heads[task.name](cut.features), targets[task.name]).backward()
-        cut.land()
+        cut.collect()
     for i in range(len(state.tasks)):
-        pushed.append(push_through(cut.trunk, rows.row(i), parameters))
+        pushed.append(trunk_vjp(cut.trunk, rows.row(i), parameters))
     state.model.load_state_dict(kept)
     return {"features": rows.gram(), "features_sum": rows.batch_summed_gram()}, pushed.gram()
 

@@ -18,9 +18,10 @@ from mtl.backbones import CausalTransformer
 from mtl.data.stdlib import Stdlib
 from mtl.heads import NextToken
 from mtl.losses import TokenCrossEntropy
-from mtl.memory import PeakMemory, without_data
-from mtl.model import MultiTaskModel, Task
+from mtl.model import MultiTaskModel
 from mtl.strategies import Balanced, Detached, Naive
+from mtl.system.memory import PeakMemory, without_data
+from mtl.tasks import Task
 from mtl.weightings import Equal
 
 HERE = Path(__file__).parent

@@ -15,9 +15,10 @@ import numpy as np
 from decoding import Decoder
 from numpy.typing import NDArray
 
-from mtl import checkpoint
-from mtl.config import build_parts, load
+from mtl.config import load
+from mtl.config.build import build_parts
 from mtl.report import read_metrics
+from mtl.runs import checkpoint
 from mtl.train import train
 
 HERE = Path(__file__).parent

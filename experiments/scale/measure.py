@@ -13,9 +13,10 @@ import time
 
 import torch
 
-from mtl.config import build, load
-from mtl.memory import PeakMemory
-from mtl.precision import loss_scale, unscale
+from mtl.config import load
+from mtl.config.build import build
+from mtl.engine.precision import loss_scale, unscale
+from mtl.system.memory import PeakMemory
 
 SHAPE = "backbone.name=resnet18", "data.image_size=64", "data.batch_size=32", "tracker=jsonl"
 EXACT = "trainer.accumulate=exact", "trainer.accumulate_grad_batches=4", "data.batch_size=8"

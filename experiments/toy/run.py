@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtl.config import build, load
+from mtl.config import load
+from mtl.config.build import build
 from mtl.data.toy import front, on_front
-from mtl.strategies import revisit
+from mtl.engine.weighting import observe_after_update
 
 HERE = Path(__file__).parent
 POINTS = 140  # of a whole trajectory that go into the table
@@ -79,8 +80,8 @@ def trajectory(arguments: list[str], steps: int | None = None) -> list[tuple[flo
         if clip is not None:
             nn.utils.clip_grad_norm_([theta], clip)
         state.optimizer.step()  # the experiments' scheduler is constant
-        if strategy.weighting.revisits:
-            revisit(strategy.weighting, model, state.tasks, inputs, targets)
+        if strategy.weighting.needs_losses_after_update:
+            observe_after_update(strategy.weighting, model, state.tasks, inputs, targets)
     with torch.no_grad():
         predictions = model(inputs)
     losses = (task.loss(predictions[task.name], targets[task.name]).item() for task in state.tasks)

@@ -10,7 +10,7 @@ What ``data`` in the configuration names is an object with
 - ``input_info``: what a backbone's constructor may ask for, as ``in_channels`` and ``image_size`` of images,
   ``vocabulary`` and ``context`` of text;
 - ``batch_size``;
-- ``kinds``, for data of images: target -> how one is drawn in ``examples/``, see mtl.examples;
+- ``kinds``, for data of images: target -> how one is drawn in ``examples/``, see mtl.training.examples;
 - ``multi_input``, true where every task has inputs of its own: then a batch's inputs are a dict task -> inputs, and the
   data sets have ``samples(task, indices)``, those of a batch's indices that the task has.
 """

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, check_batch_size, find_root, naming, read_image
+from mtl.data.files import Read, Samples, check_batch_size, errors_named_by, find_root, read_image
 
 IMAGES, LABELS, PARTITION = "Img/img_align_celeba", "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt"
 SOURCE = (
@@ -75,7 +75,7 @@ class CelebA:
 
 def _read_labels(file: Path) -> pd.DataFrame:
     """One row an image, one column an attribute, -1 or 1."""
-    with naming(file):
+    with errors_named_by(file):
         table = pd.read_csv(file, sep=r"\s+", skiprows=1)
     if tuple(table.columns) != ATTRIBUTES:
         raise ValueError(f"{file}: its second line must be the {len(ATTRIBUTES)} attributes' names.")
@@ -89,7 +89,7 @@ def _read_labels(file: Path) -> pd.DataFrame:
 
 def _read_partition(file: Path, labels: pd.DataFrame) -> pd.Series:
     """The split of every image: 0, 1 or 2."""
-    with naming(file):
+    with errors_named_by(file):
         partition = pd.read_csv(file, sep=r"\s+", header=None, index_col=0)[1]
     for name in partition.index[~partition.isin([0, 1, 2])]:
         raise ValueError(f"{file} has {partition[name]} for {name}; it must be 0 (train), 1 (val) or 2 (test).")

@@ -98,7 +98,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
+def errors_named_by(file: Path) -> Iterator[None]:
     """Whatever goes wrong inside is a ValueError that names the file."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist.")
@@ -111,20 +111,20 @@ def naming(file: Path) -> Iterator[None]:
 
 def read_image(file: Path) -> tv_tensors.Image:
     """An image file of any kind, upright, in colour: ``[3, H, W]``, uint8."""
-    with naming(file), Image.open(file) as image:
+    with errors_named_by(file), Image.open(file) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
         return tv_tensors.Image(torch.from_numpy(np.array(upright)).permute(2, 0, 1))
 
 
 def read_png(file: Path) -> NDArray[Any]:
     """An image file's own numbers, ``[H, W]`` or ``[H, W, C]``: class indices, or 16 bits, as they are."""
-    with naming(file), Image.open(file) as image:
+    with errors_named_by(file), Image.open(file) as image:
         return np.array(image)
 
 
 def read_array(file: Path) -> NDArray[Any]:
     """A .npy file of numbers."""
-    with naming(file):
+    with errors_named_by(file):
         array = np.load(file, allow_pickle=False)
         if array.dtype.kind not in "fiub":
             raise ValueError(f"it holds {array.dtype}, not numbers")

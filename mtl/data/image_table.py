@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, check_batch_size, find_root, naming, read_image
+from mtl.data.files import Read, Samples, check_batch_size, errors_named_by, find_root, read_image
 from mtl.data.labels import IGNORED
 
 KINDS = ("class", "labels", "number")
@@ -205,7 +205,7 @@ def read_table(file: Path, image: str | None = None) -> pd.DataFrame:
     readers = {".csv": partial(_read_csv, image=image), ".parquet": pd.read_parquet}
     if file.suffix not in readers:
         raise ValueError(f"labels={file.name} must end in {' or '.join(readers)}.")
-    with naming(file):
+    with errors_named_by(file):
         table = readers[file.suffix](file).reset_index(drop=True)
         if not len(table):
             raise ValueError("it has no rows")

@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mtl.data.labels import Labels
-from mtl.signals import leave_to_parent
+from mtl.system.signals import ignore_in_worker
 
 log = logging.getLogger(__name__)
 
 Key = tuple[int, list[int]]  # an epoch and the indices of one batch
 
 
-class Shuffled(Sampler[Key]):
+class EndlessSampler(Sampler[Key]):
     """The batches of an endless training run, from batch number ``start`` on, as ``(epoch, indices)``.
 
     The order within an epoch is a function of ``(seed, epoch)``, so batch number n is the same however the run came
@@ -49,13 +49,13 @@ class Shuffled(Sampler[Key]):
             epoch, batch = epoch + 1, 0
 
 
-def in_order(size: int, batch_size: int, limit: int | None = None) -> list[Key]:
+def sequential(size: int, batch_size: int, limit: int | None = None) -> list[Key]:
     """The batches of one pass in the data's own order, the last one smaller; at most ``limit`` of them."""
     starts = range(0, size, batch_size)[:limit]
     return [(0, list(range(start, min(start + batch_size, size)))) for start in starts]
 
 
-class Slices(Sampler[Key]):
+class RankSampler(Sampler[Key]):
     """One process's part of every batch: each of ``count`` has as many samples as another one, or one more.
 
     Nothing is read twice and nothing is left out. A batch with no sample for this process is passed over.
@@ -106,7 +106,7 @@ class Batches:
             num_workers=num_workers,
             generator=torch.Generator().manual_seed(seed),  # else every pass would draw from the global one
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -127,7 +127,7 @@ class Batches:
 
 
 @contextmanager
-def opened(batches: Iterable) -> Iterator[Iterator[Any]]:
+def closing(batches: Iterable) -> Iterator[Iterator[Any]]:
     """Iterate over batches, and end the processes that read them however the block is left.
 
     At its own end Python would ask them to go by SIGTERM, to which they are deaf, and wait.

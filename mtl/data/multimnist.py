@@ -12,7 +12,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from mtl.data import fixtures
 from mtl.data.digits import CLASSES, Pairs
-from mtl.data.files import check_batch_size, find_root, naming, splits
+from mtl.data.files import check_batch_size, errors_named_by, find_root, splits
 from mtl.metrics import classification
 
 RAW = Path("MNIST/raw")
@@ -70,9 +70,9 @@ class MultiMNIST:
 def _read(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     """The digits ``[n, 28, 28]``, bytes, and their classes."""
     images, labels = (folder / _file(split, what) for what in ("images-idx3", "labels-idx1"))
-    with naming(images):
+    with errors_named_by(images):
         scans = read_image_file(str(images))
-    with naming(labels):
+    with errors_named_by(labels):
         classes = read_label_file(str(labels))
     if scans.shape != (len(classes), SIDE, SIDE):
         raise ValueError(f"{images} has the shape {list(scans.shape)}, but {[len(classes), SIDE, SIDE]} is expected.")

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import MEAN, STD, check_batch_size, find_root, naming, read_image
+from mtl.data.files import MEAN, STD, check_batch_size, errors_named_by, find_root, read_image
 
 SPLITS = ("train", "val", "test")
 SOURCE = (
@@ -124,7 +124,7 @@ class OwnImages(Dataset):
 
 
 def _read_list(file: Path, root: Path, classes: int) -> Images:
-    with naming(file):
+    with errors_named_by(file):
         lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     images = []
     for line in lines:

@@ -18,18 +18,18 @@ from torchvision.transforms import v2
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import Normals
-from mtl.data.files import (
+from mtl.data.files import (  # fmt: skip
     Read,
     Samples,
     as_classes,
     check_batch_size,
     check_shape,
+    errors_named_by,
     find_root,
-    naming,
     read_image,
     read_png,
     splits,
-)  # fmt: skip
+)
 from mtl.data.scenes import borders
 
 IGNORED = 255
@@ -130,7 +130,7 @@ class PascalContext:
 
     def _context(self, name: str, size: tuple[int, ...]) -> NDArray[Any]:
         file = self._root / CONTEXT / f"{name}.mat"
-        with naming(file):
+        with errors_named_by(file):
             classes = scipy.io.loadmat(file)["LabelMap"]
         check_shape(file, classes, size)
         return classes
@@ -145,7 +145,7 @@ class PascalContext:
     def _parts(self, name: str, size: tuple[int, ...]) -> tv_tensors.Mask:
         file = self._root / PARTS_FOLDER / f"{name}.mat"
         classes = np.zeros(size, np.int64)
-        with naming(file):
+        with errors_named_by(file):
             for thing in _list(scipy.io.loadmat(file, simplify_cells=True)["anno"]["objects"]):
                 if thing["class_ind"] != PERSON:
                     continue

@@ -5,10 +5,10 @@ Needs no torch, and what is imported here loads no NumPy: mtl-train imports it b
 """
 
 from mtl.report.figures import CELL, draw_run, heat_map
-from mtl.report.text import (
+from mtl.report.terminal import (
     best_value,
-    closing_words,
     conflict_table,
+    final_report,
     mean_conflict,
     one_line,
     only_metrics,
@@ -23,9 +23,9 @@ from mtl.report.text import (
 __all__ = [
     "CELL",
     "best_value",
-    "closing_words",
     "conflict_table",
     "draw_run",
+    "final_report",
     "heat_map",
     "mean_conflict",
     "one_line",

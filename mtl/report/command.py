@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtl.report.compare import compare
-from mtl.report.folders import ReportError, common_folder, find_runs
 from mtl.report.page import page
+from mtl.report.runs import ReportError, common_folder, find_runs
 from mtl.report.tables import csv_of_runs, markdown, results
 
 EXAMPLE = """

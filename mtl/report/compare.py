@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mtl.report.delta_m import by_metric, by_task, task_of
-from mtl.report.folders import ReportError, Run
-from mtl.report.names import PLAIN, class_name, differing, label_all, mirrors
+from mtl.report.names import PLAIN, class_name, differing, interpolations_of, label_all
+from mtl.report.runs import ReportError, Run
 from mtl.report.statistics import Interval, bootstrap, interval, mean_ranks, paired
 
 
@@ -137,7 +137,7 @@ def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:
     notes: list[str] = []
     candidates = _group([run for run in runs if run.config] or runs, notes)
     settings = [row.settings for row in candidates]
-    hidden = mirrors(settings, tune) if tune else set()
+    hidden = interpolations_of(settings, tune) if tune else set()
     rows = _select(candidates, hidden, tune, notes)
     for row, label in zip(rows, label_all([row.settings for row in rows], hidden), strict=True):
         row.label = label

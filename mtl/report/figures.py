@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl.report.text import mean, read_metrics, task_names
+from mtl.report.terminal import mean, read_metrics, task_names
 
 if TYPE_CHECKING:
     import numpy as np

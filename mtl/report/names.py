@@ -28,7 +28,7 @@ def differing(groups: Sequence[Settings]) -> list[str]:
     return [key for key in columns if key in found.values()]
 
 
-def mirrors(groups: Sequence[Settings], keys: Sequence[str]) -> set[str]:
+def interpolations_of(groups: Sequence[Settings], keys: Sequence[str]) -> set[str]:
     """The keys with, in every group, the same value as one of ``keys``: interpolations of it, and itself."""
     every = {key for settings in groups for key in settings}
     return {

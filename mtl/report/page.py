@@ -13,8 +13,8 @@ import numpy as np
 
 from mtl.report.compare import Comparison, Row
 from mtl.report.delta_m import task_of
-from mtl.report.folders import Run
-from mtl.report.folders import flatten as flattened
+from mtl.report.runs import Run
+from mtl.report.runs import flatten as flattened
 from mtl.report.tables import finite, number, summary_line, tables
 
 HERE = Path(__file__).parent

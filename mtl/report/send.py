@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mtl.report.folders import ReportError
+from mtl.report.runs import ReportError
 
 FILES = ("report.md", "results.csv", "results.json")
 

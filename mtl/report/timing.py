@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtl.report.compare import Row
-from mtl.report.folders import Run
+from mtl.report.runs import Run
 from mtl.report.statistics import Interval, interval
 
 

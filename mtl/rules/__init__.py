@@ -8,7 +8,7 @@ are exact to 1e-8 or raise ``SolverError``.
 
 from mtl.rules.aligned_mtl import AlignedMTL
 from mtl.rules.cagrad import CAGrad
-from mtl.rules.conflict_free import ConFIG
+from mtl.rules.config import ConFIG
 from mtl.rules.db_mtl import DBMTL
 from mtl.rules.dualproj import DualProj
 from mtl.rules.excess_mtl import ExcessMTL

@@ -6,10 +6,9 @@ result has the tasks' Gram matrix in it, with ``audit`` the check of feature spa
 neither changes the gradients.
 """
 
+from mtl.engine.result import AuditResult, StepResult
 from mtl.strategies.balanced import Balanced
 from mtl.strategies.detached import Detached
-from mtl.strategies.heads import revisit
 from mtl.strategies.naive import Naive
-from mtl.strategies.result import AuditResult, StepResult
 
-__all__ = ["AuditResult", "Balanced", "Detached", "Naive", "StepResult", "revisit"]
+__all__ = ["AuditResult", "Balanced", "Detached", "Naive", "StepResult"]

@@ -7,10 +7,11 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from mtl import distributed
-from mtl.cut import ParameterRows, Rows, push_through
+from mtl.distributed.collectives import is_distributed
+from mtl.engine.result import AuditResult
+from mtl.gradients.cut import trunk_vjp
+from mtl.gradients.rows import ParameterRows, Rows
 from mtl.model import MultiTaskModel
-from mtl.strategies.result import AuditResult
 
 ALL_TASKS = 4  # up to so many tasks every one is audited; above, one pair at a time
 
@@ -58,10 +59,10 @@ class Audit(nn.Module):
         c = None if coefficients is None else coefficients.double().cpu()[order]
         saved = c is not None and len(order) == rows.count and bool(c[-1] != 0) and model.synchronises
         # What was there before is summed over the ranks together with what comes: it cannot be told apart afterwards.
-        saved = saved and not (distributed.active() and any(p.grad is not None for p in parameters))
+        saved = saved and not (is_distributed() and any(p.grad is not None for p in parameters))
         pushed = ParameterRows(parameters)
         for task in order[: len(order) - saved]:
-            pushed.append(push_through(trunk, rows.row(task), parameters, loss_scale=model.loss_scale))
+            pushed.append(trunk_vjp(trunk, rows.row(task), parameters, loss_scale=model.loss_scale))
         pushed.sum_over_ranks()
         before = [None if p.grad is None else p.grad.clone() for p in parameters] if saved else []
         result = AuditResult([tasks[i] for i in sorted(order)])

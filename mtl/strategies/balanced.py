@@ -9,14 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtl import distributed
-from mtl.cut import Cut, ParameterRows, Rows, push_through
-from mtl.model import MultiTaskModel, Task
+from mtl.distributed.collectives import all_reduce, is_distributed
+from mtl.engine.chunks import check_chunks
+from mtl.engine.heads import run_heads
+from mtl.engine.result import AuditResult, StepResult
+from mtl.engine.shares import LabelShares, label_shares
+from mtl.engine.weighting import DeferredGradients, Weights
+from mtl.gradients.cut import Cut, trunk_vjp
+from mtl.gradients.rows import ParameterRows, Rows
+from mtl.model import MultiTaskModel
 from mtl.rules.solvers import SolverError
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import HeldGradients, Weights, check_chunks, run_heads
-from mtl.strategies.result import AuditResult, StepResult
-from mtl.strategies.shard import Shard, shard_of
+from mtl.tasks import Task
 from mtl.weightings import Weighting
 
 log = logging.getLogger(__name__)
@@ -108,7 +112,7 @@ class Balanced(nn.Module):
         audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
-        shard = shard_of(tasks, inputs, targets)
+        shard = label_shares(tasks, inputs, targets)
         if not shard.tasks:
             self._send_what_is_left(model, shard, inputs)
             self.weighting.observe({}, None)
@@ -121,13 +125,13 @@ class Balanced(nn.Module):
         scale = float(len(names)) if self.scale == "tasks" else float(self.scale)
         keep = due or measure or audit or weigh.late or self.weighting.needs_gram
         # Over several processes rows at the parameters are whole and what is sent backward is not: no step mixes them.
-        of_several = distributed.active() and (bool(model.unsent) or not model.synchronises)
+        of_several = is_distributed() and (bool(model.unsent) or not model.synchronises)
         keep = keep or (self.space == "parameters" and of_several)
         rows = self._rows if keep else None
         cut = Cut(model.features(inputs), rows, model.loss_scale)
         if rows is not None:
             rows.start(len(names), cut.leaves)
-        held = HeldGradients(model, shard.tasks) if weigh.late or self.head_scale == "weights" else None
+        held = DeferredGradients(model, shard.tasks) if weigh.late or self.head_scale == "weights" else None
         known = {name: scale * weight for name, weight in zip(names, self._last(names).tolist(), strict=True)}
         losses, weights = run_heads(
             model, shard, targets, cut, weigh.now, held, None if keep else known, self.token_chunks
@@ -154,7 +158,7 @@ class Balanced(nn.Module):
         weights = {name: weight * total[name] for name, weight in weights.items()}
         return StepResult(losses, weights, gram, None if gram is None else self.space, check)
 
-    def _send_what_is_left(self, model: MultiTaskModel, shard: Shard, inputs: Any) -> None:
+    def _send_what_is_left(self, model: MultiTaskModel, shard: LabelShares, inputs: Any) -> None:
         """Sum what the other batches of this step have left, though its last one has no label anywhere."""
         if model.unsent and model.synchronises:
             if self.space != "parameters":  # where it has been summed
@@ -166,7 +170,7 @@ class Balanced(nn.Module):
         model: MultiTaskModel,
         cut: Cut,
         rows: Rows,
-        shard: Shard,
+        shard: LabelShares,
         losses: Mapping[str, Tensor],
         due: bool,
         scale: float,
@@ -184,12 +188,12 @@ class Balanced(nn.Module):
             gram = rows.gram()
         own = gram.diagonal().clone()
         if self.space == "features":
-            gram = distributed.total(gram)
+            gram = all_reduce(gram)
         try:
             if self._needs_rows:
                 direction, weights = self._combine(compared, gram, shard, losses, scale)
-                if distributed.active() and compared is rows:  # shares of each gradient: of the whole ones
-                    weights = distributed.total(weights * own) / gram.diagonal().where(gram.diagonal() > 0, 1)
+                if is_distributed() and compared is rows:  # shares of each gradient: of the whole ones
+                    weights = all_reduce(weights * own) / gram.diagonal().where(gram.diagonal() > 0, 1)
             else:
                 weights = self._call_rule(self.rule, gram, names, losses) if due else self._last(names)
                 self.last_weights |= zip(names, weights.tolist(), strict=True)
@@ -220,14 +224,14 @@ class Balanced(nn.Module):
             return None
         check: AuditResult | None
         if found.direction is None:  # skipped
-            if distributed.active() and self.space != "parameters":
+            if is_distributed() and self.space != "parameters":
                 cut.backward([torch.zeros_like(z) for z in cut.trunk])
             return None
         if self.space == "parameters":
             for parameter, gradient in zip(found.parameters, found.direction, strict=True):
                 gradient = gradient if model.loss_scale == 1 else gradient.mul_(model.loss_scale)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-            check = AuditResult(names, distributed.total(rows.gram()), found.gram) if audit else None
+            check = AuditResult(names, all_reduce(rows.gram()), found.gram) if audit else None
         else:
             # The direction of a rule on rows is no weighted sum of them, so that no row follows from the others.
             c = None if self._needs_rows else scale * found.weights
@@ -241,7 +245,7 @@ class Balanced(nn.Module):
         self,
         rows: Rows | ParameterRows,
         gram: Tensor,
-        shard: Shard,
+        shard: LabelShares,
         losses: Mapping[str, Tensor],
         scale: float,
     ) -> tuple[list[Tensor], Tensor]:
@@ -294,7 +298,7 @@ def _push_all(rows: Rows, cut: Cut, parameters: Sequence[Tensor], loss_scale: fl
     pushed = ParameterRows(parameters)
     for task in range(rows.count):
         last = task == rows.count - 1
-        row = push_through(cut.trunk, rows.row(task), parameters, keep_graph=not last, loss_scale=loss_scale)
+        row = trunk_vjp(cut.trunk, rows.row(task), parameters, keep_graph=not last, loss_scale=loss_scale)
         pushed.append(row)
     pushed.sum_over_ranks()
     return pushed

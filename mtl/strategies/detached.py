@@ -6,12 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtl.cut import Cut, Rows
-from mtl.model import MultiTaskModel, Task
+from mtl.engine.chunks import check_chunks
+from mtl.engine.heads import run_heads
+from mtl.engine.result import Measured, StepResult
+from mtl.engine.shares import label_shares
+from mtl.engine.weighting import DeferredGradients, Weights
+from mtl.gradients.cut import Cut
+from mtl.gradients.rows import Rows
+from mtl.model import MultiTaskModel
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import HeldGradients, Weights, check_chunks, run_heads
-from mtl.strategies.result import Measured, StepResult
-from mtl.strategies.shard import shard_of
+from mtl.tasks import Task
 from mtl.weightings import Weighting
 
 
@@ -50,7 +54,7 @@ class Detached(nn.Module):
         audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
-        shard = shard_of(tasks, inputs, targets)
+        shard = label_shares(tasks, inputs, targets)
         names = list(shard.shares)
         weigh = Weights(self.weighting, shard, model.loss_scale)
         measure = (measure or audit or self.weighting.needs_gram) and bool(names)
@@ -58,7 +62,7 @@ class Detached(nn.Module):
         cut = Cut(model.features(inputs), rows, model.loss_scale)
         if rows is not None:
             rows.start(len(names), cut.leaves)
-        held = HeldGradients(model, shard.tasks) if weigh.late else None
+        held = DeferredGradients(model, shard.tasks) if weigh.late else None
         losses, weights = run_heads(model, shard, targets, cut, weigh.now, held, token_chunks=self.token_chunks)
         rows = cut.rows
         direction = None

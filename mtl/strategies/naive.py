@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mtl import distributed
-from mtl.cut import Rows, as_seen_by_heads
-from mtl.model import MultiTaskModel, Task
+from mtl.distributed.collectives import is_distributed
+from mtl.engine.heads import zero_head_loss
+from mtl.engine.result import Measured, StepResult
+from mtl.engine.shares import LabelShares, label_shares
+from mtl.engine.weighting import Weights
+from mtl.gradients.cut import as_seen_by_heads
+from mtl.gradients.rows import Rows
+from mtl.model import MultiTaskModel
 from mtl.strategies.audit import Audit
-from mtl.strategies.heads import Weights, idle_loss
-from mtl.strategies.result import Measured, StepResult
-from mtl.strategies.shard import Shard, shard_of
+from mtl.tasks import Task
 from mtl.weightings import Weighting
 
 
@@ -45,7 +48,7 @@ class Naive(nn.Module):
         audit: bool = False,
     ) -> StepResult:
         """Leave the gradients of one batch in ``.grad``; see the package's docstring."""
-        shard = shard_of(tasks, inputs, targets)
+        shard = label_shares(tasks, inputs, targets)
         measure = (measure or audit or self.weighting.needs_gram) and bool(shard.tasks)
         features = model.features(inputs)
         trunk = [z for z in pytree.tree_leaves(features) if isinstance(z, Tensor) and z.requires_grad]
@@ -53,7 +56,7 @@ class Naive(nn.Module):
         if measure:
             features, leaves = as_seen_by_heads(features)
         parts = _parts(model, shard, features, targets)
-        zero = model.no_loss()
+        zero = model.zero_loss()
         # Copies: a loss's storage may be as large as what it is the mean of, and would live as long as the result.
         losses = shard.whole({n: parts[n].detach().to(zero, copy=True) if n in parts else zero for n in shard.shares})
         weights = Weights(self.weighting, shard, model.loss_scale).after(losses) if losses else {}
@@ -62,7 +65,7 @@ class Naive(nn.Module):
         ones = torch.ones(len(losses), dtype=torch.float64)
         with self._audit.around(model, leaves, rows if audit else None, list(losses), ones) as found:
             outputs = [(loss, factors[name]) for name, loss in parts.items() if loss.requires_grad]
-            if distributed.active():  # every process must pass through the whole trunk, or the others would wait
+            if is_distributed():  # every process must pass through the whole trunk, or the others would wait
                 outputs += [(z, torch.zeros_like(z)) for z in trunk]
             if outputs:
                 torch.autograd.backward([output for output, _ in outputs], [vector for _, vector in outputs])
@@ -72,12 +75,14 @@ class Naive(nn.Module):
         return StepResult(losses, weights, gram, None if gram is None else self.space, found)
 
 
-def _parts(model: MultiTaskModel, shard: Shard, features: Any, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+def _parts(model: MultiTaskModel, shard: LabelShares, features: Any, targets: Mapping[str, Any]) -> dict[str, Tensor]:
     """This process's parts of the losses: also of tasks without labels here whose heads the others wait for."""
     parts: dict[str, Tensor] = {}
     for task in shard.tasks:
         share = shard.shares[task.name]
-        part = model.loss(task, features, targets[task.name]) * share if share else idle_loss(model, task, features)
+        part = (
+            model.loss(task, features, targets[task.name]) * share if share else zero_head_loss(model, task, features)
+        )
         if part is not None:
             parts[task.name] = part
     return parts

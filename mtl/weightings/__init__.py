@@ -10,28 +10,28 @@ from torch import Tensor
 from mtl.weightings.dwa import DWA
 from mtl.weightings.equal import Equal
 from mtl.weightings.famo import FAMO
-from mtl.weightings.geometric_mean import GeometricMean
+from mtl.weightings.gls import GLS
 from mtl.weightings.gradnorm import GradNorm
 from mtl.weightings.imtl_l import IMTLL
 from mtl.weightings.log import Log
 from mtl.weightings.random import Random
 from mtl.weightings.static import Static
 from mtl.weightings.stch import STCH
-from mtl.weightings.uncertainty import Uncertainty
+from mtl.weightings.uw import UW
 from mtl.weightings.weighting import Weighting
 
 __all__ = [
     "DWA",
     "FAMO",
+    "GLS",
     "IMTLL",
     "STCH",
+    "UW",
     "Equal",
-    "GeometricMean",
     "GradNorm",
     "Log",
     "Random",
     "Static",
-    "Uncertainty",
     "Weighting",
     "slope_of",
     "weight_of",

@@ -33,8 +33,8 @@ class FAMO(TaskWeighting):
     trainer's to do here (``trainer.grad_clip_norm``); LibMTL leaves it out.
     """
 
-    late = True
-    revisits = True
+    needs_all_losses = True
+    needs_losses_after_update = True
     min_losses: Tensor
     logits: Tensor
     before: Tensor
@@ -70,7 +70,7 @@ class FAMO(TaskWeighting):
         """Remember the losses before the update."""
         self.before.copy_(self._distances(losses) if losses else torch.full_like(self.before, torch.nan))
 
-    def revisit(self, losses: Mapping[str, Tensor]) -> None:
+    def observe_after_update(self, losses: Mapping[str, Tensor]) -> None:
         """Move the logits by what the update has done to the same batch's losses."""
         if not losses:
             return

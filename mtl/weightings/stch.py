@@ -28,7 +28,7 @@ class STCH(TaskWeighting):
     reports weights of 1; here they are the derivatives.
     """
 
-    late = True
+    needs_all_losses = True
     nadir: Tensor
 
     def __init__(

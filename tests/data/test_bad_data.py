@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mtl.data.labels import Labels, labels_of
-from mtl.data.loader import Batches, DataError, in_order
+from mtl.data.loader import Batches, DataError, sequential
 
 
 class Files(Dataset):
@@ -41,7 +41,7 @@ class Quick(Files):
 
 def read(dataset, workers=0, **options):
     return [
-        inputs[:, 0].tolist() for inputs, _ in Batches(dataset, in_order(10, 4), 0, workers, split="val", **options)
+        inputs[:, 0].tolist() for inputs, _ in Batches(dataset, sequential(10, 4), 0, workers, split="val", **options)
     ]
 
 
@@ -79,7 +79,7 @@ def test_a_batch_of_which_nothing_can_be_read_ends_the_training(tmp_path):
     dataset = Files(tmp_path, file_8="x", file_9="y")
     assert read(dataset, on_error="skip") == [[0, 1, 2, 3], [4, 5, 6, 7]], "an evaluation goes on without it"
     with pytest.raises(DataError, match="train sample 8 cannot be read"):
-        list(Batches(dataset, in_order(10, 4), 0, split="train", on_error="skip"))
+        list(Batches(dataset, sequential(10, 4), 0, split="train", on_error="skip"))
 
 
 def test_a_sample_of_another_shape_is_named(tmp_path):

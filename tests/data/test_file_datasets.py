@@ -8,19 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from exactness import assert_same, left_by, same
+from support.exactness import assert_same, left_by, same
 
-from mtl.config import CONF, ConfigError, build, load
+from mtl.config import CONF, load
+from mtl.config.build import build
 from mtl.data.celeba import CelebA
 from mtl.data.cityscapes import Cityscapes
 from mtl.data.image_table import ImageTable
-from mtl.data.loader import Batches, DataError, in_order
+from mtl.data.loader import Batches, DataError, sequential
 from mtl.data.multimnist import MultiMNIST
 from mtl.data.nyuv2 import NYUv2
 from mtl.data.pascal_context import PascalContext
 from mtl.data.taskonomy import Taskonomy
+from mtl.errors import ConfigError
 from mtl.evaluate import evaluate_checkpoint
-from mtl.signals import Preempted
+from mtl.system.signals import Preempted
 from mtl.train import train
 
 CLASSES = {
@@ -59,7 +61,7 @@ def take_steps(cfg, count=2):
     parts, state = build(cfg)
     before = [p.detach().clone() for p in state.model.parameters()]
     labels = {task.name: task.labels for task in state.tasks if task.labels is not None}
-    for inputs, targets in Batches(parts.data.train, in_order(len(parts.data.train), 2, count), 0, labels=labels):
+    for inputs, targets in Batches(parts.data.train, sequential(len(parts.data.train), 2, count), 0, labels=labels):
         state.optimizer.zero_grad()
         result = state.strategy.step(state.model, state.tasks, inputs, targets)
         assert all(torch.isfinite(loss) for loss in result.losses.values())
@@ -171,7 +173,7 @@ def test_the_command_writes_the_fixture_and_never_over_something(tmp_path, name)
 
 
 def images(root, workers, epoch, augment=True, seed=0):
-    keys = [(epoch, key) for _, key in in_order(9, 4)]
+    keys = [(epoch, key) for _, key in sequential(9, 4)]
     data = NYUv2(str(root), augment=augment)
     return torch.cat([inputs for inputs, _ in Batches(data.train, keys, seed, workers)])
 
@@ -191,7 +193,7 @@ def test_a_run_with_augmentation_is_resumed_to_the_last_bit(fixture_root, tmp_pa
     def run(folder, *overrides, stop_at=None):
         options = ["trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1", "tracker=jsonl", *overrides]
         options += [
-            "backbone._target_=data_parts.Trunk",
+            "backbone._target_=support.data_parts.Trunk",
             "~backbone.name",
             "~backbone.pretrained",
             "~backbone.features",
@@ -215,7 +217,7 @@ def test_a_run_with_augmentation_is_resumed_to_the_last_bit(fixture_root, tmp_pa
 def read_all(data):
     for split in ("train", "val", "test"):
         dataset = getattr(data, split)
-        list(Batches(dataset, in_order(len(dataset), 2), 0, split=split))
+        list(Batches(dataset, sequential(len(dataset), 2), 0, split=split))
 
 
 BROKEN = [

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mtl.config import build, check, load
+from mtl.config import check, load
+from mtl.config.build import build
 from mtl.data.image_table import ImageTable, infer, read_table
-from mtl.data.loader import Batches, in_order
+from mtl.data.loader import Batches, sequential
 from mtl.train import train
 
 N = 30
@@ -120,7 +121,7 @@ def test_numbers_are_standardised_by_the_training_rows_and_measured_in_their_own
     )
     metrics = data.metrics("a")
     errors = []
-    for inputs, targets in Batches(data.test, in_order(len(data.test), 2), 0):
+    for inputs, targets in Batches(data.test, sequential(len(data.test), 2), 0):
         prediction = torch.zeros(len(inputs), 1)  # the mean of the training rows, in the table's own unit
         for metric in metrics.values():
             metric.update(prediction, targets["a"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from mtl.data.loader import Batches, Shuffled, in_order
+from mtl.data.loader import Batches, EndlessSampler, sequential
 
 
 class Noisy(Dataset):
@@ -20,7 +20,7 @@ class Noisy(Dataset):
 
 
 def batches(count, start=0, seed=0, workers=0, shuffle=True):
-    keys = Shuffled(20, 6, 3, seed, start, shuffle)
+    keys = EndlessSampler(20, 6, 3, seed, start, shuffle)
     return [inputs for inputs, _ in islice(Batches(Noisy(), keys, seed, workers), count)]
 
 
@@ -54,10 +54,10 @@ def test_without_shuffling_every_epoch_is_the_first_one():
 
 
 def test_an_evaluation_sees_every_sample_once_in_order():
-    keys = in_order(20, 6)
+    keys = sequential(20, 6)
     assert [i for _, batch in keys for i in batch] == list(range(20))
     assert [len(batch) for _, batch in keys] == [6, 6, 6, 2]
-    assert len(in_order(20, 6, limit=2)) == 2
+    assert len(sequential(20, 6, limit=2)) == 2
 
 
 def test_a_sample_seeds_no_devices_generator(monkeypatch):

@@ -4,17 +4,20 @@ from collections import Counter
 
 import pytest
 import torch
-from exactness import assert_same, left_by
 from PIL import Image
+from support.exactness import assert_same, left_by
 from torch import nn
 
-from mtl.config import ConfigError, build, load
-from mtl.data.loader import DataError, Shuffled
+from mtl.architectures.multi_input import Concatenated, read_own_samples
+from mtl.config import load
+from mtl.config.build import build
+from mtl.data.loader import DataError, EndlessSampler
 from mtl.data.office import Office, make_fixture
-from mtl.model import MultiTaskModel, Task
-from mtl.multi_input import Concatenated, read_own_samples
-from mtl.signals import Preempted
+from mtl.errors import ConfigError
+from mtl.model import MultiTaskModel
 from mtl.strategies import Balanced, Detached, Naive
+from mtl.system.signals import Preempted
+from mtl.tasks import Task
 from mtl.train import train
 from mtl.weightings import Equal
 
@@ -311,8 +314,8 @@ def test_two_processes_do_what_one_does(root, command, tmp_path, choice):
 
 def test_batches_follow_from_the_step_alone(root):
     data = office(root)
-    steps = list(zip(range(8), Shuffled(12, 4, 3, seed=0), strict=False))
-    later = list(zip(range(5, 8), Shuffled(12, 4, 3, seed=0, start=5), strict=False))
+    steps = list(zip(range(8), EndlessSampler(12, 4, 3, seed=0), strict=False))
+    later = list(zip(range(5, 8), EndlessSampler(12, 4, 3, seed=0, start=5), strict=False))
     for (_, (epoch, indices)), (_, (again, same)) in zip(steps[5:], later, strict=True):
         assert (epoch, indices) == (again, same)
         a, b = data.train.batch(indices, epoch), office(root).train.batch(same, again)

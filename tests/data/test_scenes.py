@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtl.config import build, load
+from mtl.config import load
+from mtl.config.build import build
 from mtl.data import scenes
 from mtl.data.labels import IGNORED
 from mtl.data.scenes import CLASSES, Scenes, borders, draw, render
@@ -241,7 +242,7 @@ class Gappy(Scenes):
         return gappy
 
 
-GAPPY = [*TINY, "data._target_=data.test_scenes.Gappy"]
+GAPPY = [*TINY, "data._target_=tests.data.test_scenes.Gappy"]
 
 
 def test_a_gradient_is_that_of_the_samples_that_have_a_label():
@@ -284,7 +285,7 @@ def test_absent_tasks_are_in_no_conflict_metric(tmp_path):
 
 
 def test_an_evaluation_is_over_what_has_a_label():
-    from mtl.loop import evaluate, split_batches
+    from mtl.training.evaluation import evaluate, split_batches
 
     cfg = load([*GAPPY, "data.size=35"])
     parts, state = build(cfg)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtl.config import build, load
+from mtl.config import load
+from mtl.config.build import build
 from mtl.data.stdlib import Stdlib
 
 TEXT = b"the cat sat on the mat, and the other cat on that. " * 40

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from mtl import checkpoint
-from mtl.config import ConfigError, build, load
+from mtl.config import load
+from mtl.config.build import build
 from mtl.data.toy import PassOn, Toy, ToyLoss, front, on_front
+from mtl.errors import ConfigError
 from mtl.report import read_metrics
+from mtl.runs import checkpoint
 from mtl.train import train
 
 STUDY = Path(__file__).parents[2] / "experiments" / "toy" / "run.py"

@@ -3,8 +3,8 @@
 from functools import partial
 
 import pytest
-from distributed import missing
-from distributed.ranks import run_ranks
+from support import missing
+from support.ranks import run_ranks
 
 CASES = {
     "accumulated, now and then": (partial(missing.accumulated, space="parameters", every=2), "MGDA", "ab"),

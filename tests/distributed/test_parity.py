@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from distributed.parity import RULES, WEIGHTINGS, train_all
-from distributed.ranks import run_ranks
+from support.parity import RULES, WEIGHTINGS, train_all
+from support.ranks import run_ranks
 
 STRATEGIES = ("naive", "detached", "MGDA", "PCGrad", "CAGrad", "NashMTL", "GradDrop")
 ROWS_THAT_MIX = ("MoCo", "DBMTL", "ExcessMTL")  # not one element by itself: parameters only

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from distributed.ranks import run_ranks
-from distributed.runs import PLAIN, evaluation_with_an_absent_task, run_all
-from exactness import assert_same, left_by
 from omegaconf import OmegaConf
+from support.exactness import assert_same, left_by
+from support.ranks import run_ranks
+from support.runs import PLAIN, evaluation_with_an_absent_task, run_all
 
-from mtl import checkpoint
 from mtl.config import load
 from mtl.evaluate import evaluate_checkpoint
 from mtl.report import read_metrics
+from mtl.runs import checkpoint
 from mtl.train import train
 
 

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import torch
 from torch import nn
 
-from mtl import distributed
+from mtl.distributed.data_parallel import GradientReducer, dist
 
 
 def test_a_summed_gradient_lies_in_memory_as_its_parameter_does(monkeypatch):
@@ -15,12 +15,12 @@ def test_a_summed_gradient_lies_in_memory_as_its_parameter_does(monkeypatch):
         buffer.mul_(2).add_(1)
         return Mock()
 
-    monkeypatch.setattr(distributed.dist, "all_reduce", twice)
+    monkeypatch.setattr(dist, "all_reduce", twice)
     here, elsewhere = (
         nn.Parameter(torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)) for _ in range(2)
     )
     here.grad = torch.randn_like(here)
     expected = 2 * here.grad + 1
-    distributed.GradientSum([here, elsewhere]).wait()
+    GradientReducer([here, elsewhere]).wait()
     assert torch.equal(here.grad, expected) and torch.equal(elsewhere.grad, torch.ones_like(elsewhere))
     assert here.grad.stride() == elsewhere.grad.stride() == here.stride()

@@ -1,5 +1,5 @@
 import pytest
-from distributed.what_works import BEGIN, END, README, table
+from support.what_works import BEGIN, END, README, table
 
 
 @pytest.mark.slow

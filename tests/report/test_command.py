@@ -8,8 +8,8 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from report_runs import accuracies, write_run, write_study
-from wandb_run import recorded_run
+from support.report_runs import accuracies, write_run, write_study
+from support.wandb_run import recorded_run
 
 from mtl.report.command import report
 

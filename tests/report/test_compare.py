@@ -1,10 +1,10 @@
 """What belongs together, what is selected, and what it is measured against: on runs whose numbers are known."""
 
 import pytest
-from report_runs import accuracies, write_run, write_study
+from support.report_runs import accuracies, write_run, write_study
 
 from mtl.report.compare import compare
-from mtl.report.folders import ReportError, find_runs
+from mtl.report.runs import ReportError, find_runs
 from mtl.report.statistics import interval
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from report_runs import accuracies, write_run, write_study
+from support.report_runs import accuracies, write_run, write_study
 
 from mtl.report.command import report
 from mtl.report.page import POINTS

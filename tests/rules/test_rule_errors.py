@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from rule_zoo import GRAMS, ON_GRAM
+from support.rule_zoo import GRAMS, ON_GRAM
 
 from mtl import rules
 from mtl.rules.solvers import SolverError, least_distance, nonnegative, onto_simplex
@@ -114,7 +114,7 @@ def test_a_strategy_file_builds_its_rule(name):
 
 # Rules for which orthogonal gradients of one length call for the plain sum.
 FAITHFUL = ["sum", "mgda", "pcgrad", "gradvac", "imtl_g", "aligned_mtl", "upgrad", "dualproj"]
-FAITHFUL += ["fairgrad", "conflict_free", "sdmgrad", "rotograd_scale"]
+FAITHFUL += ["fairgrad", "config", "sdmgrad", "rotograd_scale"]
 
 
 @pytest.mark.parametrize("name", FAITHFUL)

@@ -4,8 +4,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from rule_zoo import GRAMS, ROWS, apart, rows_of
 from scipy.optimize import minimize
+from support.rule_zoo import GRAMS, ROWS, apart, rows_of
 
 from mtl import rules
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rule_zoo import GRAMS, ROWS, rows_of, scaled
+from support.rule_zoo import GRAMS, ROWS, rows_of, scaled
 
 from mtl import rules
 from mtl.rules import upgrad

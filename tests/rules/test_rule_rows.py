@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rule_zoo import rows_of
+from support.rule_zoo import rows_of
 
 from mtl import rules
 

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from rule_zoo import KEEPING, ON_GRAM, ON_ROWS, rows_of
+from support.rule_zoo import KEEPING, ON_GRAM, ON_ROWS, rows_of
 
 from mtl import rules
 

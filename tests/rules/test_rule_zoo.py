@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rule_zoo import DETERMINISTIC, GRAMS, ON_GRAM, ON_ROWS, ROUNDED, ROWS, rows_of, scaled
+from support.rule_zoo import DETERMINISTIC, GRAMS, ON_GRAM, ON_ROWS, ROUNDED, ROWS, rows_of, scaled
 
 from mtl import rules
 from mtl.rules.solvers import min_norm_weights

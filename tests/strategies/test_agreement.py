@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from strategies.networks import distance, gradients, make
+from support.networks import distance, gradients, make
 from torch import nn
 
-from mtl.model import MultiTaskModel, Task
+from mtl.model import MultiTaskModel
 from mtl.strategies import Detached, Naive
+from mtl.tasks import Task
 from mtl.weightings import Equal, Static
 
 KINDS = ("pooled", "tokens", "pyramid")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from strategies.networks import distance, gradients, make
-from strategies.test_balanced import Fixed, Inverse, balanced
+from support.networks import distance, gradients, make
 
 from mtl.strategies import Detached, Naive
 from mtl.weightings import Equal, Static
+from tests.strategies.test_balanced import Fixed, Inverse, balanced
 
 
 def parameter_gram(model, tasks, inputs, targets, weights):

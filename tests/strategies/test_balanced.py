@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strategies.networks import distance, gradients, make
+from support.networks import distance, gradients, make
 from torch import nn
 
 from mtl.rules.solvers import SolverError
@@ -160,7 +160,7 @@ def test_between_the_rules_steps_the_last_weights_are_used_and_no_rows_are_kept(
 class Sum2(Weighting):
     """A late weighting: every weight is the sum of the other tasks' losses."""
 
-    late = True
+    needs_all_losses = True
 
     def weights(self, losses):
         total = torch.stack(list(losses.values())).sum()

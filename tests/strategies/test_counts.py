@@ -5,17 +5,19 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from strategies.networks import make
+from support.networks import make
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from mtl.cut import Cut, Rows
-from mtl.memory import PeakMemory
-from mtl.model import MultiTaskModel, Task
+from mtl.gradients.cut import Cut
+from mtl.gradients.rows import Rows
+from mtl.model import MultiTaskModel
 from mtl.rules import MGDA, CAGrad, GradDrop, NashMTL, PCGrad, UPGrad
 from mtl.strategies import Balanced, Detached, Naive
-from mtl.weightings import DWA, Equal, GeometricMean, Log, Static, Uncertainty
+from mtl.system.memory import PeakMemory
+from mtl.tasks import Task
+from mtl.weightings import DWA, GLS, UW, Equal, Log, Static
 
 WIDTH = 24
 
@@ -108,9 +110,9 @@ STRATEGIES = {
     "naive": lambda k: Naive(Equal()),
     "detached": lambda k: Detached(Equal()),
     "static": lambda k: Detached(Static(names(k), {"task0": 0.5})),
-    "learned": lambda k: Detached(Uncertainty(names(k))),
+    "learned": lambda k: Detached(UW(names(k))),
     "log": lambda k: Detached(Log()),
-    "late": lambda k: Detached(GeometricMean()),
+    "late": lambda k: Detached(GLS()),
     "DWA": lambda k: Detached(DWA(names(k), steps_per_epoch=5)),
     "MGDA": lambda k: Balanced(Equal(), MGDA(), names(k)),
     "PCGrad": lambda k: Balanced(Equal(), PCGrad(), names(k), head_scale="weights"),

@@ -3,17 +3,18 @@
 import re
 
 import pytest
-from weightings.collection import TASKS
+from support.weighting_zoo import TASKS
 
 from mtl import weightings
-from mtl.config import load, make
+from mtl.config import load
+from mtl.config.instantiate import make
 
 MISTAKES = [
     ("DWA", {"steps_per_epoch": 4, "temperature": 0}, "temperature=0 must be above 0."),
     ("DWA", {"steps_per_epoch": 4, "temperature": float("nan")}, "temperature=nan must be above 0."),
     ("DWA", {"steps_per_epoch": 0}, "steps_per_epoch=0 must be 1 or more."),
     ("Random", {"seed": -1}, "seed=-1 must be from 0 to 2^63 - 1."),
-    ("Uncertainty", {"initial": float("inf")}, "initial=inf must be a finite number."),
+    ("UW", {"initial": float("inf")}, "initial=inf must be a finite number."),
     ("IMTLL", {"initial": float("nan")}, "initial=nan must be a finite number."),
     ("FAMO", {"lr": 0}, "lr=0 must be above 0."),
     ("FAMO", {"gamma": -0.1}, "gamma=-0.1 must be 0 or more."),
@@ -34,7 +35,7 @@ def test_a_mistake_is_one_sentence(name, arguments, sentence):
         getattr(weightings, name)(TASKS, **arguments)
 
 
-@pytest.mark.parametrize("name", ["Log", "GeometricMean"])
+@pytest.mark.parametrize("name", ["Log", "GLS"])
 def test_epsilon_must_be_positive(name):
     with pytest.raises(ValueError, match=r"^epsilon=-1 must be above 0\.$"):
         getattr(weightings, name)(epsilon=-1)
@@ -51,10 +52,10 @@ def test_tasks_must_have_names_of_their_own(tasks):
     [
         ("random", "Random"),
         ("dwa", "DWA"),
-        ("uw", "Uncertainty"),
+        ("uw", "UW"),
         ("imtl_l", "IMTLL"),
         ("log", "Log"),
-        ("gls", "GeometricMean"),
+        ("gls", "GLS"),
         ("famo", "FAMO"),
         ("stch", "STCH"),
         ("gradnorm", "GradNorm"),

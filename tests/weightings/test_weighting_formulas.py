@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from weightings.collection import BUILD, TASKS, scalars
+from support.weighting_zoo import BUILD, TASKS, scalars
 
-from mtl.weightings import DWA, FAMO, IMTLL, STCH, GeometricMean, Log, Random, Uncertainty, weight_of
+from mtl.weightings import DWA, FAMO, GLS, IMTLL, STCH, UW, Log, Random, weight_of
 
 LOSSES = [0.03, 1.7, 240.0]
 
@@ -35,7 +35,7 @@ def warmed_up(mu=1.0, nadir=(0.5, 2.0, 100.0)):
 
 def test_the_geometric_mean():
     expected = derivatives(lambda L: L.prod() ** (1 / 3), LOSSES)
-    torch.testing.assert_close(late_weights(GeometricMean(), LOSSES), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(late_weights(GLS(), LOSSES), expected, rtol=1e-6, atol=0)
     # what LibMTL reports instead
     wrong = torch.tensor(LOSSES).double() / (3 * torch.tensor(LOSSES).double().prod())
     assert not torch.allclose(wrong, expected, rtol=0.1)
@@ -45,7 +45,7 @@ def test_the_geometric_mean():
 def test_the_geometric_mean_of_many_losses_neither_under_nor_overflows(loss):
     tasks = [f"task{i}" for i in range(100)]
     assert torch.tensor(loss).pow(100).item() in (0, math.inf)  # what the plain product does
-    weights = GeometricMean().weights(scalars(tasks, [loss] * 100))
+    weights = GLS().weights(scalars(tasks, [loss] * 100))
     torch.testing.assert_close(torch.stack(list(weights.values())), torch.full((100,), 0.01))
 
 
@@ -110,15 +110,13 @@ def test_stch_gives_a_late_task_its_own_warm_up():
     assert stch.nadir.tolist() == [0.5, 2.0, 7.0]
 
 
-@pytest.mark.parametrize(
-    "build", [GeometricMean, lambda: famo_with([0.3, -1.2, 0.7]), warmed_up], ids=["gls", "famo", "stch"]
-)
+@pytest.mark.parametrize("build", [GLS, lambda: famo_with([0.3, -1.2, 0.7]), warmed_up], ids=["gls", "famo", "stch"])
 def test_an_absent_task_is_as_if_there_were_fewer(build):
     """Against the formulas over the two tasks that are there: K counts those in the batch."""
     two = scalars(["a", "c"], [LOSSES[0], LOSSES[2]], torch.float64)
     weights = torch.stack(list(build().weights(two).values())).double()
     objectives = {
-        GeometricMean: lambda L: L.prod().sqrt(),
+        GLS: lambda L: L.prod().sqrt(),
         FAMO: lambda L: (torch.tensor([0.3, 0.7]).double().softmax(0) * L.log()).sum(),
         STCH: lambda L: 2 * torch.logsumexp((L / torch.tensor([0.5, 100.0])).log(), 0),
     }
@@ -139,7 +137,7 @@ def test_log():
 def test_a_loss_without_a_logarithm(loss):
     """Zero weight for itself, defined weights for the others."""
     assert early_weights(Log(), [loss, 1.0, 2.0]).tolist() == pytest.approx([0, 1, 0.5])
-    for weighting in (GeometricMean(), warmed_up()):
+    for weighting in (GLS(), warmed_up()):
         weights = late_weights(weighting, [loss, 1.0, 2.0])
         assert weights[0] == 0 and weights.isfinite().all() and (weights[1:] > 0).all()
 
@@ -153,7 +151,7 @@ def test_famo_at_and_below_the_least_loss(loss):
 
 def test_uncertainty_and_imtl_l_at_a_given_s():
     s = 0.7
-    uncertainty, imtl_l = Uncertainty(TASKS, initial=s), IMTLL(TASKS, initial=s)
+    uncertainty, imtl_l = UW(TASKS, initial=s), IMTLL(TASKS, initial=s)
     for task, loss in scalars(TASKS, LOSSES, torch.float64).items():
         assert uncertainty(task, loss).item() == pytest.approx(loss.item() / (2 * math.exp(s)) + s / 2, rel=1e-6)
         assert imtl_l(task, loss).item() == pytest.approx(math.exp(s) * loss.item() - s, rel=1e-6)
@@ -243,7 +241,7 @@ def test_dwa_of_absent_tasks():
 
 @pytest.mark.parametrize("name", ["random", "dwa", "gradnorm"])
 def test_what_the_weights_of_all_tasks_sum_to(name):
-    from weightings.collection import drive
+    from support.weighting_zoo import drive
 
     weighting = BUILD[name](TASKS)
     for step in range(10):

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from weightings.collection import TASKS, scalars
+from support.weighting_zoo import TASKS, scalars
 
-from mtl.weightings import FAMO, IMTLL, GradNorm, Uncertainty, weight_of
+from mtl.weightings import FAMO, IMTLL, UW, GradNorm, weight_of
 from mtl.weightings.adam import Adam
 
 
-@pytest.mark.parametrize(("build", "sign"), [(Uncertainty, 1), (IMTLL, -1)])
+@pytest.mark.parametrize(("build", "sign"), [(UW, 1), (IMTLL, -1)])
 def test_the_learned_s_reaches_its_closed_form(build, sign):
     """e^s = L for uncertainty weighting, e^-s = L for IMTL-L; every loss is then scaled to the same number."""
     weighting = build(TASKS)
@@ -23,10 +23,10 @@ def test_the_learned_s_reaches_its_closed_form(build, sign):
     learned = [parameter.item() for parameter in weighting.parameters()]
     assert learned == pytest.approx([sign * math.log(loss.item()) for loss in losses.values()], abs=1e-3)
     scaled = [weight * loss.item() for weight, loss in zip(weights, losses.values(), strict=True)]
-    assert scaled == pytest.approx([0.5 if build is Uncertainty else 1] * 3, rel=1e-3)
+    assert scaled == pytest.approx([0.5 if build is UW else 1] * 3, rel=1e-3)
 
 
-@pytest.mark.parametrize("build", [Uncertainty, IMTLL])
+@pytest.mark.parametrize("build", [UW, IMTLL])
 def test_the_optimizer_decays_what_it_is_asked_to(build):
     """As the docstrings say: weight decay keeps s from its closed form."""
     weighting = build(["a"])
@@ -87,7 +87,7 @@ def pairs_of_losses(count):
 def learn(famo, steps):
     for before, after in steps:
         famo.observe(scalars(TASKS, before), None)
-        famo.revisit(scalars(TASKS, after))
+        famo.observe_after_update(scalars(TASKS, after))
     return famo.logits.double()
 
 
@@ -111,7 +111,7 @@ def test_famo_raises_the_weight_of_the_loss_that_falls_least():
     famo = FAMO(TASKS)
     for _ in range(20):
         famo.observe(scalars(TASKS, [1.0, 1.0, 100.0]), None)
-        famo.revisit(scalars(TASKS, [0.5, 0.99, 80.0]))  # by factors of 0.5, 0.99 and 0.8
+        famo.observe_after_update(scalars(TASKS, [0.5, 0.99, 80.0]))  # by factors of 0.5, 0.99 and 0.8
     a, b, c = famo.logits.tolist()
     assert b > c > a
 
@@ -120,9 +120,9 @@ def test_famo_learns_from_the_distance_to_the_least_loss():
     plain, shifted = FAMO(TASKS), FAMO(TASKS, min_losses={"b": -5.0})
     for before, after in pairs_of_losses(10):
         plain.observe(scalars(TASKS, before), None)
-        plain.revisit(scalars(TASKS, after))
+        plain.observe_after_update(scalars(TASKS, after))
         shifted.observe(scalars(TASKS, [before[0], before[1] - 5, before[2]]), None)
-        shifted.revisit(scalars(TASKS, [after[0], after[1] - 5, after[2]]))
+        shifted.observe_after_update(scalars(TASKS, [after[0], after[1] - 5, after[2]]))
     torch.testing.assert_close(shifted.logits, plain.logits, rtol=1e-4, atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_famo_with_a_task_left_out_is_the_paper_over_the_others():
         del pair[0]["b"], pair[1]["b"]
         for famo in (three, two):
             famo.observe(pair[0], None)
-            famo.revisit(pair[1])
+            famo.observe_after_update(pair[1])
     assert three.logits[1] == 0
     torch.testing.assert_close(three.logits[[0, 2]], two.logits)
 

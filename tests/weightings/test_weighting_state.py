@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from weightings.collection import BUILD, LEARNED, STATEFUL, TASKS, drive, optimizer_of
+from support.weighting_zoo import BUILD, LEARNED, STATEFUL, TASKS, drive, optimizer_of
 
 import mtl.weightings
 
@@ -119,8 +119,8 @@ def test_a_loss_that_is_not_finite_teaches_nothing(name):
     without = {task: loss for task, loss in losses.items() if task != "b"}
     weighting.observe(losses, gram)
     other.observe(without, torch.diag(torch.tensor([1.0, 4.0]).double()))
-    weighting.revisit(losses)
-    other.revisit(without)
+    weighting.observe_after_update(losses)
+    other.observe_after_update(without)
     for step in range(8, 12):
         weights = drive(weighting, None, step)
         assert weights == drive(other, None, step)
@@ -133,7 +133,7 @@ def test_weights_are_scalars_without_a_graph(name):
     losses = {task: torch.tensor(1.5) for task in TASKS}
     for dtype in (torch.float32, torch.float64):
         losses = {task: torch.tensor(1.5, dtype=dtype) for task in TASKS}
-        if weighting.late:
+        if weighting.needs_all_losses:
             weights = weighting.weights(losses)
             assert list(weights) == TASKS
             assert all(w.shape == () and not w.requires_grad for w in weights.values())
@@ -144,7 +144,7 @@ def test_weights_are_scalars_without_a_graph(name):
     assert bool(list(weighting.parameters())) == (name in LEARNED)
 
 
-@pytest.mark.parametrize("name", [name for name in BUILD if not BUILD[name](TASKS).late])
+@pytest.mark.parametrize("name", [name for name in BUILD if not BUILD[name](TASKS).needs_all_losses])
 def test_a_weighting_that_is_not_late_says_so(name):
     with pytest.raises(TypeError, match="call it with that"):
         BUILD[name](TASKS).weights({"a": torch.tensor(1.0)})

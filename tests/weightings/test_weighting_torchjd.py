@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from weightings.collection import TASKS, scalars
+from support.weighting_zoo import TASKS, scalars
 
-from mtl.weightings import DWA, FAMO, IMTLL, GeometricMean, Uncertainty, weight_of
+from mtl.weightings import DWA, FAMO, GLS, IMTLL, UW, weight_of
 from mtl.weightings.stch import STCH
 
 scalarization = pytest.importorskip("torchjd.scalarization")
@@ -22,16 +22,16 @@ def theirs(scalarizer, losses):
 
 def ours(weighting, losses):
     named = dict(zip(TASKS, losses.unbind(), strict=True))
-    if weighting.late:
+    if weighting.needs_all_losses:
         return torch.stack(list(weighting.weights(named).values()))
     return torch.stack([weight_of(weighting, task, loss) for task, loss in named.items()])
 
 
 def test_the_geometric_mean():
-    torch.testing.assert_close(ours(GeometricMean(), losses_of(0)), theirs(scalarization.GeometricMean(), losses_of(0)))
+    torch.testing.assert_close(ours(GLS(), losses_of(0)), theirs(scalarization.GLS(), losses_of(0)))
 
 
-@pytest.mark.parametrize(("build", "other"), [(Uncertainty, "UW"), (IMTLL, "IMTLL")])
+@pytest.mark.parametrize(("build", "other"), [(UW, "UW"), (IMTLL, "IMTLL")])
 def test_learned_scales_through_training(build, other):
     mine, reference = build(TASKS), getattr(scalarization, other)(3)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (mine, reference)]
@@ -60,7 +60,7 @@ def test_famo_through_training():
         before, after = losses_of(step), losses_of(1000 + step)
         torch.testing.assert_close(ours(mine, before), theirs(reference, before), rtol=1e-4, atol=1e-6)
         mine.observe(dict(zip(TASKS, before.unbind(), strict=True)), None)
-        mine.revisit(dict(zip(TASKS, after.unbind(), strict=True)))
+        mine.observe_after_update(dict(zip(TASKS, after.unbind(), strict=True)))
         reference.update(after)
     assert mine.logits.std() > 0.01
 

@@ -1,0 +1,1 @@
+"""What tasks share, and what each head reads of it."""

@@ -1,0 +1,140 @@
+"""The checks of a configuration that need no torch: a mistake on the command line is answered at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtl.config.redact import plain_secret_error
+from mtl.config.schema import Config, ConflictConfig, TrainerConfig
+from mtl.errors import ConfigError
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ValueError, one sentence with the key, for every mistake that can be told without torch."""
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    _check_keys(cfg, Config, "")
+    missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
+    for section in ("data", "backbone", "weighting", "strategy", "optimizer", "scheduler"):
+        _check_component(cfg, section)
+    if "rule" in cfg.strategy:
+        _check_component(cfg, "strategy.rule")
+    if not isinstance(cfg.optimizer.get("backbone"), DictConfig | None):
+        raise ConfigError(
+            f"optimizer.backbone={cfg.optimizer.backbone} must be a mapping, as in optimizer.backbone.lr=…."
+        )
+    for section in ("heads", "losses"):
+        if not isinstance(cfg[section], DictConfig) or not cfg[section]:
+            raise ConfigError(f"{section} must name at least one task.")
+        for task in cfg[section] if "_target_" not in cfg[section] else ():
+            _check_component(cfg, f"{section}.{task}")
+    _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
+    _check_chosen(cfg)
+    _check_values(cfg)
+
+
+def _check_keys(cfg: DictConfig, schema: type, prefix: str) -> None:
+    # `+key=…` gets past Hydra even into a typed section, and would then be ignored in silence.
+    accepted = {f.name: f for f in fields(schema)}
+    for key in cfg:
+        if key not in accepted:
+            raise ConfigError(f"{prefix}{key!s} is not a key of the configuration; {suggestion(str(key), accepted)}.")
+    for key in accepted:
+        default = accepted[key].default_factory
+        if is_dataclass(default):
+            _check_keys(cfg[key], typing.cast(type, default), f"{prefix}{key}.")
+
+
+def _check_component(cfg: DictConfig, key: str) -> None:
+    node = OmegaConf.select(cfg, key)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{key} must be a mapping with a _target_, the class to build; it is {node}.")
+
+
+def _check_tasks(heads: list[str], losses: list[str]) -> None:
+    for task in heads:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(task)):
+            raise ConfigError(f"heads.{task}: a task's name may have letters, digits, _ and - only.")
+    if "total" in heads:
+        raise ConfigError("heads.total: a task cannot be called total, for loss/total is the sum of the tasks' losses.")
+    if set(heads) != set(losses):
+        raise ConfigError(
+            f"heads and losses must name the same tasks, but heads has {', '.join(heads)} "
+            f"and losses has {', '.join(losses)}."
+        )
+
+
+def _check_chosen(cfg: DictConfig) -> None:
+    chosen, heads = cfg.tasks, [str(task) for task in cfg.heads]
+    if chosen is not None and not (len(chosen) and set(chosen) <= set(heads) and len(set(chosen)) == len(chosen)):
+        raise ConfigError(
+            f"tasks=[{','.join(chosen)}] must name tasks of the head set, each once, or be null for all of them; "
+            f"the head set has {', '.join(heads)}."
+        )
+
+
+def chosen_tasks(cfg: DictConfig) -> list[str]:
+    """The head set's tasks that are trained, in its order: those that ``tasks`` names, or all."""
+    return [task for task in cfg.heads if cfg.get("tasks") is None or task in cfg.tasks]
+
+
+def _check_values(cfg: DictConfig) -> None:
+    counts = [(f"trainer.{f.name}", cfg.trainer[f.name]) for f in fields(TrainerConfig)]
+    counts += [(f"conflict.{f.name}", cfg.conflict[f.name]) for f in fields(ConflictConfig)]
+    for key, value in counts:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least = 0 if key in ("trainer.num_workers", "trainer.keep", "trainer.examples") else 1
+        if not (value > 0 if isinstance(value, float) else value >= least):
+            raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
+    trainer = cfg.trainer
+    if trainer.max_steps is None and trainer.max_epochs is None and not trainer.fast_dev_run:
+        raise ConfigError("trainer.max_steps and trainer.max_epochs are both null: give at least one a number.")
+    if not 0 <= cfg.seed < 2**32:
+        raise ConfigError(f"seed={cfg.seed} must be from 0 to {2**32 - 1}.")
+    _check_choice("trainer.mode", trainer.mode, ("min", "max"))
+    _check_choice("trainer.precision", trainer.precision, ("32", "bf16", "fp16"))
+    _check_choice("trainer.accumulate", trainer.accumulate, ("micro", "exact"))
+    _check_choice("trainer.shard", trainer.shard, (None, "backbone", "all"))
+    _check_choice("trainer.on_nan", trainer.on_nan, ("raise", "skip"))
+    _check_choice("data.on_error", cfg.data.get("on_error", "raise"), ("raise", "skip"))
+    if trainer.shard is not None and cfg.conflict.audit_every is not None:
+        raise ConfigError(
+            f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use conflict.audit_every=null."
+        )
+    if trainer.shard is not None and trainer.precision == "fp16":
+        raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
+    if trainer.ema is not None and trainer.ema >= 1:
+        raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
+    _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
+        raise ConfigError(f"device={cfg.device} must be auto, cpu, cuda, cuda:<number> or mps.")
+    if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
+        raise ConfigError(f"resume={cfg.resume} does not exist: give a run folder, a checkpoint, or auto.")
+    if (words := plain_secret_error(cfg)) is not None:
+        raise ConfigError(words)
+
+
+def _check_choice(key: str, value: Any, accepted: tuple) -> None:
+    if value not in accepted:
+        names = ", ".join("null" if choice is None else choice for choice in accepted)
+        raise ConfigError(f"{key}={value} must be one of {names}.")
+
+
+def suggestion(key: str, accepted: Iterable[str]) -> str:
+    """The closest name, or all that are accepted: how an error about an unknown key ends."""
+    close = difflib.get_close_matches(key, list(accepted), n=1)
+    return f"did you mean {close[0]}" if close else f"accepted: {', '.join(accepted)}"

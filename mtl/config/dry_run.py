@@ -1,0 +1,180 @@
+"""The model's parts on two samples, before anything is trained: what does not fit is a ConfigError that names it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl.data.labels import Labels, labels_of
+from mtl.engine.chunks import chunk_shares, split_head
+from mtl.errors import ConfigError, first_line
+from mtl.gradients.cut import Cut, position_axis, split_positions
+from mtl.tasks import count_labels
+
+
+def describe_features(features: Any) -> dict[str, Any]:
+    """The properties of the features that a head's constructor may name.
+
+    Of ``[B, D]`` and ``[B, N, D]``: ``in_features`` = D. Of maps ``[B, C, H, W]``: ``in_channels`` = C. Of a list of
+    maps: ``channels``, one number a level.
+    """
+    if isinstance(features, Tensor):
+        return {"in_channels": features.shape[1]} if features.dim() == 4 else {"in_features": features.shape[-1]}
+    if isinstance(features, list | tuple) and all(isinstance(f, Tensor) and f.dim() == 4 for f in features):
+        return {"channels": [f.shape[1] for f in features]}
+    return {}
+
+
+def dry_run_backbone(backbone: Any, inputs: Any) -> Any:
+    """The features of two samples."""
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            return backbone.eval()(inputs)
+    except Exception as error:
+        words = first_line(error)
+        reason = words if isinstance(error, ValueError) else f"cannot take inputs of shape {_shape(inputs)}: {words}"
+        raise ConfigError(f"backbone: {reason}") from error
+    finally:
+        backbone.train(training)
+
+
+def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> Labels | None:
+    """One head and its loss on two samples, as the cut will run them, so that what does not fit is named.
+
+    Returns what the targets must look like, where these samples have any.
+    """
+    training = head.training
+    name = f"heads.{task.name} ({type(head).__name__})"
+    try:
+        prediction = head.eval()(Cut(features).features)
+        with torch.random.fork_rng(devices=[]):  # as in training: in-place dropout cannot work on a leaf
+            copy.deepcopy(head).train()(Cut(features).features)
+    except Exception as error:
+        raise ConfigError(
+            f"{name} cannot take the backbone's features of shape {_shape(features)}: {first_line(error)}"
+        ) from error
+    finally:
+        head.train(training)
+    if hasattr(prediction, "numel") and prediction.numel() == 0:
+        raise ConfigError(
+            f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more."
+        )
+    if task.name not in targets:
+        return None
+    target = targets[task.name]
+    pair = f"{name} with output of shape {_shape(prediction)} and targets of shape {_shape(target)}"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
+            loss = task.loss(prediction, target)
+    except Exception as error:
+        raise ConfigError(
+            f"losses.{task.name} ({type(task.loss).__name__}) does not fit {pair}: {first_line(error)}"
+        ) from error
+    if loss.numel() != 1:
+        raise ConfigError(f"losses.{task.name} must give one number, but gives {_shape(loss)}; use reduction=mean.")
+    for metric_name, metric in task.metrics.items():
+        try:
+            metric.update(prediction.detach(), target)
+        except Exception as error:
+            raise ConfigError(
+                f"The metric {task.name}/{metric_name} does not fit {pair}: {first_line(error)}"
+            ) from error
+        value = metric.compute()
+        if not hasattr(value, "numel") or value.numel() != 1:
+            raise ConfigError(f"The metric {task.name}/{metric_name} must give one number, but gives {_shape(value)}.")
+        metric.reset()
+    return labels_of(task.loss, prediction, target)
+
+
+def dry_run_chunks(task: Any, head: Any, features: Any, target: Any, count: int) -> None:
+    """Show that a head and its loss on ``count`` slices of the positions come to the same as on all at once.
+
+    That is so for a head that treats every position by itself and a loss that is the mean over its labels. ConfigError
+    for any other, by comparing numbers: no head has to say what it is. ``target`` is None where the samples have none.
+    """
+    key = f"strategy.token_chunks={count}"
+    if not isinstance(features, Tensor) or features.dim() not in (3, 4):
+        raise ConfigError(
+            f"{key} needs features that are one tensor [B, T, D] or [B, C, H, W]; they are {_shape(features)}."
+        )
+    positions = features.shape[position_axis(features)]
+    if count > positions:
+        raise ConfigError(f"{key} must be at most {positions}, the positions of the features {_shape(features)}.")
+    whole, parts = _predict_by_slices(key, f"heads.{task.name} ({type(head).__name__})", head, features, count)
+    if target is None:
+        return
+    if not isinstance(target, Tensor) or target.dim() < 2 or target.shape[position_axis(target)] % positions:
+        raise ConfigError(
+            f"{key}: the targets of {task.name}, {_shape(target)}, do not have one or more labels for each of the "
+            f"{positions} positions of the features."
+        )
+    for labels in (target, _with_gap(task, target)):
+        if not count_labels(task, labels):
+            continue
+        shares = chunk_shares([task], {task.name: labels}, positions, count)[task.name]
+        pieces = zip(parts, split_positions(labels, count, positions), shares, strict=True)
+        total = sum(share * task.loss(part, own) for part, own, share in pieces if share)
+        if not _close(total, task.loss(whole, labels)):
+            raise ConfigError(
+                f"{key}: losses.{task.name} ({type(task.loss).__name__}) is not the mean over the labels, so that the "
+                "losses of slices do not add up to it; use token_chunks=1."
+            )
+
+
+def _predict_by_slices(key: str, name: str, head: Any, features: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+    """The predictions of a head like this one, from all positions and from their slices; ConfigError if they differ."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        head = _without_dropout(copy.deepcopy(head).train())
+        for parameter in head.parameters():  # also what starts at zero is to show
+            parameter += 0.1 * torch.randn_like(parameter)
+        whole = head(features)
+        try:
+            mix, read = split_head(head)
+            parts = [read(part) for part in Cut(mix(features)).slices(count)]
+            same = all(map(_close, parts, split_positions(whole, count)))
+        except Exception as error:
+            raise ConfigError(f"{key}: {name} cannot take a slice of the positions: {first_line(error)}") from error
+    if not same:
+        raise ConfigError(
+            f"{key}: {name} predicts something else from slices of the positions than from all of them, so that its "
+            "gradient would be another one; use token_chunks=1, or a head without attention, batch statistics or "
+            "kernels over positions."
+        )
+    return whole, parts
+
+
+def _without_dropout(head: Any) -> Any:
+    for module in head.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.eval()
+    return head
+
+
+def _with_gap(task: Any, target: Tensor) -> Tensor:
+    """The target without labels in the first half of its positions, where the loss has an ignore_index."""
+    if target.is_floating_point() or not hasattr(task.loss, "ignore_index"):
+        return target
+    target = target.clone()
+    split_positions(target, 2)[0].fill_(task.loss.ignore_index)
+    return target
+
+
+def _close(a: Any, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item(), equal_nan=True)
+
+
+def _shape(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return str(list(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shape(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(_shape, value)) + ")"
+    return type(value).__name__

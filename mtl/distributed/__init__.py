@@ -1,0 +1,1 @@
+"""What more than one process needs, under torch.distributed's own names."""

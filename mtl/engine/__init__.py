@@ -1,0 +1,1 @@
+"""One step on this machine: everything that a strategy must not see."""

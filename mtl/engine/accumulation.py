@@ -1,0 +1,71 @@
+"""Gradient accumulation: an optimizer step from several batches, of the whole of which no graph fits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+from mtl.strategies import StepResult
+
+Batch = tuple[Any, Any]  # inputs and targets
+
+
+class RecomputedChunks(nn.Module):
+    """A trunk that runs on ``count`` pieces of a batch, one after the other, keeping no graph but one piece's.
+
+    The features are those of the whole batch, and the heads run on them: what a rule sees is the large batch. Going
+    backward, each piece runs forward once more (activation checkpointing over pieces); its random numbers are the same.
+    Batch normalisation sees one piece at a time.
+    """
+
+    def __init__(self, trunk: nn.Module, count: int) -> None:
+        super().__init__()
+        self.trunk, self.count = trunk, count
+
+    def forward(self, inputs: Any) -> Any:
+        """The features of all the pieces together."""
+        leaves, structure = pytree.tree_flatten(inputs)
+        split = [x.tensor_split(self.count) if isinstance(x, Tensor) else [x] * self.count for x in leaves]
+        pieces = [pytree.tree_unflatten(list(piece), structure) for piece in zip(*split, strict=True)]
+        features = [checkpoint(self.trunk, piece, use_reentrant=False) for piece in pieces]
+        return pytree.tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *features)
+
+
+def accumulate(
+    state: Any, first: Batch, more: Callable[[], Batch], count: int, **asked: bool
+) -> tuple[StepResult, Batch]:
+    """The mean of ``count`` batches' gradients, each by a strategy's step of its own, in ``.grad``; and the last batch.
+
+    Each batch has its own weights. The losses and weights in the result are means over the batches that have the task;
+    what was ``asked`` to be measured is of the last one.
+    """
+    batch, results = first, []
+    for number in range(count):
+        last = number == count - 1
+        if number:
+            batch = more()
+        with nullcontext() if last else state.model.unsynchronised():
+            only_last = {name: value and last for name, value in asked.items()}
+            results.append(state.strategy.step(state.model, state.tasks, *batch, **only_last))
+    if count == 1:
+        return results[0], batch
+    for group in state.optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.div_(count)
+    names = [task.name for task in state.tasks]
+    losses = _means([result.losses for result in results], names)
+    weights = _means([result.weights for result in results], names)
+    return replace(results[-1], losses=losses, weights=weights, measured=list(results[-1].losses)), batch
+
+
+def _means(results: Sequence[Mapping[str, Tensor]], tasks: Sequence[str]) -> dict[str, Tensor]:
+    seen = {task: [result[task] for result in results if task in result] for task in tasks}
+    return {task: torch.stack(values).mean() for task, values in seen.items() if values}

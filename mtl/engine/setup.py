@@ -1,0 +1,176 @@
+"""How a model is made to run: compiled, with activations computed again, in pieces, over several processes."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mtl.distributed.collectives import all_gather_object, get_world_size, is_distributed
+from mtl.distributed.data_parallel import all_parameters_used, broadcast_parameters, data_parallel
+from mtl.distributed.sharding import shard
+from mtl.engine.accumulation import RecomputedChunks
+from mtl.model import MultiTaskModel
+from mtl.strategies import Naive
+from mtl.tasks import loss_modules
+
+log = logging.getLogger(__name__)
+
+
+def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
+    """Make the model run as the trainer's settings say. ValueError, with the key, for what cannot be."""
+    model, device = parts.model, parts.device
+    if is_distributed():
+        _check_ranks(parts, strategy, trainer)
+        broadcast_parameters(model, loss_modules(parts.tasks))
+        if trainer.sync_batchnorm:
+            from mtl.distributed.sync_batchnorm import synchronised
+
+            model.backbone, model.heads = synchronised(model.backbone, device), synchronised(model.heads, device)
+    if trainer.grad_checkpointing:
+        _recompute_activations(model.backbone)
+    if trainer.compile:
+        _compile(model)
+    if trainer.shard is not None:
+        _shard(model, strategy, trainer)
+    trunk = model.backbone
+    if trainer.accumulate == "exact" and trainer.accumulate_grad_batches > 1:
+        trunk = RecomputedChunks(trunk, trainer.accumulate_grad_batches)
+    if trainer.grad_checkpointing or trunk is not model.backbone:
+        _move_statistics_once(model.backbone, trainer.compile)
+    if is_distributed() and trainer.shard is None and any(p.requires_grad for p in trunk.parameters()):
+        used = all_parameters_used(model.backbone, parts.example)
+        trunk = data_parallel(trunk, device, used)
+    if trunk is not model.backbone:
+        model.train_through(trunk)
+
+
+def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
+    ranks, samples = get_world_size(), min(len(parts.data.train), parts.data.batch_size)
+    if samples < ranks:
+        raise ValueError(
+            f"trainer.devices={ranks} must be at most {samples}, for every process needs a sample of each batch "
+            f"(data.batch_size={parts.data.batch_size}, {len(parts.data.train)} training samples)."
+        )
+    where = all_gather_object(f"{platform.node()}: {parts.device}")
+    if parts.device.type != "cpu" and len(set(where)) < ranks:
+        raise ValueError(f"device={parts.device} is that of several processes; every one needs its own: device=cuda.")
+    for task in parts.tasks:
+        if getattr(task.loss, "reduction", "mean") != "mean":
+            raise ValueError(
+                f"losses.{task.name}.reduction={task.loss.reduction}: with several processes a loss must be the mean "
+                "over its labels, for each has a part of them; use reduction=mean."
+            )
+    rule = getattr(strategy, "rule", None)
+    if getattr(rule, "needs_rows", False) and strategy.space == "features" and not getattr(rule, "elementwise", False):
+        raise ValueError(
+            f"strategy.space=features: {type(rule).__name__} works on whole rows, and with several processes each has "
+            "the features of its own samples only; use strategy.space=parameters."
+        )
+    shared = set(parts.model.shared_parameters())
+    for name, parameter in parts.model.heads.named_parameters():
+        if parameter in shared:
+            raise ValueError(f"heads.{name} is the backbone's parameter as well, which only one process can train.")
+
+
+# ------------------------------------------------------------------------------------- activation checkpointing
+
+
+def _recompute_activations(backbone: nn.Module) -> None:
+    """timm's activation checkpointing: ValueError for a backbone that has none."""
+    for module in backbone.modules():
+        setter: Any = getattr(module, "set_grad_checkpointing", None)
+        if callable(setter):
+            try:
+                setter(True)
+                return
+            except (AssertionError, NotImplementedError):  # how timm's models say that they cannot: told below
+                break
+    raise ValueError(f"trainer.grad_checkpointing=true: {type(backbone).__name__} has no set_grad_checkpointing.")
+
+
+def _move_statistics_once(backbone: nn.Module, compiled: bool) -> None:
+    """Keep what runs forward once more, on its way back, from moving the running statistics a second time."""
+    for module in backbone.modules() if not compiled else ():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(_hold)
+            module.register_forward_hook(_release, always_call=True)
+
+
+def _hold(norm: Any, inputs: Any) -> None:
+    if norm.training and torch._C._current_graph_task_id() != -1:  # inside of a backward pass
+        norm.held = norm.momentum
+        norm.momentum = 0.0
+
+
+def _release(norm: Any, inputs: Any, output: Any) -> None:
+    if hasattr(norm, "held"):
+        norm.momentum = norm.held
+        norm.num_batches_tracked -= 1
+        del norm.held
+
+
+# ------------------------------------------------------------------------------------------------ compilation
+
+
+def _compile(model: MultiTaskModel) -> None:
+    import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
+
+    # Heads of one class share their code's cache; beyond the limit torch would go on uncompiled and hardly say so.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(model.heads))
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 16 * len(model.heads))
+    # Buffers that the backward pass may overwrite save memory, and cannot be where a graph is kept for another pass.
+    functorch.donated_buffer = False
+    for module in (model.backbone, *model.heads.values()):
+        module.compile()
+
+
+class RecompileWarning:
+    """Says when torch compiles again after the first steps, which costs seconds each time."""
+
+    def __init__(self, model: MultiTaskModel, warm_up: int = 3) -> None:
+        self._on, self._steps, self._graphs = model.is_compiled(), warm_up, 0
+
+    def check(self, step: int) -> None:
+        """After each step."""
+        if not self._on:
+            return
+        from torch._dynamo.utils import counters
+
+        graphs = counters["stats"]["unique_graphs"]
+        self._steps -= 1
+        if self._steps < 0 and graphs > self._graphs:
+            log.warning(
+                "trainer.compile: torch has compiled %d more graphs in step %d; a batch of another size or task does "
+                "that, and TORCH_LOGS=recompiles says why.", graphs - self._graphs, step,
+            )  # fmt: skip
+        self._graphs = graphs
+
+
+# --------------------------------------------------------------------------------------------------- sharding
+
+
+def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
+    """Spread the parameters, their gradients and the optimizer's state over the ranks (FSDP2)."""
+    if getattr(strategy, "space", None) == "parameters":
+        raise ValueError(
+            f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use strategy.space=features "
+            "or trainer.shard=null."
+        )
+    if trainer.shard == "all" and isinstance(strategy, Naive):
+        raise ValueError(
+            "trainer.shard=all: with strategy=naive a process without labels of a task does not run its head, and the "
+            "others would wait for it; use strategy=detached, whose gradient is the same, or trainer.shard=backbone."
+        )
+    if trainer.ema is not None:
+        raise ValueError(f"trainer.shard={trainer.shard} cannot go with trainer.ema={trainer.ema}: leave one out.")
+    if not is_distributed():
+        raise ValueError(f"trainer.shard={trainer.shard} needs more than one process: trainer.devices=….")
+    for module in (model.backbone, *(model.heads.values() if trainer.shard == "all" else ())):
+        if any(p.requires_grad for p in module.parameters()):
+            shard(module)

@@ -1,0 +1,1 @@
+"""Tensors only: the cut, the tasks' gradients as rows, their Gram matrix."""

@@ -1,0 +1,214 @@
+"""The tasks' gradients as rows: one row a task, at the features or at the trunk's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl.distributed.collectives import all_reduce, all_reduce_coalesced, is_distributed
+from mtl.gradients.gram import CHUNK, gram
+
+
+class Rows:
+    """One row a task: its gradient with respect to the features (or other ``leaves``), flattened.
+
+    All leaves of one dtype lie side by side in one buffer ``[K, n]``, in float32 or better. A ``Rows`` that is kept
+    from step to step keeps its buffers: fresh memory costs eight times the copy into it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._layout: Any = None
+        self._sizes: list[tuple[int, torch.dtype, torch.device]] = []  # of each buffer: its n and its kind
+        self._buffers: list[Tensor] = []  # made when the first row comes
+        self._slots: list[tuple[int, slice, torch.Size]] = []  # of each leaf: its buffer, where in it, its shape
+
+    def start(self, tasks: int, leaves: Sequence[Tensor]) -> Rows:
+        """Empty the buffers and have them fit up to ``tasks`` rows over ``leaves``."""
+        self.count = 0
+        layout = (tasks, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        if layout != self._layout:
+            self._layout = layout
+            kinds = list(dict.fromkeys(map(_kind, leaves)))
+            lengths = [0] * len(kinds)
+            self._slots = []
+            for leaf in leaves:
+                i = kinds.index(_kind(leaf))
+                self._slots.append((i, slice(lengths[i], lengths[i] + leaf.numel()), leaf.shape))
+                lengths[i] += leaf.numel()
+            self._sizes = [(n, *kind) for n, kind in zip(lengths, kinds, strict=True)]
+            self._buffers = []
+        return self
+
+    def append(self, gradients: Sequence[Tensor | None], loss_scale: float = 1.0) -> None:
+        """Copy one task's gradients, divided by ``loss_scale``, in as the next row.
+
+        ``None`` is a leaf that the task does not depend on.
+        """
+        if not self._buffers:
+            tasks = self._layout[0]
+            self._buffers = [torch.empty(tasks, n, dtype=dtype, device=device) for n, dtype, device in self._sizes]
+        for (i, where, shape), gradient in zip(self._slots, gradients, strict=True):
+            target = self._buffers[i][self.count, where]
+            if gradient is None:
+                target.zero_()
+            else:
+                target.view(shape).copy_(gradient)
+                if loss_scale != 1:
+                    target.div_(loss_scale)
+        self.count += 1
+
+    def scale(self, weights: Sequence[Tensor]) -> None:
+        """Multiply each row by its weight, in place."""
+        for block in self.blocks():
+            for row, weight in zip(block, weights, strict=True):
+                row.mul_(weight.to(row.dtype))
+
+    def blocks(self) -> list[Tensor]:
+        """The rows as matrices ``[K, n_i]``, side by side: element by element, in the buffers themselves."""
+        return [buffer[: self.count] for buffer in self._buffers]
+
+    def row(self, task: int) -> list[Tensor]:
+        """Row ``task`` in the shapes of the leaves."""
+        return self.shaped([buffer[task] for buffer in self._buffers])
+
+    def shaped(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Vectors ``[n_i]``, one a block, as tensors in the shapes of the leaves."""
+        return [vectors[i][where].view(shape) for i, where, shape in self._slots]
+
+    def gram(self) -> Tensor:
+        """The Gram matrix ``[K, K]``, G_ij = <g_i, g_j>, in float64 on the CPU.
+
+        Exact to 1e-6 of its largest diagonal entry for rows of 2^24 elements.
+        """
+        return gram(self.blocks)
+
+    def whole_gram(self, space: str) -> Tensor:
+        """The Gram matrix over all ranks' batches, in ``features``, flattened, or ``features_sum``."""
+        return self.batch_summed_gram() if space == "features_sum" else all_reduce(self.gram())
+
+    def batch_summed_gram(self) -> Tensor:
+        """The Gram matrix of the rows summed over the batch, the first axis of every leaf; over all ranks' batches."""
+        blocks = self.blocks()
+        sums = [blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots]
+        all_reduce_coalesced(sums)
+        return gram(lambda: sums)
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
+        return self.shaped([weights.to(block) @ block for block in self.blocks()])
+
+    def places(self, before: int, samples: int) -> list[list[tuple[int, int, int]]]:
+        """Where each leaf of each block lies in that leaf of a batch of ``samples``, ``before`` of them earlier ones.
+
+        From where, to where, and how long the whole leaf is, in elements.
+        """
+        places: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
+        for i, _, shape in self._slots:
+            each = shape[1:].numel()
+            places[i].append((before * each, (before + shape[0]) * each, samples * each))
+        return places
+
+
+class OuterProductRows(Rows):
+    """Rows that are outer products, g_k = e_k w_k^T, and are not kept as more than that.
+
+    This is what linear heads with one output leave on features ``[..., D]``: ``errors`` [N, K] are the derivatives of
+    the losses by the outputs at each of the N positions, ``weights`` [K, D] the heads'. Then G = (E^T E) ∘ (W W^T).
+    """
+
+    def __init__(self, errors: Tensor, weights: Tensor, leaf: Tensor) -> None:
+        super().__init__()
+        self.start(len(weights), [leaf])
+        self.count = len(weights)
+        kind = self._sizes[0][1]
+        self._errors, self._weights, self._shape = errors.to(kind), weights.to(kind), leaf.shape
+
+    def scale(self, weights: Sequence[Tensor]) -> None:
+        """Multiply each row by its weight."""
+        self._errors = self._errors * torch.stack(list(weights)).to(self._errors)
+
+    def blocks(self) -> list[Tensor]:
+        """The rows as one matrix ``[K, N D]``, made anew."""
+        return [torch.stack([self.row(task)[0].flatten() for task in range(self.count)])]
+
+    def row(self, task: int) -> list[Tensor]:
+        """Row ``task`` in the shape of the leaf."""
+        return [torch.outer(self._errors[:, task], self._weights[task]).view(self._shape)]
+
+    def gram(self) -> Tensor:
+        """The Gram matrix ``[K, K]`` in float64 on the CPU, from products that are K wide."""
+        return gram(lambda: [self._errors.T]) * gram(lambda: [self._weights])
+
+    def batch_summed_gram(self) -> Tensor:
+        """As Rows.batch_summed_gram; over several processes multiplied out, for another one's rows may be plain."""
+        errors = self._errors.unflatten(0, self._shape[:-1]).sum(0).reshape(-1, self.count)
+        if not is_distributed():
+            return gram(lambda: [errors.T]) * gram(lambda: [self._weights])
+        sums = (errors.T[:, :, None] * self._weights[:, None]).flatten(1)
+        all_reduce_coalesced([sums])
+        return gram(lambda: [sums])
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """The direction sum_k w_k g_k for ``weights`` [K]."""
+        return [(self._errors * weights.to(self._errors) @ self._weights).view(self._shape)]
+
+
+class ParameterRows:
+    """Rows over the trunk's parameters: one tuple of gradients a task, as the backward made them, without a copy.
+
+    Has the methods of Rows that a strategy needs.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self._rows: list[list[Tensor]] = []
+
+    def append(self, gradients: Sequence[Tensor | None]) -> None:
+        """Keep one task's gradients as the next row; ``None`` is a parameter that it does not depend on."""
+        pairs = zip(self._parameters, gradients, strict=True)
+        self._rows.append([torch.zeros_like(p) if g is None else g for p, g in pairs])
+
+    def sum_over_ranks(self) -> None:
+        """Make them the whole batch's: unlike those at the features, rows here overlap, so that they must travel."""
+        for row in self._rows:
+            all_reduce_coalesced(row)
+
+    def blocks(self) -> list[Tensor]:
+        """The rows as matrices ``[K, n_i]``, one a parameter: a copy of them all."""
+        return [torch.stack([g.flatten() for g in column]) for column in zip(*self._rows, strict=True)]
+
+    def shaped(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Vectors ``[n_i]``, one a parameter, in the parameters' shapes and order in memory."""
+        return [_laid_out_as(p, vector) for vector, p in zip(vectors, self._parameters, strict=True)]
+
+    def gram(self) -> Tensor:
+        """The Gram matrix ``[K, K]`` in float64 on the CPU; see Rows.gram."""
+        return gram(self._pieces)
+
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """The direction sum_i w_i g_i for ``weights`` [K], in the parameters' shapes."""
+        directions = [torch.zeros_like(p) for p in self._parameters]
+        for row, weight in zip(self._rows, weights.tolist(), strict=True):
+            torch._foreach_add_(directions, row, alpha=weight)
+        return directions
+
+    def _pieces(self) -> Iterator[Tensor]:
+        # Stacked a cache full at a time: a stack of the whole would double the memory and the time.
+        for column in zip(*self._rows, strict=True):
+            flat = [gradient.flatten() for gradient in column]
+            for start in range(0, len(flat[0]), CHUNK):
+                yield torch.stack([vector[start : start + CHUNK] for vector in flat])
+
+
+def _laid_out_as(parameter: Tensor, flat: Tensor) -> Tensor:
+    """A row-major flat gradient in a parameter's shape and order in memory, which torch's fused optimizers rely on."""
+    shaped = flat.view(parameter.shape)
+    return shaped if parameter.is_contiguous() else torch.empty_like(parameter).copy_(shaped)
+
+
+def _kind(leaf: Tensor) -> tuple[torch.dtype, torch.device]:
+    return torch.promote_types(leaf.dtype, torch.float32), leaf.device

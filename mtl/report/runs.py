@@ -1,0 +1,182 @@
+"""Reads what runs have left in their folders: finished, unfinished or failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+# What two runs may differ in and still be the same experiment but for chance.
+IRRELEVANT = (
+    "seed", "name", "device", "resume", "skip_finished", "tracker", "conflict", "trainer.num_workers",
+    "trainer.log_every", "trainer.checkpoint_every", "trainer.keep", "trainer.examples",
+)  # fmt: skip
+OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started
+
+
+class ReportError(ValueError):
+    """What is wrong with the folders that a report was asked for, in one sentence."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One run folder. What is not there, or not yet, is empty."""
+
+    folder: Path
+    name: str = ""  # the folder as seen from the report's
+    config: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    status: str = "unknown"
+    error: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    series: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # "val/loss/a": steps, values
+    broken: int = 0  # lines of metrics.jsonl that are no JSON
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has test metrics. A run that was not started by the command line has no status."""
+        return self.status in ("finished", "unknown") and bool(self.summary.get("test"))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that are trained."""
+        heads = [str(task) for task in self.config.get("heads") or ()]
+        chosen = self.config.get("tasks")
+        return [task for task in heads if chosen is None or task in chosen]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration as one flat mapping, without what does not matter to the result."""
+        flat = flatten(self.config)
+        return {key: v for key, v in flat.items() if not any(key == n or key.startswith(f"{n}.") for n in IRRELEVANT)}
+
+    @property
+    def command(self) -> str:
+        """The command line it was started with."""
+        return " ".join(["mtl-train", *(shlex.quote(o) for o in self.overrides if not o.startswith("skip_finished"))])
+
+    @property
+    def step_seconds(self) -> float:
+        """The fastest reading of a step's time: what else the machine did can only have added to it."""
+        values = self.series.get("train/time/step", (None, np.array([])))[1]
+        return float(values.min()) if len(values) else float("nan")
+
+    @property
+    def peak_memory(self) -> float:
+        """Bytes at the peak of a step."""
+        value = self.summary.get("memory/peak")
+        return float("nan") if value is None else float(value)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nesting of mappings as one, with dotted keys; lists and empty mappings as JSON."""
+    if isinstance(value, Mapping) and value:
+        items = (flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
+        return {key: leaf for part in items for key, leaf in part.items()}
+    return {prefix: json.dumps(value, default=str) if isinstance(value, Mapping | list) else value} if prefix else {}
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """Every run at or below the paths, in the order of their folders. ReportError where there is none."""
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise ReportError(f"{path} {what}: give the folder of a run, or of a sweep.")
+        found = sorted(_run_folders(path), key=_natural)
+        if not found:
+            raise ReportError(f"{path} holds no run: no folder in it has a status.json or a metrics.jsonl.")
+        folders |= dict.fromkeys(folder.resolve() for folder in found)
+    home = common_folder(paths)
+    return [read_run(folder, os.path.relpath(folder, home)) for folder in folders]
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all the paths; of one path, itself."""
+    return Path(os.path.commonpath([path.resolve() for path in paths]))
+
+
+def _run_folders(path: Path) -> Iterable[Path]:
+    for parent, below, files in os.walk(path):
+        if "metrics.jsonl" in files or "status.json" in files:
+            below.clear()
+            yield Path(parent)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(len(part) if part.isdigit() else 0, part) for part in path.parts]  # job 10 after job 9
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """What a run's folder says."""
+    status, file = read_json(folder / "status.json"), folder / "config.yaml"
+    run = Run(
+        folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
+    )
+    run.summary = read_json(folder / "summary.json")
+    text = file.read_text() if file.is_file() else ""
+    run.config = _yaml(text)
+    first = text.split("\n", 1)[0]
+    if first.startswith(OVERRIDES):
+        run.overrides = json.loads(first.removeprefix(OVERRIDES))
+    _read_series(run)
+    return run
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(
+            text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )  # ten times as fast, where it was built
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file; empty where there is none, or only a part of one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_series(run: Run) -> None:
+    """Every metric as a pair of arrays. Rows with the same names are turned into columns all at once, by NumPy."""
+    try:
+        lines = (run.folder / "metrics.jsonl").read_text().split("\n")
+    except OSError:
+        return
+    layouts: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    for line in lines[:-1]:  # after the last newline there is nothing, or a line that was cut off
+        try:
+            row = json.loads(line)
+            split = row.pop("split")
+            layouts.setdefault((split, *row), []).append(tuple(row.values()))
+        except (ValueError, KeyError, AttributeError):
+            run.broken += 1
+    parts: dict[str, list[np.ndarray]] = {}
+    for (split, *names), rows in layouts.items():
+        values = np.array(rows, dtype=float).T  # null becomes NaN
+        steps = values[names.index("step")]
+        for name, column in zip(names, values, strict=True):
+            if name not in ("step", "epoch"):
+                known = np.isfinite(column)
+                parts.setdefault(f"{split}/{name}", []).append(np.stack([steps[known], column[known]]))
+    for name, found in parts.items():
+        steps, column = np.concatenate(found, axis=1)
+        order = steps.argsort(kind="stable")
+        run.series[name] = (steps[order], column[order])

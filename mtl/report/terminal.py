@@ -1,0 +1,137 @@
+"""What a run or a sweep says of itself in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+
+def read_metrics(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl of one split; a last line that was cut off is left out."""
+    rows = []
+    with (folder / "metrics.jsonl").open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+    return [row for row in rows if row["split"] == split]
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """What a run's status.json says; None if there is none."""
+    return _read_json(folder / "status.json") or None
+
+
+def best_value(folder: Path) -> float | None:
+    """The monitored metric's best value in a finished run."""
+    return _read_json(folder / "summary.json").get("best", {}).get("monitor")
+
+
+def task_names(metrics: Mapping[str, Any]) -> list[str]:
+    """The tasks that a row has a loss of, in its order."""
+    return [name.removeprefix("loss/") for name in metrics if name.startswith("loss/") and name != "loss/total"]
+
+
+def one_line(row: Mapping[str, float]) -> str:
+    """A row's most telling numbers on one line."""
+    parts = [f"loss/{task} {row[f'loss/{task}']:.4f}" for task in task_names(row)]
+    if "conflict/cos_mean" in row:
+        parts.append(f"conflict/cos_mean {row['conflict/cos_mean']:+.2f}")
+    if "samples_per_second" in row:
+        parts.append(f"{row['samples_per_second']:.0f} samples/s")
+    return ", ".join(parts)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns as wide as they need to be; numbers to the right, with four digits after the point."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numeric = [all(not isinstance(row[i], str) or row[i] == "–" for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def task_table(title: str, metrics: Mapping[str, float]) -> str:
+    """A line a task with its loss and its metrics."""
+    tasks = task_names(metrics)
+    columns = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in tasks))
+    rows = [[t, metrics[f"loss/{t}"], *(metrics.get(f"{t}/{c}", "–") for c in columns)] for t in tasks]
+    return table([title, "loss", *columns], rows)
+
+
+def only_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without where it stands."""
+    return {name: value for name, value in row.items() if name not in ("step", "epoch", "split")}
+
+
+def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of every conflict metric over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("conflict/"))
+    return {name: mean(rows, name) for name in names}
+
+
+def final_report(folder: Path) -> str:
+    """What a run ends with: its test metrics, its conflict metrics, and where everything is."""
+    summary = _read_json(folder / "summary.json")
+    parts = [
+        task_table(f"test, best model (step {summary['best']['step']})", summary["test"]),
+        conflict_table(folder),
+    ]
+    return "\n\n".join(
+        ["", *(part for part in parts if part), f"Everything is in {folder}: {', '.join(_contents(folder))}"]
+    )
+
+
+def _contents(folder: Path) -> list[str]:
+    return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name != ".lock")
+
+
+def conflict_table(folder: Path) -> str | None:
+    """The mean of every conflict metric over the run and over its last quarter; None if none was measured."""
+    rows = [row for row in read_metrics(folder, "train") if any(name.startswith("conflict/") for name in row)]
+    if not rows:
+        return None
+    whole, late = mean_conflict(rows), mean_conflict(rows[-max(1, len(rows) // 4) :])
+    return table(
+        ["gradient conflict", "whole run", "last quarter"],
+        [[name.removeprefix("conflict/"), value, late.get(name, "–")] for name, value in whole.items()],
+    )
+
+
+def overview(sweep: Path) -> str | None:
+    """A line a job of a sweep: what it was, how it ended, its test metrics; None if there is no job."""
+    jobs = sorted((p.parent for p in sweep.glob("*/status.json")), key=lambda p: (len(p.name), p.name))
+    if not jobs:
+        return None
+    summaries = [_read_json(job / "summary.json") for job in jobs]
+    names = list(dict.fromkeys(name for summary in summaries for name in summary.get("test", {})))
+    statuses = [_read_json(job / "status.json") for job in jobs]
+    overrides = [_overrides(job) for job in jobs]
+    shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
+    rows = []
+    for job, given, status, summary in zip(jobs, overrides, statuses, summaries, strict=True):
+        own = " ".join(override for override in given if override not in shared)
+        rows.append([job.name, own, status["status"], *(summary.get("test", {}).get(name, "–") for name in names)])
+    failures = [f"job {j.name}: {s['error']}" for j, s in zip(jobs, statuses, strict=True) if "error" in s]
+    return "\n".join([table(["job", "overrides", "status", *names], rows), *failures])
+
+
+def mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean of a metric over the rows that have it; NaN where none has."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return fmean(values) if values else float("nan")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _overrides(job: Path) -> list[str]:
+    path = job / ".hydra" / "overrides.yaml"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [line.removeprefix("- ") for line in lines if line != "[]"]

@@ -1,0 +1,192 @@
+"""Checkpoints: written whole or not at all, verified when they are read, plain tensors and numbers inside."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtl.runs.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+
+FORMAT = 4
+FOLDER = "checkpoints"  # in a run's folder
+
+
+def save(path: Path, content: dict[str, Any], also: Sequence[str] = ()) -> None:
+    """Write ``content`` to ``path`` and its sha256 to ``path.sha256``; ``also``: further names of the same file.
+
+    The file is written under another name, flushed to the disk and renamed: a reader finds the old checkpoint or the
+    new one, never a part. The further names are hard links where the file system has them, and cost no space.
+    OSError or RuntimeError (which is what torch raises on a full disk) where it cannot be written; then whatever was
+    there before still is.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _sha256(temporary)
+        _publish(temporary, path, digest)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for name in also:
+        _link(path, path.with_name(name), digest)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint and its sha256."""
+    path.unlink(missing_ok=True)
+    _sidecar(path).unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, or a run folder's last one. ValueError if it is not there, broken, or no checkpoint.
+
+    Only tensors and plain types are read (``weights_only``): a checkpoint cannot run code.
+    """
+    if path.is_dir():
+        path = path / FOLDER / "last.pt"
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}.")
+    verified = _verify(path)
+    content = _read(path)
+    if not verified:
+        log.warning("%s has no sha256 beside it: its content could not be verified.", path)
+    return content
+
+
+def latest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of a run folder that is furthest on and valid; None if there is none at all.
+
+    A broken one is passed over with a warning. ValueError if there are some, and all are broken: it is for a person to
+    say that the run starts over.
+    """
+    steps: dict[Path, int] = {}
+    for path in sorted((folder / FOLDER).glob("*.pt"), key=lambda path: path.name != "last.pt"):
+        try:
+            steps[path] = _read(path, only_look=True)["step"]
+        except ValueError as error:
+            _pass_over(error)
+    for path in sorted(steps, key=lambda path: -steps[path]):
+        try:
+            return path, load(path)
+        except ValueError as error:
+            _pass_over(error)
+    if any((folder / FOLDER).glob("*.pt")):
+        raise ValueError(f"none of the checkpoints in {folder / FOLDER} can be used: move them away to start over.")
+    return None
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint was saved at; None if it is not there or broken."""
+    if not path.is_file():
+        return None
+    try:
+        _verify(path)
+        return _read(path, only_look=True)["step"]
+    except ValueError:
+        return None
+
+
+def restore_folder(folder: Path, step: int, best_step: int) -> bool:
+    """Make a run folder's checkpoints what they were at ``step``; returns whether the best model of then is there.
+
+    What came later is removed, and what is broken gets another name. A process that was killed between the names of
+    one checkpoint leaves ``best.pt`` behind ``last.pt``; the missing name is made up for.
+    """
+    folder = folder / FOLDER
+    steps = {path: step_of(path) for path in sorted(folder.glob("*.pt"))}
+    for name, wanted in (("last.pt", step), ("best.pt", best_step)):
+        source = next((path for path, found in steps.items() if found == wanted), None)
+        if source is not None and steps.get(folder / name) != wanted:
+            _link(source, folder / name)
+            steps[folder / name] = wanted
+    for path, found in steps.items():
+        if found is None:
+            path.rename(path.with_name(f"{path.name}.broken"))
+        elif found > step:
+            remove(path)
+    return steps.get(folder / "best.pt") == best_step
+
+
+def _pass_over(error: ValueError) -> None:
+    log.warning("PASSED OVER: %s Resuming goes on with an older checkpoint, if there is one.", error)
+
+
+def _verify(path: Path) -> bool:
+    """Whether there is a sha256 to compare with; ValueError if it is another one."""
+    sidecar = _sidecar(path)
+    if sidecar.is_file() and _sha256(path) not in sidecar.read_text().split():
+        raise ValueError(f"The checkpoint {path} is broken: its content does not have the sha256 in {sidecar.name}.")
+    return sidecar.is_file()
+
+
+def _read(path: Path, only_look: bool = False) -> dict[str, Any]:
+    try:
+        # Mapped into memory, only what is looked at is read from the disk.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_look)
+    except (OSError, MemoryError):  # nothing is wrong with the file
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if found != FORMAT or "step" not in content:
+        raise ValueError(f"{path} is not a checkpoint of format {FORMAT}, the one this version reads; it is {found}.")
+    return content
+
+
+def _publish(temporary: Path, path: Path, digest: str) -> None:
+    new = f"{digest}  {path.name}\n"
+    # While the files change places, either content is right.
+    old = _sidecar(path).read_text() if _sidecar(path).is_file() else ""
+    write_atomic(_sidecar(path), new + old, fsync=True)
+    os.replace(temporary, path)
+    write_atomic(_sidecar(path), new, fsync=True)
+    _flush_folder(path.parent)
+
+
+def _link(path: Path, other: Path, digest: str | None = None) -> None:
+    temporary = other.with_name(f"{other.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # not every file system has hard links
+            shutil.copyfile(path, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        _publish(temporary, other, digest or _sha256(path))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    # A new name is on the disk only when its folder is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

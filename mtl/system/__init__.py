@@ -1,0 +1,1 @@
+"""The machine: environment, memory, time, signals."""

@@ -1,0 +1,1 @@
+"""The loop over steps, its state, and the evaluation."""

@@ -1,0 +1,47 @@
+"""What a run comes to: the content of summary.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtl import report
+from mtl.system import environment
+from mtl.training.state import TrainState
+
+
+def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict[str, Any]:
+    """The content of summary.json."""
+    unreadable = state.unreadable_anywhere()
+    train, val = report.read_metrics(folder, "train"), report.read_metrics(folder, "val")
+    last = train[-1] if train else {}
+    return {
+        "steps": state.step,
+        "test": test,
+        "best": {
+            "step": state.best_step,
+            "monitor": state.best,
+            "val": state.best_metrics,
+        },
+        "last": {"val": report.only_metrics(val[-1]) if val else {}},
+        "higher_is_better": {
+            f"{task.name}/{name}": metric.higher_is_better
+            for task in state.tasks
+            for name, metric in task.metrics.items()
+        },
+        "conflict": report.mean_conflict(train),
+        "parameters": {
+            "shared": sum(p.numel() for p in state.model.shared_parameters()),
+            "heads": {name: sum(p.numel() for p in head.parameters()) for name, head in state.model.heads.items()},
+        },
+        "skipped": {
+            "steps": state.skips["total"],
+            "samples": {split: sorted(indices) for split, indices in unreadable.items() if indices},
+        },
+        "seconds": {"total": state.seconds, "step": last.get("time/step"), "data": last.get("time/data")},
+        "threads": torch.get_num_threads(),
+        "memory/peak": last.get("memory/peak"),
+        "versions": environment.describe(),
+    }

@@ -1,0 +1,157 @@
+"""Every strategy with every weighting trains the digits, and goes on after a state round trip to the last bit."""
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from support.composing import configuration
+from support.exactness import same
+
+from mtl.config.build import build
+from mtl.config.instantiate import CONF
+from mtl.engine.weighting import observe_after_update
+from mtl.errors import ConfigError
+
+STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+WEIGHTINGS = sorted(path.stem for path in (CONF / "weighting").glob("*.yaml"))
+SETTING = [
+    "~backbone", "+backbone._target_=support.networks.Tiny", "data.image_size=8", "data.batch_size=8",
+    "+head@heads.sum=linear", "heads.sum.out_features=19", "+losses.sum._target_=torch.nn.CrossEntropyLoss",
+    "trainer.max_steps=10", "trainer.limit_train_batches=2", "scheduler=constant",
+]  # fmt: skip
+
+
+# Future tokens: heads with a shared unembedding, on slices of the positions.
+TOKENS = [
+    "data=stdlib", f"data.path={Path(__file__)}", "data.context=12", "data.batch_size=4", "backbone=causal_transformer",
+    "backbone.width=8", "backbone.depth=1", "heads=next_2", "heads.next_1.layer=transformer", "share=[unembedding]",
+    "trainer.max_steps=10", "trainer.limit_train_batches=2", "scheduler=constant", "device=cpu",
+]  # fmt: skip
+
+
+def built(*overrides):
+    return built_from(configuration(*SETTING, *overrides))
+
+
+def built_from(cfg):
+    parts, state = build(cfg)
+    state.model.train()
+    return parts.data, state
+
+
+def take_steps(data, state, numbers):
+    """Some steps as the loop takes them; in one of them a task has no labels."""
+    for step in numbers:
+        inputs, targets = data.train.batch(list(range(8 * step, 8 * step + 8)), epoch=0)
+        if step == 3:
+            del targets[state.tasks[1].name]
+        state.optimizer.zero_grad()
+        result = state.strategy.step(state.model, state.tasks, inputs, targets)
+        assert all(torch.isfinite(value) for value in [*result.losses.values(), *result.weights.values()])
+        state.optimizer.step()
+        if state.strategy.weighting.needs_losses_after_update:
+            observe_after_update(state.strategy.weighting, state.model, state.tasks, inputs, targets)
+        state.step += 1
+
+
+def stored(state):
+    """The state as a checkpoint holds it: plain types only."""
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_trains_and_goes_on_to_the_last_bit(strategy, weighting):
+    goes_on(configuration(*SETTING, f"strategy={strategy}", f"weighting={weighting}"))
+
+
+# A weighting of each kind: known before the heads run, by the loss itself, late.
+PAIRS = [("detached", w) for w in WEIGHTINGS] + [
+    (s, w) for s in ("naive", "mgda", "graddrop", "moco") for w in ("equal", "log", "famo")
+]
+
+
+@pytest.mark.parametrize(("strategy", "weighting"), PAIRS)
+def test_tokens_train_and_go_on_to_the_last_bit(strategy, weighting):
+    chunks = 1 if strategy == "naive" else 3
+    cfg = configuration(*TOKENS, f"strategy={strategy}", f"weighting={weighting}")
+    cfg.strategy.token_chunks = chunks
+    goes_on(cfg)
+
+
+@pytest.mark.parametrize("option", ["space=features_sum", "space=parameters", "every=3", "head_scale=weights"])
+def test_the_options_of_balancing_on_tokens(option):
+    goes_on(configuration(*TOKENS, "strategy=pcgrad", f"strategy.{option}", "strategy.token_chunks=3"))
+
+
+def goes_on(cfg):
+    data, state = built_from(cfg)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    take_steps(data, state, range(2))
+    middle = stored(state)
+    take_steps(data, state, range(2, 6))
+    assert all(not torch.equal(p, q) for p, q in zip(before, state.model.parameters(), strict=True))
+    end = copy.deepcopy(state.state_dict())
+    state.load_state_dict(middle)  # in place of all that the last steps have left
+    take_steps(data, state, range(2, 6))
+    assert same(end, state.state_dict())
+
+
+def test_a_lost_state_is_seen():
+    """Negative control: GradVac's averages, left out of what is loaded, change the parameters."""
+    ends = []
+    for lose in (False, True):
+        data, state = built("strategy=gradvac")
+        take_steps(data, state, range(2))
+        middle = stored(state)
+        if lose:
+            middle["strategy"] = {k: v if "rule" not in k or v.dtype != torch.float64 else v + 0.5
+                                  for k, v in middle["strategy"].items()}  # fmt: skip
+        state.load_state_dict(middle)
+        take_steps(data, state, range(2, 6))
+        ends.append(stored(state)["model"])
+    assert not same(*ends)
+
+
+@pytest.mark.parametrize("strategy", ["mgda", "pcgrad", "nash_mtl", "cagrad"])
+@pytest.mark.parametrize("option", ["space=features_sum", "space=parameters", "every=3", "head_scale=weights"])
+def test_the_options_of_balancing(strategy, option):
+    data, state = built(f"strategy={strategy}", f"strategy.{option}")
+    take_steps(data, state, range(6))
+
+
+def test_rules_of_torchjd_plug_in_by_their_name_alone():
+    pytest.importorskip("torchjd")
+    data, state = built("strategy=mgda", "strategy.rule._target_=torchjd.aggregation.UPGradWeighting")
+    take_steps(data, state, range(4))
+    assert type(state.strategy.rule).__module__.startswith("torchjd")
+
+
+def test_parameter_space_needs_parameters():
+    with pytest.raises(ConfigError, match=r"strategy.space=parameters: the backbone has no parameter to train"):
+        built("strategy=mgda", "strategy.space=parameters", "backbone._target_=support.networks.Frozen")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy=cagrad", "strategy.rule.c=-1"], "strategy.rule: c=-1"),
+        (["strategy=fairgrad", "strategy.rule.alpha=x"], "strategy.rule.alpha=x has the wrong type"),
+        (["strategy=mgda", "+strategy.rule.beta=1"], "strategy.rule.beta is not an argument of mtl.rules.MGDA"),
+        (["strategy=mgda", "strategy.space=weights"], "strategy: space=weights must be one of features, features_sum"),
+        (["strategy=graddrop", "+strategy.every=2"], "strategy: GradDrop works on the rows themselves: it needs"),
+        (["strategy=mgda", "strategy.every=0"], "strategy: every=0 must be 1 or more"),
+        (["strategy=mgda", "+strategy.evry=2"], "strategy.evry is not an argument of mtl.strategies.Balanced; did"),
+        (["weighting=dwa", "weighting.temperature=0"], "weighting: temperature=0"),
+        (["weighting=gradnorm", "weighting.alpha=-1"], "weighting: alpha=-1"),
+    ],
+)
+def test_a_mistake_in_balancing_is_named(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        built(*overrides)
+    assert message in str(caught.value)

@@ -1,0 +1,105 @@
+"""Small trunks of every kind of features, and tasks on them, in any dtype."""
+
+import torch
+from torch import nn
+
+from mtl.model import MultiTaskModel
+from mtl.tasks import Task
+
+
+class Pyramid(nn.Module):
+    """Three maps in a nesting; the last one is read by no head, and one leaf is no float at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in ((1, 4), (4, 6), (6, 8))
+        )
+
+    def forward(self, x):
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return {"levels": (maps[0], maps[1]), "unread": [maps[2]], "sizes": torch.arange(3)}
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(8, 6)
+        self.block = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.1, batch_first=True)
+
+    def forward(self, x):
+        return self.block(self.embed(x[:, 0]))
+
+
+def pooled():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2), nn.AvgPool2d(4), nn.Flatten(),
+        nn.Linear(24, 10), nn.Tanh(),
+    )  # fmt: skip
+
+
+class PyramidHead(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.linear = nn.Linear(4 + 6, outputs)
+
+    def forward(self, z):
+        return self.linear(torch.cat([level.mean((2, 3)) for level in z["levels"]], 1))
+
+
+class TokenHead(nn.Linear):
+    def forward(self, z):
+        return super().forward(z.mean(1))
+
+
+TRUNKS = {"pooled": pooled, "tokens": Tokens, "pyramid": Pyramid}
+HEADS = {
+    "pooled": lambda: nn.Sequential(nn.Linear(10, 7), nn.BatchNorm1d(7), nn.Dropout(0.1), nn.ReLU(), nn.Linear(7, 3)),
+    "tokens": lambda: TokenHead(6, 3),
+    "pyramid": lambda: PyramidHead(3),
+}
+
+
+def make(kind, count, dtype=torch.float64, seed=0):
+    """A model with ``count`` heads, its tasks (classification and regression in turn), a batch of 6."""
+    torch.manual_seed(seed)
+    names = [f"task{i}" for i in range(count)]
+    model = MultiTaskModel(TRUNKS[kind](), {name: HEADS[kind]() for name in names}).to(dtype)
+    tasks = [Task(name, nn.MSELoss() if i % 2 else nn.CrossEntropyLoss()) for i, name in enumerate(names)]
+    inputs = torch.randn(6, 1, 8, 8, dtype=dtype)
+    targets = {
+        name: torch.randn(6, 3, dtype=dtype) if i % 2 else torch.randint(3, (6,)) for i, name in enumerate(names)
+    }
+    return model, tasks, inputs, targets
+
+
+def gradients(strategy, model, tasks, inputs, targets, measure=False):
+    """Every parameter's gradient after one step from the same random state; zeros where there is none."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    result = strategy.step(model, tasks, inputs, targets, measure=measure)
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}, result
+
+
+def distance(a, b):
+    """|a - b| / |a| over all parameters together."""
+    difference = sum((a[n] - b[n]).double().square().sum() for n in a).sqrt()
+    return (difference / sum(a[n].double().square().sum() for n in a).sqrt()).item()
+
+
+class Tiny(nn.Sequential):
+    """The smallest trunk that the digits can be run on."""
+
+    def __init__(self, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(image_size**2, 8), nn.Dropout(0.1), nn.Tanh())
+
+
+class Frozen(Tiny):
+    """A trunk that is not trained."""
+
+    def __init__(self, image_size):
+        super().__init__(image_size)
+        self.requires_grad_(False)
