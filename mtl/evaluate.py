@@ -42,7 +42,7 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     parts = build_parts(cfg)
     parts.model.load_state_dict(content["ema"] or content["model"])
     loss_modules(parts.tasks).load_state_dict(content["losses"])
-    return evaluate(parts.model, parts.tasks, split_batches(parts.data, split, cfg, parts.tasks), parts.device)
+    return evaluate(parts.engine, split_batches(parts.data, split, cfg, parts.tasks), parts.device)
 
 
 def _check_code(path: Path, config: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def bf16(trunk: str, heads: str, tasks: int, batch: int, seconds: float, device:
 
     def within(precision: torch.dtype | None) -> Step:
         def run() -> None:
-            own.model.precision = precision
+            own.engine.precision.dtype = precision
             step()
 
         return run

@@ -86,9 +86,9 @@ def _torchjd(problem: Problem) -> dict[str, Step | str]:
 
 def _why_vmap_fails(problem: Problem) -> str:
     """What comes of two rows through the trunk at once, where some trunks cannot; nothing where they can."""
-    if len(problem.tasks) == 1 or (problem.model.precision is None and not problem.model.is_compiled()):
+    if len(problem.tasks) == 1 or (problem.engine.precision.dtype is None and not problem.model.is_compiled()):
         return ""
-    (z,) = _differentiable(problem.model.features(problem.inputs))[:1]
+    (z,) = _differentiable(problem.engine.features(problem.inputs))[:1]
     parameters = [p for p in problem.model.shared_parameters() if p.requires_grad]
     try:
         torch.vmap(lambda row: torch.autograd.grad(z, parameters, row, allow_unused=True))(torch.stack([z, z]).detach())
@@ -98,11 +98,11 @@ def _why_vmap_fails(problem: Problem) -> str:
 
 
 def _torchjd_at_parameters(problem: Problem, rule: Any, chunk: int | None, optimize: bool) -> Step:
-    model = problem.model
+    model, engine = problem.model, problem.engine
 
     def step() -> None:
-        features = model.features(problem.inputs)
-        losses = [model.loss(task, features, problem.targets[task.name]) for task in problem.tasks]
+        features = engine.features(problem.inputs)
+        losses = [engine.loss(task, features, problem.targets[task.name]) for task in problem.tasks]
         mtl_backward(losses, features=_differentiable(features), parallel_chunk_size=chunk)
         shared = [p for p in model.shared_parameters() if getattr(p, "jac", None) is not None]  # without the frozen
         jac_to_grad(shared, rule, optimize_gramian_computation=optimize)
@@ -111,15 +111,15 @@ def _torchjd_at_parameters(problem: Problem, rule: Any, chunk: int | None, optim
 
 
 def _torchjd_at_features(problem: Problem, rule: Any) -> Step:
-    model = problem.model
+    engine = problem.engine
 
     def step() -> None:
-        features = model.features(problem.inputs)
+        features = engine.features(problem.inputs)
         cut = pytree.tree_map_only(Tensor, lambda z: z.detach().requires_grad_(z.requires_grad), features)
         leaves = _differentiable(cut)
         rows = []
         for task in problem.tasks:
-            model.loss(task, cut, problem.targets[task.name]).backward()
+            engine.loss(task, cut, problem.targets[task.name]).backward()
             rows.append(torch.cat([_taken_gradient(leaf).flatten() for leaf in leaves]))
         matrix = torch.stack(rows)
         if matrix.dtype in (torch.bfloat16, torch.float16):  # which its solvers refuse
@@ -137,7 +137,7 @@ def _differentiable(features: Any) -> list[Tensor]:
 
 def _features(problem: Problem) -> list[Tensor]:
     with torch.no_grad():
-        return [z for z in pytree.tree_leaves(problem.model.features(problem.inputs)) if isinstance(z, Tensor)]
+        return [z for z in pytree.tree_leaves(problem.engine.features(problem.inputs)) if isinstance(z, Tensor)]
 
 
 def _taken_gradient(leaf: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def _libmtl_step(
     model = _libmtl_model(problem, weighting, rep_grad, in_list=lists or not rep_grad)
 
     def step() -> None:
-        with problem.model.autocast():
+        with problem.engine.autocast():
             predictions = model(problem.inputs)
             losses = [task.loss(predictions[task.name], problem.targets[task.name]) for task in problem.tasks]
             if not lists:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtl.backbones import CausalTransformer, Timm
+from mtl.engine.engine import Engine
+from mtl.engine.precision import Precision
 from mtl.heads import FPN, MLP, NextToken
 from mtl.losses import TokenCrossEntropy
 from mtl.model import MultiTaskModel
@@ -28,14 +31,20 @@ CONTEXT, WIDTH, DEPTH = 256, 256, 4  # of the causal transformer
 VOCABULARY = {"bytes": 256, "vocabulary": 8192}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Problem:
-    """A model, its tasks and one batch: what every step of one process works on."""
+    """A model, its tasks and one batch, on which every step of one process works; ``engine``: how the model runs."""
 
     model: MultiTaskModel
     tasks: list[Task]
     inputs: Any
     targets: dict[str, Tensor]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """In bf16 on a GPU."""
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        return Engine(self.model, self.tasks, Precision(None if on_cpu else torch.bfloat16))
 
 
 class Looped(nn.Linear):
@@ -70,7 +79,6 @@ def problem(trunk: str, heads: str, tasks: int, batch: int, device: str = "cpu")
     else:
         made = _on_images(trunk, heads, names, batch)
     model = made.model.to(device).train()
-    model.precision = torch.bfloat16 if device != "cpu" else None
     targets = {name: target.to(device) for name, target in made.targets.items()}
     return Problem(model, made.tasks, made.inputs.to(device), targets)
 

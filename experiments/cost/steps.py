@@ -68,7 +68,7 @@ def balanced(problem: Problem, rule: nn.Module, space: str = "features") -> Bala
 
 def ours(problem: Problem, strategy: nn.Module, **asked: bool) -> Step:
     """A strategy's step."""
-    return lambda: strategy.step(problem.model, problem.tasks, problem.inputs, problem.targets, **asked)
+    return lambda: problem.engine.step(strategy, problem.inputs, problem.targets, **asked)
 
 
 def with_metrics(problem: Problem, strategy: nn.Module) -> Step:
@@ -128,7 +128,7 @@ def mgda_by_hand(problem: Problem) -> Step:
 
 
 def _features(problem: Problem) -> Any:
-    with problem.model.autocast():
+    with problem.engine.autocast():
         return problem.model.backbone(problem.inputs)
 
 
@@ -142,5 +142,5 @@ def _cut(problem: Problem) -> tuple[list[Tensor], list[Tensor], Any]:
 
 def _loss(problem: Problem, k: int, features: Any) -> Tensor:
     task = problem.tasks[k]
-    with problem.model.autocast():
+    with problem.engine.autocast():
         return task.loss(problem.model.heads[task.name](features), problem.targets[task.name])

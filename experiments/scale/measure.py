@@ -15,7 +15,6 @@ import torch
 
 from mtl.config import load
 from mtl.config.build import build
-from mtl.engine.precision import loss_scale, unscale
 from mtl.system.memory import PeakMemory
 
 SHAPE = "backbone.name=resnet18", "data.image_size=64", "data.batch_size=32", "tracker=jsonl"
@@ -71,12 +70,11 @@ def step_of(options: list[str], device: str, count: int):
 
     def step() -> None:
         state.optimizer.zero_grad()
-        state.model.loss_scale = loss_scale(state.scaler, torch.device(device))
+        state.engine.precision.update_scale(torch.device(device))
         for i in range(count):
-            state.strategy.step(
-                state.model, parts.tasks, inputs[i::count], {name: target[i::count] for name, target in targets.items()}
-            )
-        unscale(state.scaler, state.optimizer)
+            own = {name: target[i::count] for name, target in targets.items()}
+            state.engine.step(state.strategy, inputs[i::count], own)
+        state.engine.precision.unscale(state.optimizer)
         state.optimizer.step()
 
     return step

@@ -32,7 +32,8 @@ def build_parts(cfg: DictConfig) -> Parts:
     from mtl.architectures.multi_input import Concatenated, own_samples, read_own_samples
     from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task
     from mtl.data.loader import Batches, sequential
-    from mtl.engine.precision import DTYPES
+    from mtl.engine.engine import Engine
+    from mtl.engine.precision import DTYPES, Precision
     from mtl.model import MultiTaskModel
     from mtl.system.environment import find_device
     from mtl.tasks import Task
@@ -76,20 +77,20 @@ def build_parts(cfg: DictConfig) -> Parts:
         task.to(device)
     if separate:
         read_own_samples(model)
-    model.precision = DTYPES[cfg.trainer.precision]
     model.to(device)
+    scaler = torch.amp.GradScaler(device.type) if cfg.trainer.precision == "fp16" else None
+    engine = Engine(model, tasks, Precision(DTYPES[cfg.trainer.precision], scaler))
     if cfg.trainer.precision == "fp16" and device.type == "cpu":
         log.warning("trainer.precision=fp16 on the CPU is for trials only: it is slow, and bf16 needs no loss scale.")
     if cfg.trainer.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         log.warning("trainer.precision=bf16: this CPU has no bf16 instructions, and is several times slower with it.")
     if cfg.trainer.channels_last:
         model.to(memory_format=torch.channels_last)
-    return Parts(data, model, tasks, device, to_device(inputs, device))
+    return Parts(data, engine, device, to_device(inputs, device))
 
 
 def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     """Build everything a run needs from a configuration, at its beginning. ConfigError for every mistake."""
-    import torch
     from timm.utils import ModelEmaV3
 
     from mtl.architectures.multi_input import common_space
@@ -136,8 +137,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     )
     if get_rank():  # each process draws its own dropout masks
         seed_everything((cfg.seed + get_rank()) % 2**32, cfg.trainer.deterministic)
-    scaler = torch.amp.GradScaler(parts.device.type, enabled=cfg.trainer.precision == "fp16")
-    return parts, TrainState(parts.model, parts.tasks, strategy, optimizer, scheduler, ema, scaler)
+    return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema)
 
 
 def _make_loss(losses: DictConfig, task: str) -> Any:

@@ -137,7 +137,7 @@ def _predict_by_slices(key: str, name: str, head: Any, features: Tensor, count: 
         whole = head(features)
         try:
             mix, read = split_head(head)
-            parts = [read(part) for part in Cut(mix(features)).slices(count)]
+            parts = [read(part) for part in Cut(mix(features)).chunks(count)]
             same = all(map(_close, parts, split_positions(whole, count)))
         except Exception as error:
             raise ConfigError(f"{key}: {name} cannot take a slice of the positions: {first_line(error)}") from error

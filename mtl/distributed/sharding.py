@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,3 +63,9 @@ def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape and not isinstance(value, DTensor):
                 state[name] = shard_like(value, p)
+
+
+def load_full_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict of full tensors, also into a module whose parameters are sharded."""
+    own = module.state_dict()
+    module.load_state_dict({n: shard_like(value, own[n]) if n in own else value for n, value in state.items()})

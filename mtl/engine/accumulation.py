@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from mtl.strategies import StepResult
+from mtl.engine.result import StepResult
 
 Batch = tuple[Any, Any]  # inputs and targets
 
 
 class RecomputedChunks(nn.Module):
-    """A trunk that runs on ``count`` pieces of a batch, one after the other, keeping no graph but one piece's.
+    """A trunk that runs on ``count`` chunks of a batch, one after the other, keeping no graph but one chunk's.
 
-    The features are those of the whole batch, and the heads run on them: what a rule sees is the large batch. Going
-    backward, each piece runs forward once more (activation checkpointing over pieces); its random numbers are the same.
-    Batch normalisation sees one piece at a time.
+    The features are those of the whole batch, and so the heads and a rule see the large batch. On the way back each
+    chunk runs forward once more (activation checkpointing over chunks), with the same random numbers. Batch
+    normalisation sees one chunk at a time.
     """
 
     def __init__(self, trunk: nn.Module, count: int) -> None:
@@ -30,30 +30,30 @@ class RecomputedChunks(nn.Module):
         self.trunk, self.count = trunk, count
 
     def forward(self, inputs: Any) -> Any:
-        """The features of all the pieces together."""
+        """The features of all chunks together."""
         leaves, structure = pytree.tree_flatten(inputs)
         split = [x.tensor_split(self.count) if isinstance(x, Tensor) else [x] * self.count for x in leaves]
-        pieces = [pytree.tree_unflatten(list(piece), structure) for piece in zip(*split, strict=True)]
-        features = [checkpoint(self.trunk, piece, use_reentrant=False) for piece in pieces]
+        chunks = [pytree.tree_unflatten(list(chunk), structure) for chunk in zip(*split, strict=True)]
+        features = [checkpoint(self.trunk, chunk, use_reentrant=False) for chunk in chunks]
         return pytree.tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *features)
 
 
 def accumulate(
-    state: Any, first: Batch, more: Callable[[], Batch], count: int, **asked: bool
+    state: Any, first: Batch, next_batch: Callable[[], Batch], count: int, **asked: bool
 ) -> tuple[StepResult, Batch]:
     """The mean of ``count`` batches' gradients, each by a strategy's step of its own, in ``.grad``; and the last batch.
 
     Each batch has its own weights. The losses and weights in the result are means over the batches that have the task;
-    what was ``asked`` to be measured is of the last one.
+    the measurements that are ``asked`` for (``measure``, ``audit``) are of the last batch.
     """
     batch, results = first, []
     for number in range(count):
         last = number == count - 1
         if number:
-            batch = more()
-        with nullcontext() if last else state.model.unsynchronised():
+            batch = next_batch()
+        with nullcontext() if last else state.engine.no_sync():
             only_last = {name: value and last for name, value in asked.items()}
-            results.append(state.strategy.step(state.model, state.tasks, *batch, **only_last))
+            results.append(state.engine.step(state.strategy, *batch, **only_last))
     if count == 1:
         return results[0], batch
     for group in state.optimizer.param_groups:

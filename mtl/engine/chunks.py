@@ -1,70 +1,73 @@
-"""A head on one slice of the positions after the other."""
+"""A head on one chunk of the positions after the other, so that one chunk of its output is alive at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mtl.engine.heads import Head
 from mtl.engine.weighting import DeferredGradients, times
 from mtl.gradients.cut import Cut, split_positions
-from mtl.model import MultiTaskModel
 from mtl.tasks import Task, where_labelled
 
+if TYPE_CHECKING:
+    from mtl.engine.engine import Engine
+    from mtl.engine.head_pass import HeadPass
+    from mtl.engine.step import Step
 
-def check_chunks(token_chunks: int) -> None:
-    """ValueError unless it is a number of slices."""
-    if token_chunks < 1:
-        raise ValueError(f"token_chunks={token_chunks} must be 1 or more.")
 
+class ChunkedHead(Head):
+    """A head that runs on ``len(shares)`` chunks of the positions; ``shares``: of the task's labels in each chunk.
 
-def run_chunks(
-    model: MultiTaskModel,
-    task: Task,
-    target: Tensor,
-    cut: Cut,
-    weigh: Callable,
-    parts_of_labels: Sequence[float],
-    share: float,
-) -> tuple[Tensor, Tensor]:
-    """As _run_head, with the head's output alive for one slice of the positions at a time.
-
-    The weight may depend on the loss, which is whole after the last slice only: it multiplies what they have left.
+    The weight may depend on the loss, which is complete after the last chunk: it multiplies the chunks' gradients then.
     """
-    apart = DeferredGradients(model, [task])
-    mix, read = split_head(model.heads[task.name])
-    with model.autocast():
-        inner = Cut(mix(cut.features))
-    loss = torch.zeros((), device=target.device)
-    parts = split_positions(target, len(parts_of_labels), inner.positions)
-    for features, part, labels in zip(inner.slices(len(parts_of_labels)), parts, parts_of_labels, strict=True):
-        if labels:  # a mean over no label is no number
-            loss = loss + _run_chunk(model, read, task, features, part, labels)
-    inner.collect()
-    inner.backward()
-    apart.take(task.name)
-    weight = weigh(task.name, loss)
-    apart.release({task.name: times(weight, share)})
-    for leaf in cut.leaves:
-        if leaf.grad is not None:
-            leaf.grad.mul_(times(weight, share))
-    return times(loss, share), weight
 
+    def __init__(self, heads: HeadPass, task: Task, shares: Sequence[float]) -> None:
+        super().__init__(heads, task)
+        self.chunk_shares = shares
 
-def _run_chunk(
-    model: MultiTaskModel, read: Callable, task: Task, features: Tensor, target: Tensor, labels: float
-) -> Tensor:
-    with model.autocast():
-        loss = task.loss(read(features), target) * labels
-    if loss.requires_grad:
-        loss.backward(torch.full_like(loss, model.loss_scale))
-    return loss.detach()
+    def _forward_backward(self, step: Step, cut: Cut) -> tuple[Tensor, Tensor]:
+        name, engine = self.task.name, step.engine
+        own = DeferredGradients(engine.model, [self.task])
+        mix, read = split_head(engine.model.heads[name])
+        with engine.autocast():
+            inner = Cut(mix(cut.features))
+        loss = self._run_chunks(engine, inner, read, step.targets[name])
+        inner.collect()
+        inner.backward()
+        own.stash(name)
+        weight, share = step.task_weights.weight(name, loss), step.shares[name]
+        own.apply({name: times(weight, share)})
+        for leaf in cut.leaves:
+            if leaf.grad is not None:
+                leaf.grad.mul_(times(weight, share))
+        return times(loss, share), weight
+
+    def _run_chunks(self, engine: Engine, inner: Cut, read: Callable, target: Tensor) -> Tensor:
+        loss = torch.zeros((), device=target.device)
+        count = len(self.chunk_shares)
+        targets = split_positions(target, count, inner.positions)
+        for features, own, share in zip(inner.chunks(count), targets, self.chunk_shares, strict=True):
+            if share:  # a mean over no label is no number
+                loss = loss + self._run_chunk(engine, read, features, own, share)
+        return loss
+
+    def _run_chunk(self, engine: Engine, read: Callable, features: Tensor, target: Tensor, share: float) -> Tensor:
+        with engine.autocast():
+            loss = self.task.loss(read(features), target) * share
+        if loss.requires_grad:
+            loss.backward(torch.full_like(loss, engine.precision.scale))
+        return loss.detach()
 
 
 def split_head(head: nn.Module) -> tuple[Callable, Callable]:
-    """What of a head mixes positions and what treats each by itself: its ``mix`` and ``read``, or nothing and all."""
+    """The part of a head that mixes positions, and the part that treats each by itself.
+
+    Its methods ``mix`` and ``read``, where it has both; else nothing, and the head.
+    """
     mix: Any = getattr(head, "mix", None)
     read: Any = getattr(head, "read", None)
     return (mix, read) if callable(mix) and callable(read) else (lambda features: features, head)
@@ -73,7 +76,7 @@ def split_head(head: nn.Module) -> tuple[Callable, Callable]:
 def chunk_shares(
     tasks: Sequence[Task], targets: Mapping[str, Tensor], positions: int, count: int
 ) -> dict[str, list[float]]:
-    """The share of each task's labels that is in each of ``count`` slices of the features' ``positions``."""
+    """The share of each task's labels in each of ``count`` chunks of the features' ``positions``."""
     counts = []
     for task in tasks:
         mask = where_labelled(task, targets[task.name])

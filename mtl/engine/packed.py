@@ -1,8 +1,8 @@
-"""Many equal linear heads as one: their outputs are one matrix product, and so is what they leave on the features."""
+"""Many equal linear heads as one: their outputs are one matrix product, and so are their gradients at the features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.modules.module import _has_any_global_hook
 
-from mtl.engine.shares import LabelShares
 from mtl.gradients.cut import Cut
 from mtl.gradients.rows import OuterProductRows
 from mtl.losses import MaskedBCE, MaskedL1, MaskedL2
@@ -18,7 +17,7 @@ from mtl.model import MultiTaskModel
 from mtl.tasks import Task
 
 if TYPE_CHECKING:
-    from mtl.engine.weighting import DeferredGradients
+    from mtl.engine.head_pass import HeadPass
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 OWN = {"weight", "bias"}  # the parameters of nn.Linear; torch's older weight_norm has others
@@ -71,62 +70,68 @@ def _is_watched(module: Mapping[str, Any]) -> bool:
     return bool("forward" in module or module.get("_compiled_call_impl") or any(module[hooks] for hooks in HOOKS))
 
 
-def run_packed(
-    model: MultiTaskModel,
-    shard: LabelShares,
-    targets: Mapping[str, Any],
-    cut: Cut,
-    weigh: Callable[[str, Tensor], Tensor],
-    held: DeferredGradients | None,
-    factors: Mapping[str, float] | None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What run_heads does, for heads that can be packed: K heads of O outputs on features [..., D]."""
-    names = list(shard.shares)
-    heads: list[Any] = [model.heads[name] for name in names]
-    leaf = cut.leaves[0]
-    weight = torch.cat([head.weight.detach() for head in heads])  # [K O, D]
-    bias = None if heads[0].bias is None else torch.cat([head.bias.detach() for head in heads])
-    with model.autocast():
-        output = linear(leaf.detach(), weight, bias).requires_grad_()  # [..., K O]
-    # Autocast would take losses in float32, but not where torch.vmap has made other operations of them.
-    exact = output if model.precision is None else output.to(torch.promote_types(output.dtype, torch.float32))
-    of_tasks = exact.unflatten(-1, (len(heads), -1)).movedim(-2, 0)
-    losses = torch.vmap(shard.tasks[0].loss)(of_tasks, torch.stack([targets[name] for name in names]))
-    parts = losses.detach()
-    weights = {name: weigh(name, part) for name, part in zip(names, parts.unbind(), strict=True)}
-    shares = parts.new_tensor(list(shard.shares.values()))
-    into = torch.stack(list(weights.values())).to(parts) * shares * model.loss_scale
-    errors = torch.autograd.grad(losses, output, into)[0].flatten(0, -2)  # [N, K O]
-    for name, head, *gradients in zip(names, heads, *_own_gradients(heads, errors, leaf), strict=True):
-        for parameter, gradient in zip((head.weight, head.bias), gradients, strict=True):
-            if parameter is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        if held is not None:  # before the next head, which may share a parameter
-            held.take(name)
-    by_task = None if factors is None else [factors[name] for name in names]
-    _land(cut, errors, weight, len(heads), by_task, model.loss_scale)
-    return dict(zip(names, (parts * shares).to(model.zero_loss().dtype).unbind(), strict=True)), weights
+class PackedHeads:
+    """All heads of a step at once, K of them with O outputs on features [..., D]: as one Head after the other."""
+
+    def __init__(self, heads: HeadPass) -> None:
+        self.heads = heads
+        self._modules: list[Any] = [heads.step.engine.model.heads[name] for name in heads.step.names]
+
+    def backward(self) -> None:
+        """The losses and gradients of every head, each times the task's weight and this rank's share of its labels."""
+        heads, step = self.heads, self.heads.step
+        leaf, scale = heads.cut.leaves[0], step.engine.precision.scale
+        weight = torch.cat([module.weight.detach() for module in self._modules])  # [K O, D]
+        output, losses = self._forward(leaf, weight)
+        parts = losses.detach()
+        step.weights = {
+            name: step.task_weights.weight(name, part) for name, part in zip(step.names, parts.unbind(), strict=True)
+        }
+        shares = parts.new_tensor(list(step.shares.values()))
+        into = torch.stack(list(step.weights.values())).to(parts) * shares * scale
+        errors = torch.autograd.grad(losses, output, into)[0].flatten(0, -2)  # [N, K O]
+        self._add_gradients(errors, leaf)
+        factors = None if heads.factors is None else [heads.factors[name] for name in step.names]
+        _collect(heads.cut, errors, weight, len(self._modules), factors)
+        kind = step.engine.zero_loss().dtype
+        heads.parts = dict(zip(step.names, (parts * shares).to(kind).unbind(), strict=True))
+
+    def _forward(self, leaf: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs [..., K O], a leaf, and the losses [K] of them."""
+        step, modules = self.heads.step, self._modules
+        bias = None if modules[0].bias is None else torch.cat([module.bias.detach() for module in modules])
+        with step.engine.autocast():
+            output = linear(leaf.detach(), weight, bias).requires_grad_()
+        # Autocast would take losses in float32, but not where torch.vmap has made other operations of them.
+        low = step.engine.precision.dtype is not None
+        exact = output.to(torch.promote_types(output.dtype, torch.float32)) if low else output
+        of_tasks = exact.unflatten(-1, (len(modules), -1)).movedim(-2, 0)
+        targets = torch.stack([step.targets[name] for name in step.names])
+        return output, torch.vmap(step.tasks[0].loss)(of_tasks, targets)
+
+    def _add_gradients(self, errors: Tensor, leaf: Tensor) -> None:
+        size, kind = self._modules[0].out_features, self._modules[0].weight.dtype
+        of_weights = (errors.T @ leaf.detach().flatten(0, -2).to(errors.dtype)).to(kind).split(size)
+        of_biases = errors.sum(0).to(kind).split(size)
+        for name, module, *gradients in zip(self.heads.step.names, self._modules, of_weights, of_biases, strict=True):
+            for parameter, gradient in zip((module.weight, module.bias), gradients, strict=True):
+                if parameter is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            if self.heads.deferred is not None:  # before the next head, which may share a parameter
+                self.heads.deferred.stash(name)
 
 
-def _own_gradients(heads: Sequence[nn.Linear], errors: Tensor, leaf: Tensor) -> tuple[Sequence[Tensor], ...]:
-    """The gradients of every head's weights, and those of its biases."""
-    size, kind = heads[0].out_features, heads[0].weight.dtype
-    of_weights = (errors.T @ leaf.detach().flatten(0, -2).to(errors.dtype)).to(kind).split(size)
-    return of_weights, errors.sum(0).to(kind).split(size)
-
-
-def _land(
-    cut: Cut, errors: Tensor, weight: Tensor, count: int, factors: Sequence[float] | None, loss_scale: float
-) -> None:
+def _collect(cut: Cut, errors: Tensor, weight: Tensor, count: int, factors: Sequence[float] | None) -> None:
     """Leave on the cut what the heads' backwards would: the sum of their gradients, and the rows if they are kept."""
     leaf, rows = cut.leaves[0], cut.rows
     size = len(weight) // count  # outputs of a head
     if rows is not None and size == 1:
         # Not in float16, which the loss scale is there for.
-        rows = OuterProductRows(errors.to(torch.promote_types(errors.dtype, torch.float32)) / loss_scale, weight, leaf)
+        wide = errors.to(torch.promote_types(errors.dtype, torch.float32))
+        rows = OuterProductRows(wide / cut.loss_scale, weight, leaf)
     elif rows is not None:
         for own, matrix in zip(errors.split(size, 1), weight.split(size), strict=True):
-            rows.append([(own @ matrix.to(own.dtype)).view(leaf.shape)], loss_scale)
+            rows.append([(own @ matrix.to(own.dtype)).view(leaf.shape)], cut.loss_scale)
     if factors is not None:
         errors = errors * errors.new_tensor(factors).repeat_interleave(size)
     cut.collect_all((errors @ weight.to(errors.dtype)).view(leaf.shape).to(leaf.dtype), rows)

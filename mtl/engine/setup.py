@@ -15,7 +15,6 @@ from mtl.distributed.data_parallel import all_parameters_used, broadcast_paramet
 from mtl.distributed.sharding import shard
 from mtl.engine.accumulation import RecomputedChunks
 from mtl.model import MultiTaskModel
-from mtl.strategies import Naive
 from mtl.tasks import loss_modules
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
     """Make the model run as the trainer's settings say. ValueError, with the key, for what cannot be."""
-    model, device = parts.model, parts.device
+    engine, model, device = parts.engine, parts.model, parts.device
     if is_distributed():
         _check_ranks(parts, strategy, trainer)
         broadcast_parameters(model, loss_modules(parts.tasks))
@@ -46,7 +45,7 @@ def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
         used = all_parameters_used(model.backbone, parts.example)
         trunk = data_parallel(trunk, device, used)
     if trunk is not model.backbone:
-        model.train_through(trunk)
+        engine.wrapped = trunk
 
 
 def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
@@ -162,7 +161,7 @@ def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
             f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use strategy.space=features "
             "or trainer.shard=null."
         )
-    if trainer.shard == "all" and isinstance(strategy, Naive):
+    if trainer.shard == "all" and not strategy.runs_every_head:
         raise ValueError(
             "trainer.shard=all: with strategy=naive a process without labels of a task does not run its head, and the "
             "others would wait for it; use strategy=detached, whose gradient is the same, or trainer.shard=backbone."

@@ -5,45 +5,59 @@ Source: Gloeckle et al. 2024, "Better & Faster Large Language Models via Multi-t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mtl.distributed.collectives import is_distributed
 from mtl.gradients.rows import Rows
+
+# Wraps the trunk's backward: it is given how much of each row goes into the trunk, None where that is no sum of rows.
+AroundTrunk = Callable[[Tensor | None], AbstractContextManager]
+
+
+class Direction(NamedTuple):
+    """A direction in the shapes of the rows' leaves; ``weights`` [K]: of each row in it, None where it is no sum."""
+
+    tensors: list[Tensor]
+    weights: Tensor | None
 
 
 class Cut:
-    """The features, detached from the trunk, so that every head's gradient stops and is seen here.
+    """The features, detached from the trunk: every head's gradient stops, and is seen, here.
 
     ``features`` may be a tensor or any nesting of tuples, lists and dicts of tensors. Heads run on
     ``cut.features``; call ``collect()`` after each head's backward, and ``backward()`` once after the last one: one
     backward through the trunk, whatever the number of heads.
 
-    With ``rows`` given, the gradient of each task is also kept as one row. The sum that goes into the trunk is
-    formed in the same order either way, so keeping rows changes no bit of the training.
+    With ``rows``, the gradient of each task is also kept as one row. The sum that goes into the trunk is formed in the
+    same order either way, so keeping rows changes no bit of the training.
 
-    ``loss_scale``: what all that lands here was multiplied by, so that float16 can hold it. Rows have it divided out;
-    what goes into the trunk has it, and so have the trunk's gradients.
+    ``loss_scale``: the factor of all gradients that land here, so that float16 can hold them. Rows have it divided
+    out; the trunk's gradients keep it. ``whole_trunk``: leaves that no head has read get zeros, because with several
+    ranks each of them must run the whole trunk backward. ``around_trunk`` is entered around that backward.
     """
 
-    def __init__(self, features: Any, rows: Rows | None = None, loss_scale: float = 1.0) -> None:
+    def __init__(
+        self, features: Any, rows: Rows | None = None, loss_scale: float = 1.0, whole_trunk: bool = False
+    ) -> None:
         flat, structure = pytree.tree_flatten(features)
         self.trunk: list[Tensor] = [t for t in flat if _is_differentiable(t)]
         detached = [t.detach().requires_grad_() if _is_differentiable(t) else t for t in flat]
         self.leaves: list[Tensor] = [t for t in detached if _is_differentiable(t)]
         self.features = pytree.tree_unflatten(detached, structure)
-        self.rows, self._loss_scale = rows, loss_scale
+        self.rows, self.loss_scale, self.around_trunk = rows, loss_scale, _nothing_around
+        self._whole_trunk, self._reweighed = whole_trunk, False
         self._sum: list[Tensor | None] = [None] * len(self.leaves)
 
     def collect(self, factor: float = 1.0) -> None:
-        """Take what the last head's backward left on the leaves, and add ``factor`` times it to the sum."""
+        """Take the gradient that the last head's backward left on the leaves; add ``factor`` times it to the sum."""
         gradients = [leaf.grad for leaf in self.leaves]
         if self.rows is not None:
-            self.rows.append(gradients, self._loss_scale)
+            self.rows.append(gradients, self.loss_scale)
         for i, (leaf, gradient) in enumerate(zip(self.leaves, gradients, strict=True)):
             leaf.grad = None
             total = self._sum[i]
@@ -55,47 +69,37 @@ class Cut:
         """Take all tasks' gradients on the only leaf at once: their sum, and the rows if they are kept."""
         self._sum, self.rows = [total], rows
 
-    @property
-    def positions(self) -> int:
-        """How many positions the features have; ValueError where they are not one ``[B, T, D]`` or ``[B, C, H, W]``."""
-        leaf = self._one_leaf()
-        return leaf.shape[position_axis(leaf)]
+    def reweigh(self, weights: Sequence[Tensor]) -> None:
+        """Multiply every row by its weight; their sum is what goes into the trunk from now on."""
+        if self.rows is not None:
+            self.rows.scale(weights)
+            self._reweighed = True
 
-    def _one_leaf(self) -> Tensor:
-        if len(self.leaves) != 1 or self.leaves[0].dim() not in (3, 4):
-            shapes = [list(leaf.shape) for leaf in self.leaves]
-            raise ValueError(
-                f"Only features that are one tensor [B, T, D] or [B, C, H, W] have positions, not {shapes}."
-            )
-        return self.leaves[0]
+    def backward(self, direction: Direction | None = None) -> None:
+        """Send ``direction``, by default the sum of the tasks' gradients, through the trunk in one backward.
 
-    def slices(self, count: int) -> Iterator[Tensor]:
-        """The features in ``count`` slices of their positions, one after the other, each a leaf of its own.
-
-        What is left on it when the next one is asked for is that part of the whole's gradient, zero if there is none.
-        Call ``collect()`` after the last one. Raises what ``positions`` does.
+        Leaves that no head has read, and those of a frozen trunk, are left out.
         """
-        leaf = self._one_leaf()
-        leaf.grad = torch.zeros_like(leaf)
-        for part, gradient in zip(
-            split_positions(leaf.detach(), count), split_positions(leaf.grad, count), strict=True
-        ):
-            part = part.contiguous().requires_grad_()  # as heads get the whole
-            yield part
-            if part.grad is not None:
-                gradient.copy_(part.grad)
+        weights = None
+        if self.rows is not None and direction is None:
+            weights = torch.ones(self.rows.count, dtype=torch.float64)
+            direction = Direction(self.rows.combine(weights), weights) if self._reweighed else None
+        elif direction is not None:
+            weights = direction.weights
+        with self.around_trunk(weights):
+            self._backward(None if direction is None else direction.tensors)
 
-    def backward(self, direction: Sequence[Tensor] | None = None) -> None:
-        """Send ``direction`` (default: the sum of what landed) through the trunk, in one backward.
+    def backward_zeros(self) -> None:
+        """Run the trunk backward for the other ranks' sake alone: its gradients on this rank stay as they are."""
+        if self._whole_trunk:
+            self._backward([torch.zeros_like(z) for z in self.trunk])
 
-        A leaf that no head read has no gradient and is left out, and so is a frozen trunk's. With more than one process
-        it gets zeros: every process must pass through the whole trunk, or the others would wait for it.
-        """
-        if direction is None:
+    def _backward(self, tensors: Sequence[Tensor] | None) -> None:
+        if tensors is None:
             gradients, self._sum = self._sum, [None] * len(self._sum)
         else:
-            gradients = [_scaled(g, z, self._loss_scale) for z, g in zip(self.trunk, direction, strict=True)]
-        if is_distributed():
+            gradients = [_scaled(g, z, self.loss_scale) for z, g in zip(self.trunk, tensors, strict=True)]
+        if self._whole_trunk:
             gradients = [torch.zeros_like(z) if g is None else g for z, g in zip(self.trunk, gradients, strict=True)]
         reached = [
             i for i, (z, g) in enumerate(zip(self.trunk, gradients, strict=True)) if g is not None and z.requires_grad
@@ -105,11 +109,80 @@ class Cut:
             del gradients
             _Handover.apply(handed, *(self.trunk[i] for i in reached)).backward()
 
+    @property
+    def positions(self) -> int:
+        """How many positions the features have; ValueError where they are not one ``[B, T, D]`` or ``[B, C, H, W]``."""
+        leaf = self._one_leaf()
+        return leaf.shape[position_axis(leaf)]
+
+    def chunks(self, count: int) -> Iterator[Tensor]:
+        """The features in ``count`` chunks of their positions, one after the other, each a leaf of its own.
+
+        A chunk's gradient, zero if it has none, is part of the whole's when the next chunk is asked for. Call
+        ``collect()`` after the last one. Raises what ``positions`` does.
+        """
+        leaf = self._one_leaf()
+        leaf.grad = torch.zeros_like(leaf)
+        parts = split_positions(leaf.detach(), count)
+        for part, gradient in zip(parts, split_positions(leaf.grad, count), strict=True):
+            part = part.contiguous().requires_grad_()  # as heads get the whole
+            yield part
+            if part.grad is not None:
+                gradient.copy_(part.grad)
+
+    def _one_leaf(self) -> Tensor:
+        if len(self.leaves) != 1 or self.leaves[0].dim() not in (3, 4):
+            shapes = [list(leaf.shape) for leaf in self.leaves]
+            raise ValueError(
+                f"Only features that are one tensor [B, T, D] or [B, C, H, W] have positions, not {shapes}."
+            )
+        return self.leaves[0]
+
+
+class Tap:
+    """The features as the heads see them, in the graph: nothing is cut, and every head's graph stays alive.
+
+    With ``rows``, ``collect`` keeps each task's gradient at the features as one row. ``loss_scale``, ``whole_trunk``
+    and ``around_trunk`` are those of Cut.
+    """
+
+    def __init__(
+        self, features: Any, rows: Rows | None = None, loss_scale: float = 1.0, whole_trunk: bool = False
+    ) -> None:
+        self.rows, self.loss_scale, self.around_trunk = rows, loss_scale, _nothing_around
+        flat, structure = pytree.tree_flatten(features)
+        self._whole_trunk = [z for z in flat if isinstance(z, Tensor) and z.requires_grad] if whole_trunk else []
+        if rows is not None:
+            # A gradient at these aliases comes from the heads alone. One at a level of a pyramid itself would also come
+            # through the trunk, from the levels above it.
+            flat = [_alias(value) if _is_differentiable(value) else value for value in flat]
+        self.trunk = self.leaves = [value for value in flat if _is_differentiable(value)]
+        self.features = pytree.tree_unflatten(flat, structure)
+
+    def collect(self, losses: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> None:
+        """Keep every task's gradient: a second backward of each head down to the features, and none of the trunk."""
+        if self.rows is None:
+            return
+        for task, loss in losses.items():
+            gradients: Sequence[Tensor | None] = [None] * len(self.leaves)
+            if loss is not None and loss.requires_grad:
+                gradients = torch.autograd.grad(loss, self.leaves, weights[task], retain_graph=True, allow_unused=True)
+            self.rows.append(gradients, self.loss_scale)
+
+    def backward(self, losses: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> None:
+        """The gradient of the weighted sum of the losses, in one backward of all heads and the trunk."""
+        outputs = [(loss, weights[task]) for task, loss in losses.items() if loss is not None and loss.requires_grad]
+        outputs += [(z, torch.zeros_like(z)) for z in self._whole_trunk]
+        ones = torch.ones(len(weights), dtype=torch.float64)
+        with self.around_trunk(ones):
+            if outputs:
+                torch.autograd.backward([output for output, _ in outputs], [vector for _, vector in outputs])
+
 
 class _Handover(torch.autograd.Function):
     """Gives the trunk the gradients of its outputs and keeps none of them.
 
-    Those that torch.autograd.backward is given stay alive until it has gone through the whole trunk.
+    torch.autograd.backward keeps the gradients that it is given alive until it has gone through the whole trunk.
     """
 
     @staticmethod
@@ -124,22 +197,6 @@ class _Handover(torch.autograd.Function):
         return None, *given
 
 
-def position_axis(tensor: Tensor) -> int:
-    """Where the positions are: axis 1 of ``[B, T, ...]``, the rows, axis 2, of maps ``[B, C, H, W]``."""
-    return 2 if tensor.dim() == 4 else 1
-
-
-def split_positions(tensor: Tensor, count: int, positions: int | None = None) -> tuple[Tensor, ...]:
-    """Views of ``count`` slices of a tensor, equal but for rounding.
-
-    ``positions``: how many the features have, where the tensor has a multiple of that.
-    """
-    axis = position_axis(tensor)
-    positions = tensor.shape[axis] if positions is None else positions
-    each = tensor.shape[axis] // positions
-    return tensor.tensor_split([each * (positions * i // count) for i in range(1, count)], axis)
-
-
 def trunk_vjp(
     trunk: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -147,10 +204,10 @@ def trunk_vjp(
     keep_graph: bool = True,
     loss_scale: float = 1.0,
 ) -> tuple:
-    """One vector-Jacobian product: ``gradients`` at the trunk's output, as they are at its parameters.
+    """One vector-Jacobian product: ``gradients`` at the trunk's output become gradients at its parameters.
 
-    None for a parameter that the features do not depend on. ``keep_graph``: there will be another one. On its way
-    through the trunk the vector is multiplied by ``loss_scale``.
+    None for a parameter that the features do not depend on. ``keep_graph``: another product will follow. The vector is
+    multiplied by ``loss_scale`` on its way through the trunk.
     """
     pairs = [(z, _scaled(g, z, loss_scale)) for z, g in zip(trunk, gradients, strict=True) if z.requires_grad]
     outputs, vectors = [z for z, _ in pairs], [g for _, g in pairs]
@@ -158,19 +215,28 @@ def trunk_vjp(
     return pushed if loss_scale == 1 else tuple(None if g is None else g.div_(loss_scale) for g in pushed)
 
 
+def position_axis(tensor: Tensor) -> int:
+    """The axis of the positions: 1 of ``[B, T, ...]``; 2, the rows, of maps ``[B, C, H, W]``."""
+    return 2 if tensor.dim() == 4 else 1
+
+
+def split_positions(tensor: Tensor, count: int, positions: int | None = None) -> tuple[Tensor, ...]:
+    """Views of ``count`` chunks of a tensor's positions, equal but for rounding.
+
+    ``positions``: those of the features, where the tensor has a multiple of that.
+    """
+    axis = position_axis(tensor)
+    positions = tensor.shape[axis] if positions is None else positions
+    each = tensor.shape[axis] // positions
+    return tensor.tensor_split([each * (positions * i // count) for i in range(1, count)], axis)
+
+
+def _nothing_around(weights: Tensor | None) -> AbstractContextManager:
+    return nullcontext()
+
+
 def _scaled(gradient: Tensor, output: Tensor, loss_scale: float) -> Tensor:
     return (gradient if loss_scale == 1 else gradient * loss_scale).to(output.dtype)
-
-
-def as_seen_by_heads(features: Any) -> tuple[Any, list[Tensor]]:
-    """The features as tensors of their own in the graph, and their leaves; nothing is cut.
-
-    A gradient with respect to these comes from the heads alone: one with respect to a level of a pyramid itself would
-    also come through the trunk, from the levels above it. A frozen trunk's features get a gradient to measure.
-    """
-    flat, structure = pytree.tree_flatten(features)
-    flat = [_alias(value) if _is_differentiable(value) else value for value in flat]
-    return pytree.tree_unflatten(flat, structure), [value for value in flat if _is_differentiable(value)]
 
 
 def _alias(value: Tensor) -> Tensor:

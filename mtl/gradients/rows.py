@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtl.distributed.collectives import all_reduce, all_reduce_coalesced, is_distributed
 from mtl.gradients.gram import CHUNK, gram
+
+AllReduce = Callable[[Sequence[Tensor]], None]  # sums tensors over the ranks, in place
 
 
 class Rows:
@@ -73,9 +74,9 @@ class Rows:
 
     def row(self, task: int) -> list[Tensor]:
         """Row ``task`` in the shapes of the leaves."""
-        return self.shaped([buffer[task] for buffer in self._buffers])
+        return self.unflatten([buffer[task] for buffer in self._buffers])
 
-    def shaped(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+    def unflatten(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Vectors ``[n_i]``, one a block, as tensors in the shapes of the leaves."""
         return [vectors[i][where].view(shape) for i, where, shape in self._slots]
 
@@ -86,31 +87,28 @@ class Rows:
         """
         return gram(self.blocks)
 
-    def whole_gram(self, space: str) -> Tensor:
-        """The Gram matrix over all ranks' batches, in ``features``, flattened, or ``features_sum``."""
-        return self.batch_summed_gram() if space == "features_sum" else all_reduce(self.gram())
-
-    def batch_summed_gram(self) -> Tensor:
+    def batch_summed_gram(self, all_reduce: AllReduce | None = None) -> Tensor:
         """The Gram matrix of the rows summed over the batch, the first axis of every leaf; over all ranks' batches."""
         blocks = self.blocks()
         sums = [blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots]
-        all_reduce_coalesced(sums)
+        if all_reduce is not None:
+            all_reduce(sums)
         return gram(lambda: sums)
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
-        return self.shaped([weights.to(block) @ block for block in self.blocks()])
+        return self.unflatten([weights.to(block) @ block for block in self.blocks()])
 
-    def places(self, before: int, samples: int) -> list[list[tuple[int, int, int]]]:
-        """Where each leaf of each block lies in that leaf of a batch of ``samples``, ``before`` of them earlier ones.
+    def offsets_in_batch(self, before: int, samples: int) -> list[list[tuple[int, int, int]]]:
+        """The elements of every leaf, block by block, in the same leaf of a batch of ``samples``: (start, end, length).
 
-        From where, to where, and how long the whole leaf is, in elements.
+        ``before``: the samples of that batch which come before those of these rows.
         """
-        places: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
+        offsets: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
         for i, _, shape in self._slots:
             each = shape[1:].numel()
-            places[i].append((before * each, (before + shape[0]) * each, samples * each))
-        return places
+            offsets[i].append((before * each, (before + shape[0]) * each, samples * each))
+        return offsets
 
 
 class OuterProductRows(Rows):
@@ -143,13 +141,13 @@ class OuterProductRows(Rows):
         """The Gram matrix ``[K, K]`` in float64 on the CPU, from products that are K wide."""
         return gram(lambda: [self._errors.T]) * gram(lambda: [self._weights])
 
-    def batch_summed_gram(self) -> Tensor:
-        """As Rows.batch_summed_gram; over several processes multiplied out, for another one's rows may be plain."""
+    def batch_summed_gram(self, all_reduce: AllReduce | None = None) -> Tensor:
+        """As Rows.batch_summed_gram. The rows of another rank may be plain, so what is reduced is multiplied out."""
         errors = self._errors.unflatten(0, self._shape[:-1]).sum(0).reshape(-1, self.count)
-        if not is_distributed():
+        if all_reduce is None:
             return gram(lambda: [errors.T]) * gram(lambda: [self._weights])
         sums = (errors.T[:, :, None] * self._weights[:, None]).flatten(1)
-        all_reduce_coalesced([sums])
+        all_reduce([sums])
         return gram(lambda: [sums])
 
     def combine(self, weights: Tensor) -> list[Tensor]:
@@ -158,10 +156,7 @@ class OuterProductRows(Rows):
 
 
 class ParameterRows:
-    """Rows over the trunk's parameters: one tuple of gradients a task, as the backward made them, without a copy.
-
-    Has the methods of Rows that a strategy needs.
-    """
+    """Rows over the trunk's parameters: one list of gradients a task, as the backward made them, without a copy."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
@@ -172,16 +167,17 @@ class ParameterRows:
         pairs = zip(self._parameters, gradients, strict=True)
         self._rows.append([torch.zeros_like(p) if g is None else g for p, g in pairs])
 
-    def sum_over_ranks(self) -> None:
-        """Make them the whole batch's: unlike those at the features, rows here overlap, so that they must travel."""
-        for row in self._rows:
-            all_reduce_coalesced(row)
+    def all_reduce(self, all_reduce: AllReduce | None) -> None:
+        """Sum every row over the ranks: unlike rows at the features, all ranks' rows are about the same elements."""
+        if all_reduce is not None:
+            for row in self._rows:
+                all_reduce(row)
 
     def blocks(self) -> list[Tensor]:
         """The rows as matrices ``[K, n_i]``, one a parameter: a copy of them all."""
         return [torch.stack([g.flatten() for g in column]) for column in zip(*self._rows, strict=True)]
 
-    def shaped(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+    def unflatten(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Vectors ``[n_i]``, one a parameter, in the parameters' shapes and order in memory."""
         return [_laid_out_as(p, vector) for vector, p in zip(vectors, self._parameters, strict=True)]
 

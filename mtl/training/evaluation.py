@@ -12,16 +12,17 @@ from torch.utils import _pytree as pytree
 from mtl.data.loader import Batches, RankSampler, closing, sequential
 from mtl.distributed.collectives import all_reduce, get_rank, get_world_size, is_distributed
 from mtl.distributed.data_parallel import broadcast_buffers
-from mtl.model import MultiTaskModel
+from mtl.engine.engine import Engine
 from mtl.tasks import Task, count_labels, present_tasks
 
 
-def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, device: torch.device) -> dict[str, float]:
+def evaluate(engine: Engine, batches: Iterable, device: torch.device) -> dict[str, float]:
     """The loss and the metrics of every task over ``batches``; absent tasks are not in the result.
 
     A task's loss is the mean of its batches' losses by their numbers of labels; ``loss/total`` is the tasks' plain sum,
     whatever the weighting, so that it can be compared between strategies.
     """
+    model, tasks = engine.model, engine.tasks
     training = model.training
     model.eval()
     broadcast_buffers(model)
@@ -29,14 +30,14 @@ def evaluate(model: MultiTaskModel, tasks: Sequence[Task], batches: Iterable, de
     for task in tasks:
         for metric in task.metrics.values():
             metric.reset()
-    with model.eager_unsharded(), torch.inference_mode(), closing(batches) as iterator:
+    with engine.eager_unsharded(), torch.inference_mode(), closing(batches) as iterator:
         for batch in iterator:
             inputs, targets = to_device(batch, device)
-            features = model.features(inputs)
+            features = engine.features(inputs)
             for task in present_tasks(tasks, targets):
-                prediction, target = model.predict(task.name, features), targets[task.name]
+                prediction, target = engine.predict(task.name, features), targets[task.name]
                 count = count_labels(task, target)
-                with model.autocast():  # which has losses computed in float32
+                with engine.autocast():  # which has losses computed in float32
                     sums[task.name] += task.loss(prediction, target).item() * count
                 counts[task.name] += count
                 for metric in task.metrics.values():

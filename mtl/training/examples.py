@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from torch.utils import _pytree as pytree
 
 from mtl.data.loader import Batches
 from mtl.distributed.collectives import get_rank
-from mtl.model import MultiTaskModel
+from mtl.engine.engine import Engine
 from mtl.runs.files import write_atomic
-from mtl.tasks import Task, present_tasks, where_labelled
+from mtl.tasks import present_tasks, where_labelled
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,7 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 Drawn = dict[str, "Pixels | str"]  # "target" and "prediction"
 
 
-def write_examples(
-    folder: Path, model: MultiTaskModel, tasks: Sequence[Task], data: Any, device: torch.device, count: int
-) -> None:
+def write_examples(folder: Path, engine: Engine, data: Any, device: torch.device, count: int) -> None:
     """Draw ``count`` samples, spread evenly over the test split, into ``examples/`` of a run's folder.
 
     ``examples.json`` lists them: ``[{"index", "split", "image", "tasks": {task: {"kind", "target", "prediction"}}}]``.
@@ -55,7 +53,7 @@ def write_examples(
         return
     try:
         # Every process runs the model, which may be spread over them; one of them draws.
-        predicted = list(_predict(model, tasks, data.test, kinds, device, count))
+        predicted = list(_predict(engine, data.test, kinds, device, count))
         if get_rank() == 0:
             _write(folder / FOLDER, predicted)
     except Exception as error:
@@ -97,23 +95,23 @@ def _words(values: Tensor) -> str:
 
 
 def _predict(
-    model: MultiTaskModel,
-    tasks: Sequence[Task],
+    engine: Engine,
     dataset: Any,
     kinds: Mapping[str, str],
     device: torch.device,
     count: int,
 ) -> Iterator[tuple[int, dict[str, Tensor], dict[str, tuple]]]:
     """Of each sample its index, its images (by task, where each has its own), and what ``show`` takes, by task."""
+    model = engine.model
     training = model.training
     model.eval()
-    with model.eager_unsharded(), torch.inference_mode():
+    with engine.eager_unsharded(), torch.inference_mode():
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             for inputs, targets in Batches(dataset, [(0, [index])], 0, split="test", on_error="skip"):
-                features = model.features(pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs))
+                features = engine.features(pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs))
                 shown = {}
-                for task in present_tasks(tasks, targets):
-                    target, prediction = targets[task.name], model.predict(task.name, features)
+                for task in present_tasks(engine.tasks, targets):
+                    target, prediction = targets[task.name], engine.predict(task.name, features)
                     mask = where_labelled(task, target)
                     shown[task.name] = (
                         kinds[task.name], target[0], prediction[0].float().cpu(), None if mask is None else mask[0]

@@ -14,8 +14,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mtl import report
 from mtl.data.loader import EndlessSampler, closing
 from mtl.distributed.collectives import any_rank, get_world_size
+from mtl.distributed.sharding import load_full_state_dict
 from mtl.engine.accumulation import accumulate
-from mtl.engine.precision import is_overflow, loss_scale, unscale
 from mtl.engine.setup import RecompileWarning
 from mtl.engine.weighting import observe_after_update
 from mtl.runs import checkpoint
@@ -59,7 +59,8 @@ def fit(
     parameters = [q for group in state.optimizer.param_groups for q in group["params"]]
     clock = StepTimer(p.batch_size * p.batches, device, state.peak_memory, state.seconds)
     saver = Saver(state, tracker, trainer.keep)
-    skips = trainer.on_nan == "skip" or state.scaler.is_enabled()
+    precision = state.engine.precision
+    skips = trainer.on_nan == "skip" or precision.scaler is not None
     skipping = StepSnapshot(state.model, state.tasks, state.strategy) if skips else None
     recompilations = RecompileWarning(state.model)
     kept = RetainedHeap(trainer.keep_memory and device.type == "cpu")
@@ -80,26 +81,26 @@ def fit(
             state.optimizer.zero_grad()
             if skipping is not None:
                 skipping.save()
-            state.model.loss_scale = loss_scale(state.scaler, device)
+            precision.update_scale(device)
             with clock.step():
                 result, batch = accumulate(state, batch, load, p.batches, measure=measure, audit=audit)
-                unscale(state.scaler, state.optimizer)
+                precision.unscale(state.optimizer)
                 grad_norm = total_norm(parameters)
                 finite = all_finite(result, grad_norm)
                 if finite:
                     if trainer.grad_clip_norm is not None:
                         clip(parameters, trainer.grad_clip_norm, grad_norm)
                     state.optimizer.step()
-            overflow = state.scaler.is_enabled() and not finite and is_overflow(state.model.loss_scale, result)
+            overflow = not finite and precision.is_overflow(result)
             learning_rate = state.optimizer.param_groups[-1]["lr"]
             if finite:
                 state.skips["in_a_row"] = 0
                 if state.strategy.weighting.needs_losses_after_update:
-                    observe_after_update(state.strategy.weighting, state.model, state.tasks, *batch)
+                    observe_after_update(state.engine, state.strategy.weighting, *batch)
                 if state.ema is not None:
                     state.ema.update(state.model)
             elif not overflow:
-                words = diagnose(state.model, state.tasks, *batch, result, train.indices)
+                words = diagnose(state.engine, *batch, result, train.indices)
                 _skip_or_raise(state, trainer, skipping, f"step {step}: {words}")
             elif skipping is not None:
                 skipping.restore()
@@ -128,7 +129,7 @@ def fit(
                 # --- once in a while: evaluation and the best model
                 improved, value, metrics = False, math.nan, {}
                 if step % p.val_every == 0 or step == p.steps:
-                    metrics = evaluate(state.evaluated, state.tasks, val, device)
+                    metrics = evaluate(state.evaluated, val, device)
                     tracker.log("val", step, p.epoch(step), metrics)
                     value = metrics.get(trainer.monitor.removeprefix("val/"), math.nan)
                     improved = _improves(value, state.best, trainer.mode)
@@ -203,11 +204,11 @@ def _test_best(
     best = tracker.folder / checkpoint.FOLDER / "best.pt"
     if state.best is not None and best.exists():  # not where the monitored metric was never a number
         content = checkpoint.load(best)
-        state.evaluated.load_full_state_dict(content["ema"] or content["model"])
+        load_full_state_dict(state.evaluated.model, content["ema"] or content["model"])
         loss_modules(state.tasks).load_state_dict(content["losses"])
     test = split_batches(data, "test", cfg, state.tasks, state.unreadable)
-    metrics = evaluate(state.evaluated, state.tasks, test, device)
+    metrics = evaluate(state.evaluated, test, device)
     tracker.log("test", state.best_step, p.epoch(state.best_step), metrics)
     log.info("%s", report.task_table(f"best model (step {state.best_step}): test", metrics))
-    write_examples(tracker.folder, state.evaluated, state.tasks, data, device, cfg.trainer.examples)
+    write_examples(tracker.folder, state.evaluated, data, device, cfg.trainer.examples)
     return metrics

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from mtl.distributed.collectives import is_distributed
 from mtl.distributed.sharding import full_tensor, is_sharded
+from mtl.engine.engine import Engine
 from mtl.gradients.cut import Cut
 from mtl.model import MultiTaskModel
 from mtl.strategies import StepResult
@@ -77,8 +78,7 @@ class StepSnapshot:
 
 
 def diagnose(
-    model: MultiTaskModel,
-    tasks: Sequence[Task],
+    engine: Engine,
     inputs: Any,
     targets: Mapping[str, Any],
     result: StepResult,
@@ -95,22 +95,20 @@ def diagnose(
     losses = [f"the loss of {name} is {loss.item()}" for name, loss in result.losses.items() if not loss.isfinite()]
     if losses:
         return " and ".join(losses) + cause
-    named = [name for name, parameter in model.named_parameters() if not _finite(parameter.grad)]
+    named = [name for name, parameter in engine.model.named_parameters() if not _finite(parameter.grad)]
     # With several processes not all of them have all tasks, and one would wait for what another does not run.
-    rows = [] if is_distributed() else _rows_not_finite(model, tasks, inputs, targets)
+    rows = [] if is_distributed() else _rows_not_finite(engine, inputs, targets)
     if rows:
         return f"the gradient of {' and '.join(rows)} with respect to the features is not finite{cause}"
     return f"the gradient of {_few(named) or 'a parameter'} is not finite, though every loss is{cause}"
 
 
-def _rows_not_finite(
-    model: MultiTaskModel, tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any]
-) -> list[str]:
+def _rows_not_finite(engine: Engine, inputs: Any, targets: Mapping[str, Any]) -> list[str]:
     guilty = []
     with torch.random.fork_rng():
-        cut = Cut(model.features(inputs))
-        for task in present_tasks(tasks, targets):
-            loss = model.loss(task, cut.features, targets[task.name])
+        cut = Cut(engine.features(inputs))
+        for task in present_tasks(engine.tasks, targets):
+            loss = engine.loss(task, cut.features, targets[task.name])
             if loss.requires_grad:
                 loss.backward()
             if not all(_finite(leaf.grad) for leaf in cut.leaves):

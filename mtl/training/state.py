@@ -11,8 +11,10 @@ import torch
 from timm.utils import ModelEmaV3
 
 from mtl.distributed.collectives import all_gather_object, get_rank
-from mtl.distributed.sharding import shard_optimizer_state
+from mtl.distributed.sharding import load_full_state_dict, shard_optimizer_state
+from mtl.engine.engine import Engine
 from mtl.model import MultiTaskModel
+from mtl.strategies import Strategy
 from mtl.system import environment
 from mtl.tasks import Task, loss_modules
 from mtl.training.step_metrics import CosineAverage
@@ -29,23 +31,30 @@ class Parts:
     """What a configuration comes to before anything is trained: all that an evaluation needs."""
 
     data: Any
-    model: MultiTaskModel
-    tasks: list[Task]
+    engine: Engine
     device: torch.device
     example: Any = None  # the inputs of two samples
+
+    @property
+    def model(self) -> MultiTaskModel:
+        """The model."""
+        return self.engine.model
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Its tasks, in their order."""
+        return self.engine.tasks
 
 
 @dataclass
 class TrainState:
     """Everything that a resumed run needs. The place in the data follows from ``step``."""
 
-    model: MultiTaskModel
-    tasks: list[Task]
-    strategy: Any
+    engine: Engine
+    strategy: Strategy
     optimizer: torch.optim.Optimizer
     scheduler: Any
     ema: ModelEmaV3 | None = None  # the running average of the model's weights, where there is one
-    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     step: int = 0
     best: float | None = None
     best_step: int = 0
@@ -59,9 +68,19 @@ class TrainState:
         self.conflicts = CosineAverage([task.name for task in self.tasks])
 
     @property
-    def evaluated(self) -> MultiTaskModel:
+    def model(self) -> MultiTaskModel:
+        """The model that is trained."""
+        return self.engine.model
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Its tasks, in their order."""
+        return self.engine.tasks
+
+    @property
+    def evaluated(self) -> Engine:
         """The model whose metrics count: the averaged one, where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        return self.engine if self.ema is None else self.engine.on(self.ema.module)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types only."""
@@ -73,7 +92,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"name": type(self.scheduler).__name__, "state": self.scheduler.state_dict()},
             "conflicts": self.conflicts.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": None if self.engine.precision.scaler is None else self.engine.precision.scaler.state_dict(),
             "rng": all_gather_object(environment.rng_state()),  # by rank
             **{name: getattr(self, name) for name in COUNTED},
             "unreadable": self.unreadable_anywhere(),
@@ -82,9 +101,9 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up another run's state; ValueError if it belongs to another model."""
         try:
-            self.model.load_full_state_dict(state["model"])
+            load_full_state_dict(self.model, state["model"])
             if self.ema is not None:
-                self.ema.module.load_full_state_dict(state["ema"] or state["model"])
+                load_full_state_dict(self.ema.module, state["ema"] or state["model"])
             loss_modules(self.tasks).load_state_dict(state["losses"])
             self.strategy.load_state_dict(state["strategy"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -96,8 +115,8 @@ class TrainState:
             self.conflicts.load_state_dict(state["conflicts"])
         for name in COUNTED:
             setattr(self, name, copy.deepcopy(state[name]))
-        if state["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] is not None and self.engine.precision.scaler is not None:
+            self.engine.precision.scaler.load_state_dict(state["scaler"])
         if get_rank() < len(state["rng"]):  # else it was made by fewer processes, and this one begins anew
             environment.set_rng_state(state["rng"][get_rank()])
 

@@ -7,6 +7,9 @@ from support import missing
 from support.ranks import run_ranks
 
 CASES = {
+    **{
+        f"no label at all, {strategy}": (missing.without_labels, strategy) for strategy in ("naive", "detached", "MGDA")
+    },
     "accumulated, now and then": (partial(missing.accumulated, space="parameters", every=2), "MGDA", "ab"),
     "sharded, late": (missing.evaluated_between, "log"),
     "sharded, revisited": (missing.evaluated_between, "famo"),

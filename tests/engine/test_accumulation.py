@@ -11,6 +11,7 @@ from torch import nn
 from mtl.config import load
 from mtl.config.build import build
 from mtl.engine.accumulation import RecomputedChunks, accumulate
+from mtl.engine.engine import Engine
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError
 from mtl.model import MultiTaskModel
@@ -41,13 +42,14 @@ def test_exact_is_the_large_batch(name, pieces):
     found = []
     for count in (1, pieces):
         model, tasks, inputs, targets = model_and_batch()
+        engine = Engine(model, tasks)
         if count > 1:
-            model.train_through(RecomputedChunks(model.backbone, count))
+            engine.wrapped = RecomputedChunks(model.backbone, count)
         strategy = STRATEGIES[name]()
         for number in range(2):
             model.zero_grad()
             strategy.zero_grad()
-            result = strategy.step(model, tasks, inputs, targets, measure=True, audit=number == 1)
+            result = engine.step(strategy, inputs, targets, measure=True, audit=number == 1)
         found.append((gradient(model, strategy), result.gram, result.audit.parameters))
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
@@ -65,7 +67,7 @@ def test_micro_is_the_mean_of_the_batches_and_not_the_large_batch(name):
     model.zero_grad()
     strategy = STRATEGIES[name]()
     optimizer = torch.optim.SGD(model.parameters(), lr=1)
-    state = SimpleNamespace(model=model, tasks=tasks, strategy=strategy, optimizer=optimizer)
+    state = SimpleNamespace(engine=Engine(model, tasks), tasks=tasks, strategy=strategy, optimizer=optimizer)
     rest = iter(batches[1:])
     result, last = accumulate(state, batches[0], lambda: next(rest), 3, measure=True, audit=False)
     assert torch.allclose(gradient(model, strategy), expected, rtol=1e-10)
@@ -83,14 +85,15 @@ def test_running_statistics_move_once():
     found = []
     for exact in (False, True):
         model, tasks, inputs, targets = model_and_batch("batchnorm")
-        parts = SimpleNamespace(model=model, tasks=tasks, device=torch.device("cpu"), example=None)
+        engine = Engine(model, tasks)
+        parts = SimpleNamespace(engine=engine, model=model, tasks=tasks, device=torch.device("cpu"), example=None)
         strategy = STRATEGIES["parameters"]()  # three passes backward
         if exact:
             prepare(parts, strategy, SimpleNamespace(**settings))
-            strategy.step(model, tasks, inputs, targets)
+            engine.step(strategy, inputs, targets)
         else:
             for piece in inputs.tensor_split(3):
-                model.features(piece)
+                model.backbone(piece)
         found.append(dict(model.named_buffers()))
     assert differing(*found) == []
 

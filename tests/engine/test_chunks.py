@@ -84,7 +84,7 @@ def test_slices_that_count_alike_whatever_their_labels_would_be_seen(monkeypatch
     setting = made("tokens")
     expected, _ = gradients(Naive(Equal()), *setting)
     monkeypatch.setattr(
-        "mtl.engine.heads.chunk_shares",
+        "mtl.engine.head_pass.chunk_shares",
         lambda tasks, targets, z, n: {t.name: [1e-9] + [1 / n] * (n - 1) for t in tasks},
     )
     found, _ = gradients(Detached(Equal(), token_chunks=2), *setting)
@@ -170,7 +170,7 @@ def test_an_absent_task_and_gradients_that_are_there():
 def test_features_without_positions_are_named():
     for features in (torch.zeros(2, 3), [torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)]):
         with pytest.raises(ValueError, match="Only features that are one tensor"):
-            next(Cut(features).slices(2))
+            next(Cut(features).chunks(2))
         with pytest.raises(ValueError, match="Only features that are one tensor"):
             _ = Cut(features).positions
 

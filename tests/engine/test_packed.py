@@ -7,7 +7,8 @@ import torch
 from support.networks import distance, gradients
 from torch import nn
 
-from mtl.engine.packed import run_packed
+from mtl.engine.packed import PackedHeads
+from mtl.engine.precision import Precision
 from mtl.losses import MaskedBCE, MaskedL1, MaskedL2
 from mtl.model import MultiTaskModel
 from mtl.rules import MGDA, GradDrop, PCGrad
@@ -87,7 +88,7 @@ def both(strategy, measure=True, **options):
     """One step with heads that run as one, and one with the same heads in a loop; what ran says which."""
     results = []
     for head, expected in ((nn.Linear, 1), (Looped, 0)):
-        with patch("mtl.engine.heads.run_packed", wraps=run_packed) as ran:
+        with patch.object(PackedHeads, "backward", autospec=True, side_effect=PackedHeads.backward) as ran:
             results.append(gradients(strategy(), *problem(head, **options), measure=measure))
         assert ran.call_count == expected
     return results
@@ -175,8 +176,9 @@ def test_mixed_precision_and_a_loss_scale(name, kind):
     results = []
     for head in (nn.Linear, Looped):
         model, *batch = problem(head, kind, dtype=torch.float32)
-        model.precision, model.loss_scale = torch.bfloat16, 64.0
-        results.append(gradients(STRATEGIES[name](), model, *batch, measure=True))
+        results.append(
+            gradients(STRATEGIES[name](), model, *batch, measure=True, precision=scaled(torch.bfloat16, 64.0))
+        )
     (packed, seen), (looped, expected) = results
     if name != "rows":  # GradDrop's signs may change with the last digit
         assert distance(looped, packed) <= 0.02
@@ -184,17 +186,22 @@ def test_mixed_precision_and_a_loss_scale(name, kind):
     assert all(g.dtype == torch.float32 for g in packed.values())
 
 
-def as_one_and_in_a_loop(strategy, change, **options):
+def scaled(dtype, scale=1.0):
+    precision = Precision(dtype)
+    precision.scale = scale
+    return precision
+
+
+def as_one_and_in_a_loop(strategy, change, precision=None, **options):
     results = []
     for head in (nn.Linear, Looped):
         parts = problem(head, **options)
         change(*parts)
-        results.append(gradients(strategy(), *parts, measure=True))
+        results.append(gradients(strategy(), *parts, measure=True, precision=precision))
     return results
 
 
 def confident(model, tasks, inputs, targets):
-    model.precision, model.loss_scale = torch.float16, 2.0**16
     for name in NAMES:
         targets[name].fill_(1.0)
         nn.init.constant_(model.heads[name].bias, 12.0)
@@ -202,17 +209,18 @@ def confident(model, tasks, inputs, targets):
 
 def test_rows_of_float16_have_the_loss_scale_divided_out_where_they_are_held():
     """Derivatives of 1e-6, which float16 holds with the scale and not without it."""
-    (_, seen), (_, expected) = as_one_and_in_a_loop(STRATEGIES["MGDA"], confident, dtype=torch.float32)
+    (_, seen), (_, expected) = as_one_and_in_a_loop(
+        STRATEGIES["MGDA"], confident, scaled(torch.float16, 2.0**16), dtype=torch.float32
+    )
     assert 0 < expected.gram.max() < 1e-10
     assert (seen.gram - expected.gram).abs().max() <= 0.01 * expected.gram.max()
 
 
 @pytest.mark.parametrize("kind", ["classes", "smoothed classes", "attributes"])
 def test_losses_are_in_float32_under_autocast(kind):
-    def halve(model, *_):
-        model.precision = torch.bfloat16
-
-    (_, seen), (_, expected) = as_one_and_in_a_loop(STRATEGIES["static"], halve, kind=kind, dtype=torch.float32)
+    (_, seen), (_, expected) = as_one_and_in_a_loop(
+        STRATEGIES["static"], lambda *_: None, scaled(torch.bfloat16), kind=kind, dtype=torch.float32
+    )
     assert any(loss != loss.bfloat16() for loss in seen.losses.values())
     for name in NAMES:
         assert seen.losses[name] == pytest.approx(expected.losses[name].item(), rel=1e-3)
@@ -251,7 +259,7 @@ def unlike(change):
     change(model, tasks, targets)
     calls = []
     model.heads["task0"].register_forward_hook(lambda *_: calls.append(0)) if change is watch else None
-    with patch("mtl.engine.heads.run_packed", wraps=run_packed) as ran:
+    with patch.object(PackedHeads, "backward", autospec=True, side_effect=PackedHeads.backward) as ran:
         packed, _ = gradients(Detached(Equal()), model, tasks, inputs, targets)
     assert ran.call_count == 0
     naive, _ = gradients(Naive(Equal()), model, tasks, inputs, targets)
@@ -388,7 +396,7 @@ def test_a_hook_on_all_modules_sees_every_head():
 
 @pytest.mark.parametrize("count, kind, packs", [(6, "attribute", True), (5, "attribute", False), (7, "classes", True)])
 def test_few_heads_run_in_a_loop(count, kind, packs):
-    with patch("mtl.engine.heads.run_packed", wraps=run_packed) as ran:
+    with patch.object(PackedHeads, "backward", autospec=True, side_effect=PackedHeads.backward) as ran:
         gradients(Detached(Equal()), *problem(kind=kind, count=count))
     assert ran.call_count == packs
 
@@ -398,7 +406,7 @@ def test_outputs_that_are_wider_together_than_the_features_run_in_a_loop():
     model, tasks, inputs, targets = problem(kind="classes")
     for name in NAMES:
         model.heads[name] = nn.Linear(WIDTH, 4).double()  # 7 x 4 > 24
-    with patch("mtl.engine.heads.run_packed", wraps=run_packed) as ran:
+    with patch.object(PackedHeads, "backward", autospec=True, side_effect=PackedHeads.backward) as ran:
         gradients(Detached(Equal()), model, tasks, inputs, targets)
     assert ran.call_count == 0
 

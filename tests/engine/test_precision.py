@@ -8,6 +8,8 @@ from support.parity import TASKS, make_rule, trunk
 from torch import nn
 
 from mtl.config import load
+from mtl.engine.engine import Engine
+from mtl.engine.precision import Precision
 from mtl.model import MultiTaskModel
 from mtl.report import read_metrics
 from mtl.runs import checkpoint
@@ -37,8 +39,8 @@ def steps(name, scale=1.0, precision=None, kind="pooled", dtype=torch.float64, c
     """Gradients (with the scale divided out) and results of a few steps."""
     torch.manual_seed(0)
     model = MultiTaskModel(trunk(kind), {task: nn.Linear(8, 3) for task in NAMES}).to(dtype)
-    model.loss_scale, model.precision = scale, precision
-    tasks = [Task(task, nn.CrossEntropyLoss()) for task in NAMES]
+    engine = Engine(model, [Task(task, nn.CrossEntropyLoss()) for task in NAMES], Precision(precision))
+    engine.precision.scale = scale
     strategy = STRATEGIES[name]()
     gradients, results = [], []
     for number in range(count):
@@ -46,7 +48,7 @@ def steps(name, scale=1.0, precision=None, kind="pooled", dtype=torch.float64, c
         targets = {task: torch.randint(3, (6,)) for task in NAMES}
         model.zero_grad()
         strategy.zero_grad()
-        results.append(strategy.step(model, tasks, inputs, targets, measure=True, audit=number == 1))
+        results.append(engine.step(strategy, inputs, targets, measure=True, audit=number == 1))
         learned = [*model.parameters(), *strategy.parameters()]
         gradients.append(torch.cat([p.grad.flatten() / scale for p in learned if p.grad is not None]))
     return gradients, results, strategy

@@ -34,12 +34,12 @@ SMALL = ["~backbone", "+backbone._target_=tests.engine.test_setup.Small"]
 
 
 def one_step(*options, strategy="detached"):
-    parts, state = build(load([*RUN, f"strategy={strategy}", *options]))
+    _, state = build(load([*RUN, f"strategy={strategy}", *options]))
     state.model.train()
     inputs, targets = torch.randn(6, 1, 16, 16), {"left": torch.arange(6), "right": torch.arange(6)}
     if "trainer.channels_last=true" in options:
         inputs = inputs.to(memory_format=torch.channels_last)
-    result = state.strategy.step(state.model, parts.tasks, inputs, targets, measure=True, audit=True)
+    result = state.engine.step(state.strategy, inputs, targets, measure=True, audit=True)
     return {name: p.grad for name, p in state.model.named_parameters()}, result, dict(state.model.named_buffers())
 
 
@@ -69,7 +69,7 @@ def test_a_fused_optimizer_steps_as_another_one_where_channels_are_last(options)
         )
         before = [p.detach().clone() for p in state.model.parameters()]
         inputs, targets = torch.randn(6, 1, 16, 16), {"left": torch.arange(6), "right": torch.arange(6)}
-        state.strategy.step(state.model, state.tasks, inputs.to(memory_format=torch.channels_last), targets)
+        state.engine.step(state.strategy, inputs.to(memory_format=torch.channels_last), targets)
         state.optimizer.step()
         weights[fused] = dict(state.model.named_parameters())
         assert any(not p.is_contiguous() for p in before)
@@ -90,7 +90,7 @@ def test_it_keeps_fewer_activations():
     for options in ([], ["trainer.grad_checkpointing=true"]):
         _, state = build(load([*RUN, "data.image_size=64", *options]))
         with PeakMemory() as memory:
-            state.model.features(torch.randn(6, 1, 64, 64))
+            state.engine.features(torch.randn(6, 1, 64, 64))
         peaks.append(memory.peak)
     assert peaks[1] < 0.8 * peaks[0]
 
@@ -127,7 +127,7 @@ def test_many_heads_of_different_widths_are_compiled_once(backend):
     parts, state = build(load([*RUN, *SMALL, "trainer.compile=true"]))
     model = state.model
     widths = {f"{name}{i}": 5 + i + 10 * k for k, name in enumerate(tasks) for i in (0, 1)}
-    features = model.features(torch.randn(2, 1, 16, 16)).shape[1]
+    features = model.backbone(torch.randn(2, 1, 16, 16)).shape[1]
     for name, width in widths.items():
         model.heads[name] = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, 3))
     for head in ("left", "right"):
@@ -150,7 +150,7 @@ def test_compiling_again_is_said(backend, caplog):
     watch = setup.RecompileWarning(state.model, warm_up=2)
     with caplog.at_level(logging.WARNING):
         for step, size in enumerate([6, 6, 6, 4], 1):
-            state.model.features(torch.randn(size, 1, 16, 16))
+            state.engine.features(torch.randn(size, 1, 16, 16))
             watch.check(step)
     (words,) = [r.getMessage() for r in caplog.records if r.name == "mtl.engine.setup"]
     assert words.startswith("trainer.compile: torch has compiled 1 more graphs in step 4")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchjd import aggregation
 
+from mtl.engine.engine import Engine
 from mtl.model import MultiTaskModel
 from mtl.rules import MGDA, CAGrad, NashMTL, PCGrad, Sum, UPGrad
 from mtl.strategies import Balanced
@@ -65,7 +66,8 @@ def problem(count, levels=False, seed=0, size=1.0):
     model = MultiTaskModel(backbone, {name: ReadsAll(13, 3) if levels else nn.Linear(5, 3) for name in names})
     targets = {name: torch.randint(3, (16,)) for name in names}
     tasks = [Task(name, lambda *pair: size * cross_entropy(*pair)) for name in names]
-    return SimpleNamespace(model=model, tasks=tasks, inputs=torch.randn(16, 6), targets=targets)
+    inputs = torch.randn(16, 6)
+    return SimpleNamespace(model=model, tasks=tasks, inputs=inputs, targets=targets, engine=Engine(model, tasks))
 
 
 def gradients(problem, step):
@@ -83,8 +85,8 @@ def plain(problem):
     """The gradients of the sum of the losses."""
 
     def step():
-        z = problem.model.features(problem.inputs)
-        sum(problem.model.loss(task, z, problem.targets[task.name]) for task in problem.tasks).backward()
+        z = problem.engine.features(problem.inputs)
+        sum(problem.engine.loss(task, z, problem.targets[task.name]) for task in problem.tasks).backward()
 
     return gradients(problem, step)
 
@@ -228,7 +230,7 @@ def test_what_autocast_keeps_vmap_from_is_told(peers):
     given.model.backbone.insert(1, nn.BatchNorm1d(8))
     given.model.float()
     given.inputs = given.inputs.float()
-    given.model.precision = torch.bfloat16
+    given.engine.precision.dtype = torch.bfloat16
     reasons = peers.not_possible(given)
     assert {row for row in reasons if row.startswith("TorchJD")} == {
         row for row in peers._torchjd(given) if "chunk=None" in row
@@ -236,7 +238,7 @@ def test_what_autocast_keeps_vmap_from_is_told(peers):
     with pytest.raises(RuntimeError) as raised:
         peers._torchjd_at_parameters(given, aggregation.UPGrad(), None, False)()
     assert str(raised.value) in reasons["TorchJD mtl_backward UPGrad, chunk=None"]
-    given.model.precision = None
+    given.engine.precision.dtype = None
     assert not any(row.startswith("TorchJD") for row in peers.not_possible(given))
 
 

@@ -89,7 +89,7 @@ def test_rows_that_are_outer_products_are_what_they_multiply_out_to():
         assert torch.allclose(outer.blocks()[0], plain.blocks()[0]) and len(outer.blocks()) == 1
         assert torch.allclose(outer.row(2)[0], plain.row(2)[0]) and outer.row(2)[0].shape == leaf.shape
         assert torch.allclose(outer.combine(torch.arange(6))[0], plain.combine(torch.arange(6))[0])
-        assert outer.places(2, 5) == plain.places(2, 5)
+        assert outer.offsets_in_batch(2, 5) == plain.offsets_in_batch(2, 5)
         outer.scale(scales), plain.scale(scales)
     assert not torch.allclose(outer.gram(), OuterProductRows(errors, weights, leaf).gram())
 
@@ -99,6 +99,6 @@ def test_what_rows_at_the_parameters_give_lies_in_memory_as_the_parameters_do():
     first = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     parameters = [first, torch.randn(5)]
     vectors = [torch.randn(p.numel()) for p in parameters]
-    shaped = ParameterRows(parameters).shaped(vectors)
+    shaped = ParameterRows(parameters).unflatten(vectors)
     assert [g.stride() for g in shaped] == [p.stride() for p in parameters]
     assert all(torch.equal(g.flatten(), vector) for g, vector in zip(shaped, vectors, strict=True))

@@ -224,7 +224,7 @@ def peak(strategy, kind, count):
 def test_detached_needs_no_byte_more_than_naive_and_only_its_gradients_for_another_head(kind, count):
     model, _, inputs, _ = make(kind, count)
     another = sum(p.numel() * 8 for p in model.heads["task0"].parameters())
-    features = sum(leaf.numel() * 8 for leaf in Cut(model.features(inputs)).leaves)
+    features = sum(leaf.numel() * 8 for leaf in Cut(model.backbone(inputs)).leaves)
     alone = peak(Detached(Equal()), kind, 1)
     bound = alone + (count - 1) * (another + 16) + features * (count > 1)  # and its loss and weight; and their sum
     assert peak(Detached(Equal()), kind, count) <= min(bound, peak(Naive(Equal()), kind, count))

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mtl.engine.engine import Engine
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task
 
@@ -76,11 +77,11 @@ def make(kind, count, dtype=torch.float64, seed=0):
     return model, tasks, inputs, targets
 
 
-def gradients(strategy, model, tasks, inputs, targets, measure=False):
+def gradients(strategy, model, tasks, inputs, targets, measure=False, precision=None):
     """Every parameter's gradient after one step from the same random state; zeros where there is none."""
     model.zero_grad()
     torch.manual_seed(1)
-    result = strategy.step(model, tasks, inputs, targets, measure=measure)
+    result = Engine(model, tasks, precision).step(strategy, inputs, targets, measure=measure)
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}, result
 
 

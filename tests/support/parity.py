@@ -13,6 +13,7 @@ from mtl.distributed.collectives import get_rank, get_world_size, is_distributed
 from mtl.distributed.data_parallel import all_parameters_used, data_parallel
 from mtl.distributed.sharding import full_tensor
 from mtl.distributed.sync_batchnorm import synchronised
+from mtl.engine.engine import Engine
 from mtl.engine.weighting import observe_after_update
 from mtl.losses import MaskedL2
 from mtl.model import MultiTaskModel
@@ -143,10 +144,10 @@ def train(
             parameter.requires_grad_(False)
     if kind == "batchnorm" and is_distributed() and sync:
         model.backbone = synchronised(model.backbone, torch.device("cpu"))
-    chosen = strategy_of(strategy, list(heads), weighting, **options)
+    engine, chosen = Engine(model, tasks), strategy_of(strategy, list(heads), weighting, **options)
     if is_distributed() and shard is None:
         used = all_parameters_used(model.backbone, torch.zeros(2, 1, 8, 8, dtype=dtype))
-        model.train_through(data_parallel(model.backbone, torch.device("cpu"), used))
+        engine.wrapped = data_parallel(model.backbone, torch.device("cpu"), used)
     if is_distributed() and shard is not None:
         for module in (model.backbone, *(model.heads.values() if shard == "all" else ())):
             sharding.shard(module)
@@ -158,13 +159,13 @@ def train(
         optimizer.zero_grad()
         inputs, targets = here(inputs), {task: here(target) for task, target in targets.items()}
         with counted() as sizes:
-            result = chosen.step(model, tasks, inputs, targets, measure=True, audit=audit)
+            result = engine.step(chosen, inputs, targets, measure=True, audit=audit)
         collectives.append(sizes)
         if max_norm is not None:
             clip(learned, max_norm, total_norm(learned))
         optimizer.step()
         if chosen.weighting.needs_losses_after_update:
-            observe_after_update(chosen.weighting, model, tasks, inputs, targets)
+            observe_after_update(engine, chosen.weighting, inputs, targets)
         seen.append(result)
     return {
         "parameters": torch.cat([full_tensor(p.detach()).flatten() for p in learned]),

@@ -1,17 +1,23 @@
+"""The check of feature space against parameter space."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from mtl.distributed.collectives import is_distributed
 from mtl.engine.result import AuditResult
-from mtl.gradients.cut import trunk_vjp
-from mtl.gradients.rows import ParameterRows, Rows
-from mtl.model import MultiTaskModel
+from mtl.gradients.cut import Cut, Tap, trunk_vjp
+from mtl.gradients.rows import ParameterRows
+from mtl.gradients.spaces import SPACES
+
+if TYPE_CHECKING:
+    from mtl.engine.engine import Engine
+
 
 ALL_TASKS = 4  # up to so many tasks every one is audited; above, one pair at a time
 
@@ -39,41 +45,35 @@ class Audit(nn.Module):
 
     @contextmanager
     def around(
-        self,
-        model: MultiTaskModel,
-        trunk: Sequence[Tensor],
-        rows: Rows | None,
-        tasks: Sequence[str],
-        coefficients: Tensor | None,
+        self, engine: Engine, cut: Cut | Tap, tasks: Sequence[str], weights: Tensor | None
     ) -> Iterator[AuditResult | None]:
-        """Audit the step whose trunk backward runs inside; the result is filled in at the end of the block.
+        """Audit the step whose trunk backward runs inside; the result is complete at the end of the block.
 
-        ``rows`` are the tasks' rows at ``trunk`` (None: no audit); ``coefficients`` [K] says how much of
-        each goes into the trunk; None: what goes into it is no sum of them, and every row is pushed.
+        ``weights`` [K] says how much of each row goes into the trunk; None: it is no sum of rows, and every row is
+        pushed. No result where there is nothing to compare.
         """
-        parameters = [p for p in model.shared_parameters() if p.requires_grad]
-        if rows is None or rows.count < 2 or not parameters or not any(z.requires_grad for z in trunk):
+        parameters, rows = engine.trained_shared_parameters(), cut.rows
+        if rows is None or rows.count < 2 or not parameters or not any(z.requires_grad for z in cut.trunk):
             yield None
             return
-        order = self._order(torch.ones(rows.count) if coefficients is None else coefficients.abs())
-        c = None if coefficients is None else coefficients.double().cpu()[order]
-        saved = c is not None and len(order) == rows.count and bool(c[-1] != 0) and model.synchronises
-        # What was there before is summed over the ranks together with what comes: it cannot be told apart afterwards.
-        saved = saved and not (is_distributed() and any(p.grad is not None for p in parameters))
+        order = self._order(torch.ones(rows.count) if weights is None else weights.abs())
+        coefficients = None if weights is None else weights.double().cpu()[order]
+        saves = coefficients is not None and len(order) == rows.count and _can_save(engine, parameters, coefficients)
         pushed = ParameterRows(parameters)
-        for task in order[: len(order) - saved]:
-            pushed.append(trunk_vjp(trunk, rows.row(task), parameters, loss_scale=model.loss_scale))
-        pushed.sum_over_ranks()
-        before = [None if p.grad is None else p.grad.clone() for p in parameters] if saved else []
+        for task in order[: len(order) - saves]:
+            pushed.append(trunk_vjp(cut.trunk, rows.row(task), parameters, loss_scale=cut.loss_scale))
+        pushed.all_reduce(engine.reducer.all_reduce)
+        before = [None if p.grad is None else p.grad.clone() for p in parameters] if saves else []
         result = AuditResult([tasks[i] for i in sorted(order)])
         yield result
-        if saved:
-            pushed.append([_own(p, b, model.loss_scale) for p, b in zip(parameters, before, strict=True)])
+        if saves:
+            pushed.append([_own(p, b, cut.loss_scale) for p, b in zip(parameters, before, strict=True)])
         gram = pushed.gram()
-        if saved and c is not None:
-            gram = _with_last_row(gram, c)
+        if saves and coefficients is not None:
+            gram = _with_last_row(gram, coefficients)
         back = torch.tensor(order).argsort()  # to the order of the tasks
-        result.features = rows.whole_gram(self.space)[sorted(order)][:, sorted(order)]
+        features = SPACES[self.space](cut, [], engine.reducer.all_reduce).gram()
+        result.features = features[sorted(order)][:, sorted(order)]
         result.parameters = gram[back][:, back]
 
     def _order(self, sizes: Tensor) -> list[int]:
@@ -84,6 +84,15 @@ class Audit(nn.Module):
             return list(pairs[self.count * 7919 % len(pairs)])  # a prime step: neighbours in time differ
         # The row that is not pushed is divided by its coefficient, so it is the one with the largest.
         return sizes.argsort().tolist()
+
+
+def _can_save(engine: Engine, parameters: Sequence[nn.Parameter], coefficients: Tensor) -> bool:
+    """Whether the step's own backward tells the row that is not pushed.
+
+    Over several ranks a gradient from before is summed together with the new one, and cannot be told from it.
+    """
+    mixed = engine.reducer.is_distributed and any(p.grad is not None for p in parameters)
+    return bool(coefficients[-1] != 0) and engine.reduces and not mixed
 
 
 def _own(parameter: Tensor, before: Tensor | None, loss_scale: float) -> Tensor | None:

@@ -1,0 +1,114 @@
+"""How one model runs on this machine, from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.distributed.data_parallel import no_sync
+from mtl.distributed.reducer import Reducer
+from mtl.distributed.sharding import unsharded
+from mtl.engine.precision import Precision
+from mtl.engine.result import StepResult
+from mtl.engine.step import Step
+from mtl.model import MultiTaskModel
+from mtl.tasks import Task
+
+if TYPE_CHECKING:
+    from mtl.strategies import Strategy
+
+
+class Engine:
+    """A model and its tasks, and how they run here: precision, wrapped trunk, the ranks.
+
+    ``wrapped``: a module around the backbone that training steps call, as DistributedDataParallel. ``reduces``: whether
+    a step's gradients are summed over the ranks; ``unreduced``: the tasks whose heads wait for that.
+    """
+
+    def __init__(self, model: MultiTaskModel, tasks: Sequence[Task], precision: Precision | None = None) -> None:
+        self.model, self.tasks = model, list(tasks)
+        self.precision = Precision() if precision is None else precision
+        self.wrapped: nn.Module | None = None
+        self.reducer = Reducer()
+        self.reduces = True
+        self.unreduced: dict[str, Task] = {}
+
+    def on(self, model: MultiTaskModel) -> Engine:
+        """The same for another model of the same architecture, as the average of its weights."""
+        return Engine(model, self.tasks, self.precision)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The backbone as training steps call it."""
+        return self.model.backbone if self.wrapped is None else self.wrapped
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.model.parameters()).device
+
+    def step(
+        self, strategy: Strategy, inputs: Any, targets: Mapping[str, Any], measure: bool = False, audit: bool = False
+    ) -> StepResult:
+        """One batch through a strategy: its gradients are added to ``.grad``."""
+        step = Step(self, strategy, inputs, targets, measure, audit)
+        if step.tasks:
+            strategy.backward(step)
+        else:
+            step.flush()
+        return step.finish()
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision, for a forward pass only."""
+        return self.precision.autocast(self.device)
+
+    def features(self, inputs: Any) -> Any:
+        """The shared features of a batch."""
+        with self.autocast():
+            return (self.trunk if torch.is_grad_enabled() else self.model.backbone)(inputs)
+
+    def predict(self, task: str, features: Any) -> Any:
+        """One head's prediction."""
+        with self.autocast():
+            return self.model.heads[task](features)
+
+    def loss(self, task: Task, features: Any, target: Any) -> Tensor:
+        """One task's loss, in float32 where autocast knows that it should be."""
+        with self.autocast():
+            return task.loss(self.model.heads[task.name](features), target)
+
+    def zero_loss(self) -> Tensor:
+        """Zero, in the type that losses are summed in on every rank: the parameters' own, float32 or better."""
+        own = next(self.model.parameters())
+        return torch.zeros((), dtype=torch.promote_types(own.dtype, torch.float32), device=own.device)
+
+    def trained_shared_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the tasks share and that are trained."""
+        return [p for p in self.model.shared_parameters() if p.requires_grad]
+
+    @contextmanager
+    def eager_unsharded(self) -> Iterator[None]:
+        """Compiled modules run eagerly, so that ``mtl-eval`` reproduces these numbers; parameters are unsharded.
+
+        Then a forward pass needs no communication, and a rank may run a head, or have a batch, that others do not.
+        """
+        model = self.model
+        with (
+            unsharded(model.backbone, *model.heads.values()),
+            torch.compiler.set_stance("force_eager") if model.is_compiled() else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Gradients stay on their ranks in this context, but for sharded heads, which a later batch may lack."""
+        self.reduces = False
+        try:
+            with no_sync(self.trunk):
+                yield
+        finally:
+            self.reduces = True

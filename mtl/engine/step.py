@@ -1,0 +1,138 @@
+"""One batch on its way through a strategy: everything that a strategy must not see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mtl.engine.head_pass import HeadPass
+from mtl.engine.head_reduction import HeadReduction
+from mtl.engine.heads import zero_head_loss
+from mtl.engine.result import AuditResult, StepResult
+from mtl.engine.shares import label_shares
+from mtl.engine.weighting import TaskWeights, times
+from mtl.gradients.cut import Cut, Tap
+from mtl.gradients.rows import Rows
+from mtl.gradients.spaces import SPACES, FeatureSpace, ParameterSpace
+from mtl.tasks import Task
+
+if TYPE_CHECKING:
+    from mtl.engine.engine import Engine
+    from mtl.strategies import Strategy
+
+
+class Step:
+    """The state of one step; it dies with it.
+
+    ``tasks``: those with a label anywhere in the batch, in their order, ``names`` theirs. A strategy may set ``gram``,
+    ``audit`` and ``rule_weights``, by which its rule multiplied each task's gradient.
+    """
+
+    def __init__(
+        self, engine: Engine, strategy: Strategy, inputs: Any, targets: Mapping[str, Any], measure: bool, audit: bool
+    ) -> None:
+        self.engine, self.strategy, self.inputs, self.targets = engine, strategy, inputs, targets
+        self.batch = label_shares(engine.tasks, inputs, targets, engine.reducer)
+        self.tasks, self.shares, self.names = self.batch.tasks, self.batch.shares, list(self.batch.shares)
+        self.token_chunks = strategy.token_chunks
+        self.audited = audit
+        self.measured = measure or audit or strategy.weighting.needs_gram
+        self.task_weights = TaskWeights(strategy.weighting, engine.precision.scale, engine.reducer.is_distributed)
+        self.losses: dict[str, Tensor] = {}  # of the whole batch
+        self.weights: dict[str, Tensor] = {}  # by the weighting
+        self.rule_weights: dict[str, float] = {}
+        self.gram: Tensor | None = None
+        self.audit: AuditResult | None = None
+        self.reduction: HeadReduction | None = None
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the tasks' gradients are needed one by one, whatever the strategy does with them."""
+        return self.measured or self.task_weights.deferred
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it is one of several batches of an optimizer step whose gradients are summed over ranks together."""
+        engine = self.engine
+        return engine.reducer.is_distributed and (bool(engine.unreduced) or not engine.reduces)
+
+    def cut(self, rows: Rows | None = None) -> Cut:
+        """The features of the batch, cut; with buffers for the tasks' gradients if they are needed, or given."""
+        if rows is None and self.keeps_rows:
+            rows = Rows()
+        engine = self.engine
+        cut = Cut(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed)
+        return self._prepared(cut)
+
+    def heads(self, cut: Cut, hold: bool = False, factors: Mapping[str, float] | None = None) -> HeadPass:
+        """The heads, to run one by one on the cut; see HeadPass."""
+        return HeadPass(self, cut, hold, factors)
+
+    def tap(self) -> Tap:
+        """The features of the batch, in the graph."""
+        rows, engine = Rows() if self.measured else None, self.engine
+        tap = Tap(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed)
+        return self._prepared(tap)
+
+    def loss(self, task: Task, tap: Tap) -> Tensor | None:
+        """This rank's part of a task's loss, its graph alive; None where the rank has no label and nobody waits."""
+        share = self.shares[task.name]
+        if not share:
+            return zero_head_loss(self.engine, task, tap.features)
+        return times(self.engine.loss(task, tap.features, self.targets[task.name]), share)
+
+    def weigh(self, parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        """The factor of each task's loss: its weight, from the losses of the whole batch, times the loss scale."""
+        zero = self.engine.zero_loss()
+        # Copies: a loss's storage may be as large as what it is the mean of, and would live as long as the result.
+        own = {n: zero if part is None else part.detach().to(zero, copy=True) for n, part in parts.items()}
+        self.losses = self.engine.reducer.sum_losses(own)
+        self.weights = self.task_weights.deferred_weights(self.losses)
+        return {name: weight * self.engine.precision.scale for name, weight in self.weights.items()}
+
+    def compare(self, cut: Cut | Tap) -> FeatureSpace | ParameterSpace:
+        """The tasks' gradients in the strategy's space."""
+        engine = self.engine
+        parameters = engine.trained_shared_parameters() if self.strategy.space == "parameters" else []
+        return SPACES[self.strategy.space](cut, parameters, engine.reducer.all_reduce)
+
+    def measure_conflict(self, cut: Cut | Tap) -> None:
+        """The Gram matrix of the tasks' gradients, in a step that was asked for it."""
+        if self.measured:
+            self.gram = self.compare(cut).gram()
+
+    def flush(self) -> None:
+        """A batch without a label on any rank: sum the gradients of earlier batches of the optimizer step."""
+        engine = self.engine
+        left = engine.reducer.is_distributed and engine.unreduced and engine.reduces
+        if left and self.strategy.space != "parameters":  # whose gradients are summed already
+            Cut(engine.features(self.inputs), whole_trunk=True).backward_zeros()
+
+    def finish(self) -> StepResult:
+        """Wait for the sums over the ranks, and let the weighting learn."""
+        if self.reduction is None:
+            self.reduction = HeadReduction(self.engine, self.tasks, {})
+        losses = self.reduction.wait() or self.losses
+        if losses:
+            self.task_weights.backward_parameters(losses)
+        self.strategy.weighting.observe(losses, self.gram)
+        weights = self.weights
+        if self.rule_weights:
+            weights = {name: weight * self.rule_weights[name] for name, weight in weights.items()}
+        space = None if self.gram is None else self.strategy.space
+        return StepResult(losses, weights, self.gram, space, self.audit)
+
+    def _prepared(self, cut: Any) -> Any:
+        if cut.rows is not None:
+            cut.rows.start(len(self.names), cut.leaves)
+        if self.audited and cut.rows is not None:
+            cut.around_trunk = lambda weights: self._audit(cut, weights)
+        return cut
+
+    @contextmanager
+    def _audit(self, cut: Cut | Tap, weights: Tensor | None) -> Iterator[None]:
+        with self.strategy.audit.around(self.engine, cut, self.names, weights) as self.audit:
+            yield

@@ -1,0 +1,107 @@
+"""Where the tasks' gradients are compared: at the features, summed over the batch, or at the trunk's parameters.
+
+A space is made of a cut whose heads have all run. ``gram()`` is the Gram matrix [K, K] over all ranks' batches, float64
+on the CPU; ``combine(weights)`` the direction sum_i w_i g_i; ``send(direction)`` leaves the trunk's gradient.
+``all_reduce`` sums tensors over the ranks in place; None for a single process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtl.gradients.cut import Cut, Direction, Tap, trunk_vjp
+from mtl.gradients.rows import AllReduce, ParameterRows
+
+
+class FeatureSpace:
+    """Rows flattened over the batch, and one backward of the trunk: MGDA-UB of Sener & Koltun 2018."""
+
+    def __init__(
+        self, cut: Cut | Tap, parameters: Sequence[nn.Parameter] = (), all_reduce: AllReduce | None = None
+    ) -> None:
+        assert cut.rows is not None
+        self.cut, self.rows, self._all_reduce = cut, cut.rows, all_reduce
+
+    def gram(self) -> Tensor:
+        """The Gram matrix of all ranks' rows: each rank has the columns of its own samples."""
+        gram = self.rows.gram()
+        self._squares = gram.diagonal().clone()  # of this rank's columns
+        if self._all_reduce is not None:
+            self._all_reduce([gram])
+        return gram
+
+    def combine(self, weights: Tensor) -> Direction:
+        """The direction for ``weights`` [K]."""
+        return Direction(self.rows.combine(weights), weights)
+
+    def unflatten(self, blocks: Sequence[Tensor]) -> Direction:
+        """The direction that a rule on rows gives, one vector [n_i] a block of the rows."""
+        return Direction(self.rows.unflatten(blocks), None)
+
+    def mean_weights(self, weights: Tensor, gram: Tensor) -> Tensor:
+        """The weights of a rule that each rank has run on its own columns, averaged by their shares of each row."""
+        if self._all_reduce is None:
+            return weights
+        shares = weights * self._squares
+        self._all_reduce([shares])
+        return shares / gram.diagonal().where(gram.diagonal() > 0, 1)
+
+    def send(self, direction: Direction | None) -> None:
+        """One backward into the trunk; None leaves the trunk where it is."""
+        assert isinstance(self.cut, Cut)
+        if direction is None:
+            self.cut.backward_zeros()
+        else:
+            self.cut.backward(direction)
+
+
+class SummedSpace(FeatureSpace):
+    """Rows summed over the batch before they are compared; the direction goes through the trunk sample by sample."""
+
+    def gram(self) -> Tensor:
+        """The Gram matrix of the sums over all ranks' batches."""
+        return self.rows.batch_summed_gram(self._all_reduce)
+
+
+class ParameterSpace:
+    """Each row pushed through the trunk: K trunk backwards, and K copies of the trunk's gradient."""
+
+    def __init__(self, cut: Cut, parameters: Sequence[nn.Parameter], all_reduce: AllReduce | None = None) -> None:
+        assert cut.rows is not None
+        self.parameters, self._loss_scale = parameters, cut.loss_scale
+        self.rows = ParameterRows(parameters)
+        for task in range(cut.rows.count):
+            more = task < cut.rows.count - 1
+            self.rows.append(trunk_vjp(cut.trunk, cut.rows.row(task), parameters, more, cut.loss_scale))
+        self.rows.all_reduce(all_reduce)
+
+    def gram(self) -> Tensor:
+        """The Gram matrix of the rows, which are the same on every rank."""
+        return self.rows.gram()
+
+    def combine(self, weights: Tensor) -> Direction:
+        """The direction for ``weights`` [K]."""
+        return Direction(self.rows.combine(weights), weights)
+
+    def unflatten(self, blocks: Sequence[Tensor]) -> Direction:
+        """The direction that a rule on rows gives, one vector [n_i] a parameter."""
+        return Direction(self.rows.unflatten(blocks), None)
+
+    def mean_weights(self, weights: Tensor, gram: Tensor) -> Tensor:
+        """The weights of a rule on rows: every rank has run it on whole rows."""
+        return weights
+
+    def send(self, direction: Direction | None) -> None:
+        """Add the direction to the parameters' gradients; no backward is left to do."""
+        if direction is None:
+            return
+        with torch.no_grad():
+            for parameter, gradient in zip(self.parameters, direction.tensors, strict=True):
+                gradient = gradient if self._loss_scale == 1 else gradient.mul_(self._loss_scale)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+SPACES = {"features": FeatureSpace, "features_sum": SummedSpace, "parameters": ParameterSpace}

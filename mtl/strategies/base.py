@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from mtl.engine.audit import Audit
+from mtl.engine.engine import Engine
+from mtl.engine.result import StepResult
+from mtl.engine.step import Step
+from mtl.model import MultiTaskModel
+from mtl.tasks import Task
+from mtl.weightings import Weighting
+
+
+class Strategy(nn.Module):
+    """Who calls backward on what: a subclass says it in ``backward(step)``.
+
+    ``space``: where the task gradients are measured, ``features``, or summed over the batch, ``features_sum``.
+    ``token_chunks``: of the positions, on which a head runs one after the other.
+    """
+
+    runs_every_head = True  # also a head whose labels are all on other ranks, which may wait for its collectives
+
+    def __init__(self, weighting: Weighting, space: str = "features", token_chunks: int = 1) -> None:
+        super().__init__()
+        if token_chunks < 1:
+            raise ValueError(f"token_chunks={token_chunks} must be 1 or more.")
+        self.weighting, self.space, self.token_chunks = weighting, space, token_chunks
+        self.audit = Audit("features_sum" if space == "features_sum" else "features")
+
+    def step(
+        self,
+        model: MultiTaskModel,
+        tasks: Sequence[Task],
+        inputs: Any,
+        targets: Mapping[str, Any],
+        measure: bool = False,
+        audit: bool = False,
+    ) -> StepResult:
+        """Leave the gradients of one batch in ``.grad``, added to what was there.
+
+        ``measure``: the result has the Gram matrix of the task gradients. ``audit``: and the check of feature space
+        against parameter space. Neither changes the gradients.
+        """
+        return Engine(model, tasks).step(self, inputs, targets, measure, audit)
+
+    def backward(self, step: Step) -> None:
+        """One step, for the tasks that have a label in the batch."""
+        raise NotImplementedError(f"{type(self).__name__} must say who calls backward on what.")
