@@ -68,7 +68,7 @@ def balanced(problem: Problem, rule: nn.Module, space: str = "features") -> Bala
 
 def ours(problem: Problem, strategy: nn.Module, **asked: bool) -> Step:
     """A strategy's step."""
-    return lambda: problem.engine.step(strategy, problem.inputs, problem.targets, **asked)
+    return lambda: strategy.run(problem.engine, problem.inputs, problem.targets, **asked)
 
 
 def with_metrics(problem: Problem, strategy: nn.Module) -> Step:

@@ -73,7 +73,7 @@ def step_of(options: list[str], device: str, count: int):
         state.engine.precision.update_scale(torch.device(device))
         for i in range(count):
             own = {name: target[i::count] for name, target in targets.items()}
-            state.engine.step(state.strategy, inputs[i::count], own)
+            state.strategy.run(state.engine, inputs[i::count], own)
         state.engine.precision.unscale(state.optimizer)
         state.optimizer.step()
 

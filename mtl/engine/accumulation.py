@@ -53,7 +53,7 @@ def accumulate(
             batch = next_batch()
         with nullcontext() if last else state.engine.no_sync():
             only_last = {name: value and last for name, value in asked.items()}
-            results.append(state.engine.step(state.strategy, *batch, **only_last))
+            results.append(state.strategy.run(state.engine, *batch, **only_last))
     if count == 1:
         return results[0], batch
     for group in state.optimizer.param_groups:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,8 @@ from mtl.distributed.data_parallel import no_sync
 from mtl.distributed.reducer import Reducer
 from mtl.distributed.sharding import unsharded
 from mtl.engine.precision import Precision
-from mtl.engine.result import StepResult
-from mtl.engine.step import Step
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task
-
-if TYPE_CHECKING:
-    from mtl.strategies import Strategy
 
 
 class Engine:
@@ -51,20 +46,11 @@ class Engine:
         """The device of the parameters."""
         return next(self.model.parameters()).device
 
-    def step(
-        self, strategy: Strategy, inputs: Any, targets: Mapping[str, Any], measure: bool = False, audit: bool = False
-    ) -> StepResult:
-        """One batch through a strategy: its gradients are added to ``.grad``."""
-        step = Step(self, strategy, inputs, targets, measure, audit)
-        if step.tasks:
-            strategy.backward(step)
-        else:
-            step.flush()
-        return step.finish()
-
     def autocast(self) -> AbstractContextManager:
-        """Mixed precision, for a forward pass only."""
-        return self.precision.autocast(self.device)
+        """Mixed precision, for forward passes only: backward passes and rules run outside of it."""
+        if self.precision.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.precision.dtype)
 
     def features(self, inputs: Any) -> Any:
         """The shared features of a batch."""

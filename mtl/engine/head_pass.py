@@ -30,6 +30,7 @@ class HeadPass:
         hold = hold or step.task_weights.deferred
         self.deferred = DeferredGradients(step.engine.model, step.tasks) if hold else None
         self.parts: dict[str, Tensor] = {}  # this rank's parts of the losses
+        self._kind = step.engine.zero_loss().dtype  # of the parts, on every rank
         self._losses: dict[str, Tensor] | None = None
 
     def __iter__(self) -> Iterator[Head | PackedHeads]:
@@ -52,7 +53,7 @@ class HeadPass:
 
     def collect(self, task: str, loss: Tensor, weight: Tensor) -> None:
         """Keep a head's loss and weight after its backward, and its gradients at the features."""
-        self.parts[task] = loss.to(self.step.engine.zero_loss().dtype)  # the same on every rank
+        self.parts[task] = loss.to(self._kind)
         self.step.weights[task] = weight
         if self.deferred is not None:
             self.deferred.stash(task)

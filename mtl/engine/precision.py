@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 from mtl.engine.result import StepResult
@@ -17,10 +15,6 @@ class Precision:
 
     def __init__(self, dtype: torch.dtype | None = None, scaler: torch.amp.GradScaler | None = None) -> None:
         self.dtype, self.scaler, self.scale = dtype, scaler, 1.0
-
-    def autocast(self, device: torch.device) -> AbstractContextManager:
-        """For forward passes only: backward passes and rules run outside of it."""
-        return nullcontext() if self.dtype is None else torch.autocast(device.type, self.dtype)
 
     def update_scale(self, device: torch.device) -> None:
         """Take the scale of the coming step from the GradScaler."""

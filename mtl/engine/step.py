@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from mtl.engine.audit import Audit
+from mtl.engine.engine import Engine
 from mtl.engine.head_pass import HeadPass
 from mtl.engine.head_reduction import HeadReduction
 from mtl.engine.heads import zero_head_loss
@@ -18,10 +20,16 @@ from mtl.gradients.cut import Cut, Tap
 from mtl.gradients.rows import Rows
 from mtl.gradients.spaces import SPACES, FeatureSpace, ParameterSpace
 from mtl.tasks import Task
+from mtl.weightings import Weighting
 
-if TYPE_CHECKING:
-    from mtl.engine.engine import Engine
-    from mtl.strategies import Strategy
+
+class Settings(Protocol):
+    """The settings of a strategy that a step goes by; see Strategy."""
+
+    weighting: Weighting
+    space: str
+    token_chunks: int
+    audit: Audit
 
 
 class Step:
@@ -32,7 +40,7 @@ class Step:
     """
 
     def __init__(
-        self, engine: Engine, strategy: Strategy, inputs: Any, targets: Mapping[str, Any], measure: bool, audit: bool
+        self, engine: Engine, strategy: Settings, inputs: Any, targets: Mapping[str, Any], measure: bool, audit: bool
     ) -> None:
         self.engine, self.strategy, self.inputs, self.targets = engine, strategy, inputs, targets
         self.batch = label_shares(engine.tasks, inputs, targets, engine.reducer)

@@ -44,7 +44,18 @@ class Strategy(nn.Module):
         ``measure``: the result has the Gram matrix of the task gradients. ``audit``: and the check of feature space
         against parameter space. Neither changes the gradients.
         """
-        return Engine(model, tasks).step(self, inputs, targets, measure, audit)
+        return self.run(Engine(model, tasks), inputs, targets, measure, audit)
+
+    def run(
+        self, engine: Engine, inputs: Any, targets: Mapping[str, Any], measure: bool = False, audit: bool = False
+    ) -> StepResult:
+        """The same in a run, whose engine knows precision, ranks and the wrapped trunk."""
+        step = Step(engine, self, inputs, targets, measure, audit)
+        if step.tasks:
+            self.backward(step)
+        else:
+            step.flush()
+        return step.finish()
 
     def backward(self, step: Step) -> None:
         """One step, for the tasks that have a label in the batch."""

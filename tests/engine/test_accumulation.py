@@ -49,7 +49,7 @@ def test_exact_is_the_large_batch(name, pieces):
         for number in range(2):
             model.zero_grad()
             strategy.zero_grad()
-            result = engine.step(strategy, inputs, targets, measure=True, audit=number == 1)
+            result = strategy.run(engine, inputs, targets, measure=True, audit=number == 1)
         found.append((gradient(model, strategy), result.gram, result.audit.parameters))
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
@@ -90,7 +90,7 @@ def test_running_statistics_move_once():
         strategy = STRATEGIES["parameters"]()  # three passes backward
         if exact:
             prepare(parts, strategy, SimpleNamespace(**settings))
-            engine.step(strategy, inputs, targets)
+            strategy.run(engine, inputs, targets)
         else:
             for piece in inputs.tensor_split(3):
                 model.backbone(piece)

@@ -48,7 +48,7 @@ def steps(name, scale=1.0, precision=None, kind="pooled", dtype=torch.float64, c
         targets = {task: torch.randint(3, (6,)) for task in NAMES}
         model.zero_grad()
         strategy.zero_grad()
-        results.append(engine.step(strategy, inputs, targets, measure=True, audit=number == 1))
+        results.append(strategy.run(engine, inputs, targets, measure=True, audit=number == 1))
         learned = [*model.parameters(), *strategy.parameters()]
         gradients.append(torch.cat([p.grad.flatten() / scale for p in learned if p.grad is not None]))
     return gradients, results, strategy

@@ -39,7 +39,7 @@ def one_step(*options, strategy="detached"):
     inputs, targets = torch.randn(6, 1, 16, 16), {"left": torch.arange(6), "right": torch.arange(6)}
     if "trainer.channels_last=true" in options:
         inputs = inputs.to(memory_format=torch.channels_last)
-    result = state.engine.step(state.strategy, inputs, targets, measure=True, audit=True)
+    result = state.strategy.run(state.engine, inputs, targets, measure=True, audit=True)
     return {name: p.grad for name, p in state.model.named_parameters()}, result, dict(state.model.named_buffers())
 
 
@@ -69,7 +69,7 @@ def test_a_fused_optimizer_steps_as_another_one_where_channels_are_last(options)
         )
         before = [p.detach().clone() for p in state.model.parameters()]
         inputs, targets = torch.randn(6, 1, 16, 16), {"left": torch.arange(6), "right": torch.arange(6)}
-        state.engine.step(state.strategy, inputs.to(memory_format=torch.channels_last), targets)
+        state.strategy.run(state.engine, inputs.to(memory_format=torch.channels_last), targets)
         state.optimizer.step()
         weights[fused] = dict(state.model.named_parameters())
         assert any(not p.is_contiguous() for p in before)

@@ -54,7 +54,7 @@ def evaluated_between(weighting):
     for inputs, targets in batches(3):
         own = here(inputs), {task: here(target) for task, target in targets.items()}
         optimizer.zero_grad()
-        engine.step(strategy, *own)
+        strategy.run(engine, *own)
         optimizer.step()
         if strategy.weighting.needs_losses_after_update:
             observe_after_update(engine, strategy.weighting, *own)
@@ -87,7 +87,7 @@ def real_numbers(strategy):
         own = here(inputs.float()), dict.fromkeys(TASKS, here(target))
     else:
         own = inputs[3:].float(), dict.fromkeys(TASKS, target[3:])
-    engine.step(chosen, *own)
+    chosen.run(engine, *own)
     optimizer.step()
     return parameters(model).double()
 
@@ -106,7 +106,7 @@ def synchronised_heads(strategy, weighting="equal"):
         (inputs, targets) = next(batches(1))
         own = here(inputs), {task: here(target) for task, target in targets.items()}
         optimizer.zero_grad()
-        engine.step(chosen, *own, measure=True)
+        chosen.run(engine, *own, measure=True)
         optimizer.step()
         if chosen.weighting.needs_losses_after_update:
             observe_after_update(engine, chosen.weighting, *own)
@@ -121,7 +121,7 @@ def weighted_classes():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     inputs, targets = next(batches(1))
     targets["a"] = torch.tensor([0, 2, -100, -100, 1, 2])
-    engine.step(chosen, here(inputs), {task: here(target) for task, target in targets.items()})
+    chosen.run(engine, here(inputs), {task: here(target) for task, target in targets.items()})
     optimizer.step()
     return parameters(model)
 
@@ -136,6 +136,6 @@ def without_labels(strategy):
         own = {task: here(target) for task, target in targets.items()}
         if number == 1:
             own = {task: torch.full_like(target, -100) for task, target in own.items()}
-        engine.step(chosen, here(inputs), own)
+        chosen.run(engine, here(inputs), own)
         optimizer.step()
     return parameters(engine.model)

@@ -81,7 +81,7 @@ def gradients(strategy, model, tasks, inputs, targets, measure=False, precision=
     """Every parameter's gradient after one step from the same random state; zeros where there is none."""
     model.zero_grad()
     torch.manual_seed(1)
-    result = Engine(model, tasks, precision).step(strategy, inputs, targets, measure=measure)
+    result = strategy.run(Engine(model, tasks, precision), inputs, targets, measure=measure)
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}, result
 
 

@@ -159,7 +159,7 @@ def train(
         optimizer.zero_grad()
         inputs, targets = here(inputs), {task: here(target) for task, target in targets.items()}
         with counted() as sizes:
-            result = engine.step(chosen, inputs, targets, measure=True, audit=audit)
+            result = chosen.run(engine, inputs, targets, measure=True, audit=audit)
         collectives.append(sizes)
         if max_norm is not None:
             clip(learned, max_norm, total_norm(learned))
