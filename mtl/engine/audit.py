@@ -23,11 +23,11 @@ ALL_TASKS = 4  # up to so many tasks every one is audited; above, one pair at a 
 
 
 class Audit(nn.Module):
-    """How well the features stand in for the parameters: the tasks' Gram matrix in both spaces, in one step.
+    """How well feature space predicts parameter space: the tasks' Gram matrix in both, in one step.
 
-    Each audited row is pushed through the trunk, one vector-Jacobian product a row. With all tasks audited one of
-    them is saved: the step's own backward gives u = sum_i c_i p_i, so the last row is (u - sum_{i<K} c_i p_i) / c_K.
-    With more than four tasks one pair is audited, a different one each time. ``space``: ``features``, flattened, or
+    Each audited row is pushed through the trunk, one vector-Jacobian product a row. With all tasks audited one product
+    is saved: the step's own backward gives u = sum_i c_i p_i, so the last row is (u - sum_{i<K} c_i p_i) / c_K. With
+    more than four tasks one pair is audited, a different one each time. ``space``: ``features``, flattened, or
     ``features_sum``, summed over the batch.
     """
 
@@ -36,11 +36,11 @@ class Audit(nn.Module):
         self.space, self.count = space, 0
 
     def get_extra_state(self) -> int:
-        """How many audits there were: it decides which pair comes next."""
+        """The number of audits: it decides which pair comes next."""
         return self.count
 
     def set_extra_state(self, state: int) -> None:
-        """Go on from there."""
+        """Continue from there."""
         self.count = state
 
     @contextmanager

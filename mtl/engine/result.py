@@ -5,15 +5,14 @@ from typing import Literal
 
 from torch import Tensor
 
-Measured = Literal["features", "features_sum"]  # where a strategy without a rule can measure the tasks' gradients
+Measured = Literal["features", "features_sum"]  # where a strategy without a rule can measure the task gradients
 
 
 @dataclass
 class AuditResult:
     """The Gram matrices of the audited ``tasks`` in both spaces, ``[k, k]``, float64 on the CPU.
 
-    ``weights``: what the strategy's rule makes of each matrix, features first, if it has a rule and all tasks are
-    audited.
+    ``weights``: the rule's weights for each matrix, features first, if there is a rule and all tasks are audited.
     """
 
     tasks: list[str]
@@ -24,13 +23,12 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step of a strategy saw. Only the tasks with a label in the batch are in it, in their order.
+    """The result of one step, for the tasks with a label in the batch, in their order.
 
-    ``losses``: each task's own loss, unscaled and detached. ``weights``: what the weighting (and a rule)
-    multiplied it by. ``gram``: the Gram matrix ``[K, K]`` of the tasks' scaled gradients, in float64 on the
-    CPU, or None in a step that did not need it; ``space``: where it was measured; ``measured``: the tasks it is about,
-    where they are not all that are in ``losses``. ``audit``: what the
-    parameter-space check found, in a step that it was asked of.
+    ``losses``: each task's own loss, unweighted and detached. ``weights``: its weight, by the weighting and the rule.
+    ``gram``: the Gram matrix ``[K, K]`` of the weighted task gradients, in float64 on the CPU, or None in a step that
+    did not need it; ``space``: where it was measured; ``measured``: its tasks, where they are fewer than those of
+    ``losses``. ``audit``: the check of feature space against parameter space, in a step that was asked for it.
     """
 
     losses: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""How a model is made to run: compiled, with activations computed again, in pieces, over several processes."""
+"""Preparing a model for its run: compilation, activation checkpointing, chunks of a batch, several ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
-    """Make the model run as the trainer's settings say. ValueError, with the key, for what cannot be."""
+    """Prepare the model by the trainer's settings. ValueError, with the key, for a setting that is impossible here."""
     engine, model, device = parts.engine, parts.model, parts.device
     if is_distributed():
         _check_ranks(parts, strategy, trainer)
@@ -40,7 +40,7 @@ def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
     if trainer.accumulate == "exact" and trainer.accumulate_grad_batches > 1:
         trunk = RecomputedChunks(trunk, trainer.accumulate_grad_batches)
     if trainer.grad_checkpointing or trunk is not model.backbone:
-        _move_statistics_once(model.backbone, trainer.compile)
+        _update_statistics_once(model.backbone, trainer.compile)
     if is_distributed() and trainer.shard is None and any(p.requires_grad for p in trunk.parameters()):
         used = all_parameters_used(model.backbone, parts.example)
         trunk = data_parallel(trunk, device, used)
@@ -62,7 +62,7 @@ def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
         if getattr(task.loss, "reduction", "mean") != "mean":
             raise ValueError(
                 f"losses.{task.name}.reduction={task.loss.reduction}: with several processes a loss must be the mean "
-                "over its labels, for each has a part of them; use reduction=mean."
+                "over its labels, because each process has a part of them; use reduction=mean."
             )
     rule = getattr(strategy, "rule", None)
     if getattr(rule, "needs_rows", False) and strategy.space == "features" and not getattr(rule, "elementwise", False):
@@ -80,37 +80,37 @@ def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
 
 
 def _recompute_activations(backbone: nn.Module) -> None:
-    """timm's activation checkpointing: ValueError for a backbone that has none."""
+    """timm's activation checkpointing; ValueError for a backbone without it."""
     for module in backbone.modules():
         setter: Any = getattr(module, "set_grad_checkpointing", None)
         if callable(setter):
             try:
                 setter(True)
                 return
-            except (AssertionError, NotImplementedError):  # how timm's models say that they cannot: told below
+            except (AssertionError, NotImplementedError):  # a model of timm's that has no checkpointing
                 break
     raise ValueError(f"trainer.grad_checkpointing=true: {type(backbone).__name__} has no set_grad_checkpointing.")
 
 
-def _move_statistics_once(backbone: nn.Module, compiled: bool) -> None:
-    """Keep what runs forward once more, on its way back, from moving the running statistics a second time."""
+def _update_statistics_once(backbone: nn.Module, compiled: bool) -> None:
+    """Layers that recompute their forward pass during the backward pass update their running statistics once only."""
     for module in backbone.modules() if not compiled else ():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.register_forward_pre_hook(_hold)
-            module.register_forward_hook(_release, always_call=True)
+            module.register_forward_pre_hook(_freeze_statistics)
+            module.register_forward_hook(_unfreeze_statistics, always_call=True)
 
 
-def _hold(norm: Any, inputs: Any) -> None:
+def _freeze_statistics(norm: Any, inputs: Any) -> None:
     if norm.training and torch._C._current_graph_task_id() != -1:  # inside of a backward pass
-        norm.held = norm.momentum
+        norm.momentum_before = norm.momentum
         norm.momentum = 0.0
 
 
-def _release(norm: Any, inputs: Any, output: Any) -> None:
-    if hasattr(norm, "held"):
-        norm.momentum = norm.held
+def _unfreeze_statistics(norm: Any, inputs: Any, output: Any) -> None:
+    if hasattr(norm, "momentum_before"):
+        norm.momentum = norm.momentum_before
         norm.num_batches_tracked -= 1
-        del norm.held
+        del norm.momentum_before
 
 
 # ------------------------------------------------------------------------------------------------ compilation
@@ -120,23 +120,23 @@ def _compile(model: MultiTaskModel) -> None:
     import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
 
-    # Heads of one class share their code's cache; beyond the limit torch would go on uncompiled and hardly say so.
+    # Heads of one class share their code's cache; beyond its limit torch runs uncompiled and hardly says so.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(model.heads))
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 16 * len(model.heads))
-    # Buffers that the backward pass may overwrite save memory, and cannot be where a graph is kept for another pass.
+    # A backward pass may overwrite donated buffers, but a graph that is kept for another pass needs them.
     functorch.donated_buffer = False
     for module in (model.backbone, *model.heads.values()):
         module.compile()
 
 
 class RecompileWarning:
-    """Says when torch compiles again after the first steps, which costs seconds each time."""
+    """A warning when torch compiles again after the first steps, which costs seconds each time."""
 
     def __init__(self, model: MultiTaskModel, warm_up: int = 3) -> None:
         self._on, self._steps, self._graphs = model.is_compiled(), warm_up, 0
 
     def check(self, step: int) -> None:
-        """After each step."""
+        """Warn of new graphs; call it after each step."""
         if not self._on:
             return
         from torch._dynamo.utils import counters
@@ -155,7 +155,7 @@ class RecompileWarning:
 
 
 def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
-    """Spread the parameters, their gradients and the optimizer's state over the ranks (FSDP2)."""
+    """Shard the parameters, their gradients and the optimizer's state over the ranks (FSDP2)."""
     if getattr(strategy, "space", None) == "parameters":
         raise ValueError(
             f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use strategy.space=features "
