@@ -14,7 +14,7 @@ from mtl.distributed.sync_batchnorm import waits
 from mtl.engine.shares import LabelShares, label_shares
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task, loss_modules
-from mtl.weightings import Weighting, slope_of, weight_of
+from mtl.weightings import Weighting, weight_of
 
 
 class Weights:
@@ -35,14 +35,16 @@ class Weights:
         if self.late:
             return torch.ones_like(loss)
         if self._apart:
-            return slope_of(self._weighting, task, loss)
-        return weight_of(self._weighting, task, loss, self._loss_scale)
+            return weight_of(self._weighting, task, loss, learn=False)
+        return weight_of(self._weighting, task, loss, loss_scale=self._loss_scale)
 
     def after(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The late weights, from the whole losses of all tasks."""
         if self._weighting.needs_all_losses:
             return self._weighting.weights(losses)
-        return {task: weight_of(self._weighting, task, loss, self._loss_scale) for task, loss in losses.items()}
+        return {
+            task: weight_of(self._weighting, task, loss, loss_scale=self._loss_scale) for task, loss in losses.items()
+        }
 
     def learn(self, losses: Mapping[str, Tensor]) -> None:
         """Let what the weighting learns have its gradient from the whole losses, where it has none yet."""
