@@ -1,13 +1,24 @@
-"""The error of a user's mistake."""
+"""The errors of a user's mistake."""
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ConfigError(ValueError):
     """A mistake in the configuration: one sentence with the key, its value, and what is accepted."""
 
 
+def require(name: str, value: Any, accepted: str, holds: bool) -> None:
+    """Raise ``ValueError``, one sentence with name, value and what is accepted, unless ``holds``.
+
+    NaN fails every comparison, so it is refused too.
+    """
+    if not holds:
+        raise ValueError(f"{name}={value} must be {accepted}.")
+
+
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The error's message, cut to its first line; its class name if it has none."""
     text = str(error).strip() or type(error).__name__
     return text.split("\n")[0]

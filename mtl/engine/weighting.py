@@ -13,7 +13,7 @@ from mtl.distributed.sync_batchnorm import waits
 from mtl.engine.shares import label_shares
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task, loss_modules
-from mtl.weightings import Weighting, slope_of, weight_of
+from mtl.weightings import Weighting, weight_of
 
 if TYPE_CHECKING:
     from mtl.engine.engine import Engine
@@ -36,15 +36,15 @@ class TaskWeights:
         if self.deferred:
             return torch.ones_like(loss)
         if self._is_distributed:
-            return slope_of(self._weighting, task, loss)
-        return weight_of(self._weighting, task, loss, self._loss_scale)
+            return weight_of(self._weighting, task, loss, learn=False)
+        return weight_of(self._weighting, task, loss, loss_scale=self._loss_scale)
 
     def deferred_weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights from the losses of all tasks, summed over the ranks."""
         self._has_backward = True
         if self._weighting.needs_all_losses:
             return self._weighting.weights(losses)
-        return {task: weight_of(self._weighting, task, loss, self._loss_scale) for task, loss in losses.items()}
+        return {task: weight_of(self._weighting, task, loss, loss_scale=self._loss_scale) for task, loss in losses.items()}
 
     def backward_parameters(self, losses: Mapping[str, Tensor]) -> None:
         """The gradient of the weighting's own parameters from the summed losses, where they have none yet."""

@@ -1,39 +1,22 @@
-"""Tables and pictures of runs, from their folders alone.
+"""Tables and figures of runs, made from their folders alone.
 
-Needs no torch, and what is imported here loads no NumPy: mtl-train imports it before it answers. ``text`` and
-``figures`` are what a run says of itself; everything else is the command mtl-report.
+This package imports no other part of mtl but ``mtl.errors``, and no torch. The imports below load no NumPy either,
+because mtl-train imports them before it answers: they are the tables and figures of a single run. The rest is the
+command mtl-report.
 """
 
-from mtl.report.figures import CELL, draw_run, heat_map
-from mtl.report.terminal import (
-    best_value,
-    conflict_table,
-    final_report,
-    mean_conflict,
-    one_line,
-    only_metrics,
-    overview,
-    read_metrics,
-    read_status,
-    table,
-    task_names,
-    task_table,
-)
-
-__all__ = [
-    "CELL",
-    "best_value",
-    "conflict_table",
-    "draw_run",
-    "final_report",
-    "heat_map",
-    "mean_conflict",
-    "one_line",
-    "only_metrics",
-    "overview",
-    "read_metrics",
-    "read_status",
-    "table",
-    "task_names",
-    "task_table",
-]
+from mtl.report.figures import CELL as CELL
+from mtl.report.figures import draw_run as draw_run
+from mtl.report.figures import heat_map as heat_map
+from mtl.report.files import best_value as best_value
+from mtl.report.files import read_metrics as read_metrics
+from mtl.report.files import read_status as read_status
+from mtl.report.terminal import conflict_table as conflict_table
+from mtl.report.terminal import final_report as final_report
+from mtl.report.terminal import mean_conflict as mean_conflict
+from mtl.report.terminal import one_line as one_line
+from mtl.report.terminal import only_metrics as only_metrics
+from mtl.report.terminal import overview as overview
+from mtl.report.terminal import table as table
+from mtl.report.terminal import task_names as task_names
+from mtl.report.terminal import task_table as task_table

@@ -1,4 +1,4 @@
-"""The command mtl-report: runs and sweeps as tables, report.md, results.csv, results.json and one HTML page."""
+"""The command mtl-report: runs and sweeps as tables, in report.md, results.csv, results.json and one HTML page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from mtl.report.runs import ReportError, common_folder, find_runs
 from mtl.report.tables import csv_of_runs, markdown, results
 
 EXAMPLE = """
-  mtl-report outputs/digits_strategies                                       everything below a folder
-  mtl-report outputs/digits_strategies --tune optimizer.lr weighting.weights one row a strategy, each at its best lr
+  mtl-report outputs/digits_strategies                                       all runs below a folder
+  mtl-report outputs/digits_strategies --tune optimizer.lr weighting.weights one row per strategy, each at its best lr
 """
 
 
 def report(
     paths: Sequence[Path], out: Path | None = None, tune: Sequence[str] = (), wandb: bool = False
 ) -> tuple[str, Path]:
-    """Write the report of all runs below ``paths``; its text, and the folder where it is.
+    """Write the report of all runs below ``paths``; returns its text and its folder.
 
-    ``wandb``: log it to a W&B run of the same project, entity and group as the first of the runs, too.
-
-    The folder is ``out``, or else the one that holds all the paths. ReportError, one sentence, before anything is
-    written.
+    The folder is ``out``, by default the deepest one that contains all paths. ``wandb`` also logs the report to a W&B
+    run, with the project, entity and group of the first run. ReportError before anything is written.
     """
     runs = find_runs(paths)
     comparisons = compare(runs, tune)
@@ -45,7 +43,7 @@ def report(
         for name, content in files.items():
             (folder / name).write_text(content)
     except OSError as error:
-        raise ReportError(f"--out {folder} cannot be written ({error.strerror}): choose a folder that can.") from error
+        raise ReportError(f"--out {folder} cannot be written ({error.strerror}): choose a writable folder.") from error
     if wandb:
         from mtl.report.send import send
 
@@ -61,10 +59,10 @@ def main() -> None:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run, a sweep, or any folder above them")
     parser.add_argument(
-        "--tune", nargs="+", default=[], metavar="KEY", help="keys whose best value is selected on validation"
+        "--tune", nargs="+", default=[], metavar="KEY", help="keys whose best values are selected on validation"
     )
-    parser.add_argument("--out", type=Path, help="where the files go; default: the folder that holds all the paths")
-    parser.add_argument("--wandb", action="store_true", help="log the tables and the page to a W&B run as well")
+    parser.add_argument("--out", type=Path, help="folder for the files; default: the deepest one above all paths")
+    parser.add_argument("--wandb", action="store_true", help="also log the tables and the page to a W&B run")
     arguments = parser.parse_args()
     try:
         text, folder = report(arguments.paths, arguments.out, arguments.tune, arguments.wandb)

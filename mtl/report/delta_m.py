@@ -1,7 +1,7 @@
 """Δm, the relative change against single-task baselines, in the field's two conventions.
 
-They do not agree: the first counts a task with many metrics more, and a published method can be better than its
-baselines in one and worse in the other. So both are always given, by name.
+The conventions disagree: by metric, a task with many metrics counts more. A published method can be better than its
+baselines in one and worse in the other, so reports always give both, by name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Metrics = Mapping[str, float]  # by "<task>/<metric>"
 
 
 def relative_changes(values: Metrics, baselines: Metrics, higher_is_better: Mapping[str, bool]) -> dict[str, float]:
-    """(M - B) / B of every metric, in percent, its sign such that *below zero is better*; NaN where B is 0.
+    """``(M - B) / B`` of every metric, in percent, with the sign such that *below zero is better*; NaN if B is 0.
 
-    KeyError for a metric that has no baseline or no direction.
+    KeyError for a metric without a baseline or a direction.
     """
     changes = {}
     for name, value in values.items():
@@ -35,7 +35,7 @@ def by_metric(values: Metrics, baselines: Metrics, higher_is_better: Mapping[str
 
 
 def by_task(values: Metrics, baselines: Metrics, higher_is_better: Mapping[str, bool]) -> float:
-    """Δp in percent as the mean over the tasks of the mean over each one's metrics; *higher is better*.
+    """Δp in percent as the mean over the tasks of the mean over the task's metrics; *higher is better*.
 
     Lin & Zhang 2023 (LibMTL).
     """
@@ -46,6 +46,6 @@ def by_task(values: Metrics, baselines: Metrics, higher_is_better: Mapping[str, 
 
 
 def task_of(metric: str) -> str:
-    """The task that a metric is of: ``left`` of ``left/accuracy``, and of ``loss/left``."""
+    """The task of a metric: ``left`` for ``left/accuracy`` and for ``loss/left``."""
     first, _, last = metric.partition("/")
     return last if first == "loss" else first

@@ -1,20 +1,21 @@
-"""Pictures of one run: run.png, and the heat map of a cosine matrix."""
+"""Figures of one run: run.png, and the heat map of a cosine matrix."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl.report.terminal import mean, read_metrics, task_names
+from mtl.report.files import read_metrics
+from mtl.report.terminal import mean, task_names
 
 if TYPE_CHECKING:
     import numpy as np
 
-CELL = 32  # pixels of a heat map's cell
+CELL = 32  # side of a heat map's cell, in pixels
 
 
 def heat_map(matrix: Any) -> np.ndarray:
-    """A matrix of cosines as pixels ``[H, W, 3]``: blue agrees, red fights, grey is not known."""
+    """A cosine matrix as pixels ``[H, W, 3]``: blue is agreement, red is conflict, grey is unknown (NaN)."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -43,7 +44,7 @@ def draw_run(folder: Path) -> Path:
     limit = min(1.05, max(0.05, 1.1 * largest))
     losses.set(title="loss: val, and train (faint)", xlabel="step", yscale="log")
     metrics.set(title="val metrics", xlabel="step")
-    cosines.set(title="cosine of the tasks' gradients (below 0: conflict)", xlabel="step", ylim=(-limit, limit))
+    cosines.set(title="cosines of the task gradients (below 0: conflict)", xlabel="step", ylim=(-limit, limit))
     for axes in (losses, metrics, cosines):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:

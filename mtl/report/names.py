@@ -1,4 +1,4 @@
-"""What to call the lines of a comparison: by what tells them apart, and nothing else."""
+"""Labels for the rows of a comparison: each names only the settings that distinguish its row."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from typing import Any
 
 Settings = Mapping[str, Any]
 PARTS = ("data", "backbone", "strategy", "weighting", "optimizer", "scheduler")  # each has a _target_
-PLAIN = ("Naive", "Detached")  # the strategies that leave the gradients as they are
 ABSENT = "absent"
 
 
 def class_name(settings: Settings, part: str) -> str:
-    """The class of a part of the configuration; of a strategy with a rule, the rule's."""
+    """The class name of a part of the configuration; for a strategy with a rule, the rule's."""
     target = settings.get(f"{part}.rule._target_") or settings.get(f"{part}._target_") or ""
     return str(target).rpartition(".")[2]
 
 
-def differing(groups: Sequence[Settings]) -> list[str]:
-    """The keys whose values are not the same in all; of keys that always change together, the shortest."""
+def is_unbalanced(settings: Settings) -> bool:
+    """Whether the strategy is one of mtl's without a rule: it follows the gradient of the weighted losses.
+
+    A strategy from elsewhere may do anything, so it does not count as unbalanced.
+    """
+    own = str(settings.get("strategy._target_", "")).startswith("mtl.strategies.")
+    return own and "strategy.rule._target_" not in settings
+
+
+def differing_keys(groups: Sequence[Settings]) -> list[str]:
+    """The keys whose values differ between the groups; of keys that always change together, the shortest."""
     keys = dict.fromkeys(key for settings in groups for key in settings)
     columns = {key: tuple(settings.get(key, ABSENT) for settings in groups) for key in keys}
     found: dict[tuple, str] = {}
@@ -29,27 +37,27 @@ def differing(groups: Sequence[Settings]) -> list[str]:
 
 
 def interpolations_of(groups: Sequence[Settings], keys: Sequence[str]) -> set[str]:
-    """The keys with, in every group, the same value as one of ``keys``: interpolations of it, and itself."""
+    """``keys``, the keys below them, and every key whose value equals one of them in each group (an interpolation)."""
     every = {key for settings in groups for key in settings}
     return {
         other
         for key in keys
         for other in every
-        if key == other or other.startswith(f"{key}.") or _same(groups, key, other)
+        if key == other or other.startswith(f"{key}.") or _are_interpolations(groups, key, other)
     }
 
 
-def _same(groups: Sequence[Settings], key: str, other: str) -> bool:
+def _are_interpolations(groups: Sequence[Settings], key: str, other: str) -> bool:
     pairs = [(settings.get(key, ABSENT), settings.get(other, ABSENT)) for settings in groups]
     return len({a for a, _ in pairs}) > 1 and all(a == b for a, b in pairs)
 
 
-def label_all(groups: Sequence[Settings], hidden: set[str]) -> list[str]:
-    """One name a group of runs: its strategy and weighting, and the keys that tell it from those of the same kind.
+def row_labels(groups: Sequence[Settings], hidden: set[str]) -> list[str]:
+    """One label per group of runs: strategy, weighting, and the keys that differ among groups of the same classes.
 
-    ``hidden`` keys are not mentioned.
+    Labels omit the ``hidden`` keys.
     """
-    keys = [key for key in differing(groups) if key not in hidden]
+    keys = [key for key in differing_keys(groups) if key not in hidden]
     short = [_label(settings, groups, keys, shorten=True) for settings in groups]
     full = [_label(settings, groups, keys, shorten=False) for settings in groups]
     labels = [a if short.count(a) == 1 else b for a, b in zip(short, full, strict=True)]
@@ -63,8 +71,8 @@ def _label(settings: Settings, groups: Sequence[Settings], keys: Sequence[str], 
     chosen = settings.get("tasks")
     alone = None if chosen in (None, ABSENT) else str(chosen).strip("[]").replace('"', "")
     strategy, weighting = class_name(settings, "strategy"), class_name(settings, "weighting")
-    plain = shorten and strategy in PLAIN and (alone is not None or weighting != "Equal")
-    method = " + ".join(([] if plain else [strategy]) + ([] if weighting in ("Equal", "") else [weighting]))
+    implied = shorten and is_unbalanced(settings) and (alone is not None or weighting != "Equal")
+    method = " + ".join(([] if implied else [strategy]) + ([] if weighting in ("Equal", "") else [weighting]))
     words = [] if alone is None else [f"{alone} alone" if "," not in alone else f"tasks {alone}"]
     words += [method] if method else []
     for part in PARTS:
@@ -75,21 +83,21 @@ def _label(settings: Settings, groups: Sequence[Settings], keys: Sequence[str], 
         part = key.partition(".")[0]
         if key.endswith("_target_") or key == "tasks" or key not in settings:
             continue
-        # A key of a part means something only beside others with the same class in that part.
+        # Arguments of different classes cannot be compared, even if they share a name.
         alike = [
             other for other in groups if part not in PARTS or class_name(other, part) == class_name(settings, part)
         ]
         if len({str(other.get(key, ABSENT)) for other in alike}) > 1:
-            words.append(f"{_short(key)}={_number(settings[key])}")
+            words.append(f"{_shorten(key)}={_format(settings[key])}")
     return " ".join(words)
 
 
-def _short(key: str) -> str:
+def _shorten(key: str) -> str:
     for prefix in ("weighting.weights.", "weighting.", "strategy.rule.", "strategy."):
         if key.startswith(prefix):
             return key.removeprefix(prefix)
     return key
 
 
-def _number(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,5 @@
 "use strict";
-// Everything that comes from runs is set as text, never as markup.
+// Content from runs is set as text, never as markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "6 3", "2 3", "9 3 2 3"];
@@ -61,15 +61,15 @@ const hideTip = () => { tip.hidden = true; };
 
 // --------------------------------------------------------------------------------------------------- plots
 
-const drawn = [];  // every plot's own drawing, called again when the window's width changes
+const drawn = [];  // the drawing function of each plot, called again when the window's width changes
 let lastWidth = innerWidth;
 addEventListener("resize", () => {
-  if (innerWidth === lastWidth) return;  // a phone's bars come and go
+  if (innerWidth === lastWidth) return;  // on a phone, toolbars resize the height alone
   lastWidth = innerWidth;
   drawn.forEach(draw => draw());
 });
 
-/** A figure that `draw(svg, width, height)` fills, at its own width in pixels so that text keeps its size. */
+/** A figure filled by `draw(svg, width, height)`; its viewBox is its width in pixels, so that text keeps its size. */
 function plot(name, title, caption, height, draw) {
   const svg = shape("svg", { role: "img", "aria-label": title });
   const figure = element("figure", { "data-plot": name }, element("h3", {}, title), svg);
@@ -110,7 +110,7 @@ function axes(svg, width, height, xs, ys, xLabel, yLabel, log = false) {
 /** Lines with bands. `series`: {label, colour, dash, x, y, lo, hi}. */
 function lines(svg, width, height, series, yLabel, options = {}) {
   if (!series.length) {
-    svg.append(shape("text", { class: "strong", x: width / 2, y: height / 2, "text-anchor": "middle" }, options.nothing || "nothing was recorded"));
+    svg.append(shape("text", { class: "strong", x: width / 2, y: height / 2, "text-anchor": "middle" }, options.nothing || "nothing was logged"));
     return;
   }
   const all = series.flatMap(s => [...s.y, ...(s.lo || []), ...(s.hi || [])]);
@@ -142,7 +142,7 @@ function lines(svg, width, height, series, yLabel, options = {}) {
   svg.onpointerleave = () => { hideTip(); cursor.setAttribute("visibility", "hidden"); };
 }
 
-/** Points with their names where there is room for them. `points`: {label, colour, x, y, dx, dy, square, faint}. */
+/** Labelled points; a label without room is omitted. `points`: {label, colour, x, y, dx, dy, square, faint}. */
 function scatter(svg, width, height, points, xLabel, yLabel, front = []) {
   if (!points.length) return lines(svg, width, height, [], "");
   const xs = range(points.flatMap(p => p.faint ? [p.x] : [p.x - (p.dx || 0) * 0.4, p.x + (p.dx || 0) * 0.4]), 0.1);
@@ -169,11 +169,11 @@ function scatter(svg, width, height, points, xLabel, yLabel, front = []) {
     svg.append(mark);
     if (!p.faint) taken.push({ x: cx - 6, y: cy - 6, w: 12, h: 12 });
   }
-  const byWeight = [...points].sort((p, q) => Number(Boolean(q.square)) - Number(Boolean(p.square)));  // fixed weights are named first
-  for (const p of byWeight) if (!p.faint) name(svg, p, a.x(p.x), a.y(p.y), taken, width, height);
+  const byWeight = [...points].sort((p, q) => Number(Boolean(q.square)) - Number(Boolean(p.square)));  // static weights get their labels first
+  for (const p of byWeight) if (!p.faint) label(svg, p, a.x(p.x), a.y(p.y), taken, width, height);
 }
 
-function name(svg, point, cx, cy, taken, width, height) {
+function label(svg, point, cx, cy, taken, width, height) {
   const text = point.label.length > 26 ? `${point.label.slice(0, 25)}…` : point.label;
   const w = text.length * 6.3, h = 13;
   for (const [dx, dy, anchor] of [[8, 4, "start"], [-8, 4, "end"], [0, -9, "middle"], [0, 18, "middle"], [8, -7, "start"], [8, 15, "start"], [-8, -7, "end"], [-8, 15, "end"]]) {
@@ -264,12 +264,12 @@ function results(c) {
   const [main, ...others] = c.tables;
   const kinds = Object.fromEntries(c.rows.map(row => [row.label, row.baseline ? "baseline" : ""]));
   main.lines.forEach(line => { line.kind = kinds[line[0]]; });
-  const section = element("section", { id: "results" }, element("h2", {}, main.title), element("p", { class: "soft" }, main.words), sortable(main, true));
-  others.forEach(table => section.append(element("details", { class: "table" }, element("summary", {}, table.title), element("p", { class: "soft" }, table.words), sortable(table, true))));
+  const section = element("section", { id: "results" }, element("h2", {}, main.title), element("p", { class: "soft" }, main.caption), sortable(main, true));
+  others.forEach(table => section.append(element("details", { class: "table" }, element("summary", {}, table.title), element("p", { class: "soft" }, table.caption), sortable(table, true))));
   return section;
 }
 
-function front(points, x, y, up) {
+function paretoFront(points, x, y, up) {
   const better = (p, q, m) => up[m] ? p.values[m] >= q.values[m] : p.values[m] <= q.values[m];
   const dominated = q => points.some(p => p !== q && better(p, q, x) && better(p, q, y) && (p.values[x] !== q.values[x] || p.values[y] !== q.values[y]));
   return points.filter(q => !dominated(q)).sort((p, q) => p.values[x] - q.values[x]).map(p => ({ x: p.values[x], y: p.values[y] }));
@@ -282,15 +282,15 @@ function tradeoffs(c) {
   let [x, y] = [names[0], names.find(n => c.metrics.find(m => m.name === n).task !== c.metrics[0].task) || names[0]];
   const grid = element("div", { class: "grid" });
   if (names.length > 1) {
-    const figure = plot("tradeoff", "Two tasks against each other", "Test metrics, bars: 95 % intervals. Grey: every setting with fixed weights; the band joins those that no other beats, and a strategy has to be beyond it to be worth more than tuned weights.", 380, (svg, w, h) => {
+    const figure = plot("tradeoff", "Two tasks against each other", "Test metrics, bars: 95 % intervals. Grey: all settings with static weights; the band is their Pareto front. A strategy is better than tuned static weights only beyond the band.", 380, (svg, w, h) => {
       const points = [];
-      const fixed = c.points.filter(p => p.static && x in p.values && y in p.values);
-      fixed.forEach(p => points.push({ label: p.label, x: p.values[x], y: p.values[y], colour: "var(--soft)", square: true, faint: true }));
+      const weighted = c.points.filter(p => p.static && x in p.values && y in p.values);
+      weighted.forEach(p => points.push({ label: p.label, x: p.values[x], y: p.values[y], colour: "var(--soft)", square: true, faint: true }));
       methods.forEach(row => {
         const [a, b] = [row.values[x], row.values[y]];
         if (a && b) points.push({ label: row.label, x: a[0], y: b[0], dx: a[1], dy: b[1], colour: colour(row.index), square: row.static });
       });
-      scatter(svg, w, h, points, x + arrow(up[x]), y + arrow(up[y]), front(fixed, x, y, up));
+      scatter(svg, w, h, points, x + arrow(up[x]), y + arrow(up[y]), paretoFront(weighted, x, y, up));
     });
     const options = names.map(n => [n, n]);
     figure.insertBefore(element("div", { class: "controls" },
@@ -300,7 +300,7 @@ function tradeoffs(c) {
   const qualities = [...(methods.some(r => r.delta) ? [["Δm by metric, %", "Δm by metric, % ↓"]] : []), ...names.map(n => [n, n + arrow(up[n])])];
   if (qualities.length) {
     let chosen = qualities[0][0];
-    const figure = plot("cost", "Training cost against quality", "Time of a training step, by the fastest reading, against the test metrics; bars: 95 % intervals.", 380, (svg, w, h) => {
+    const figure = plot("cost", "Training cost against quality", "Minimum time of a training step against the test metrics; bars: 95 % intervals.", 380, (svg, w, h) => {
       const points = methods.flatMap(row => {
         const found = chosen.startsWith("Δm") ? row.delta : row.values[chosen];
         return found && row.seconds !== null ? [{ label: row.label, x: row.seconds * 1000, y: found[0], dy: found[1], colour: colour(row.index), square: row.static }] : [];
@@ -317,7 +317,7 @@ function curves(c) {
   const names = [...new Set(c.rows.flatMap(row => Object.keys(row.curves)))].filter(n => !n.includes("conflict/cos/"));
   const order = n => n.startsWith("val/loss/total") ? 0 : n.startsWith("val/") ? 1 : n.startsWith("train/loss") ? 2 : 3;
   names.sort((a, b) => order(a) - order(b));
-  const ranked = c.rows.map((row, i) => [row.plain ? -1 : row.rank ?? 1e9, i]).sort((a, b) => a[0] - b[0]);
+  const ranked = c.rows.map((row, i) => [row.equal ? -1 : row.rank ?? 1e9, i]).sort((a, b) => a[0] - b[0]);
   const active = new Set(c.rows.length <= 8 ? c.rows.keys() : ranked.slice(0, 6).map(([, i]) => i));
   const figures = [];
   const grid = element("div", { class: "grid" });
@@ -325,7 +325,7 @@ function curves(c) {
   firsts.forEach((first, k) => {
     let chosen = first;
     const figure = plot("curves", "Over training", null, 320, (svg, w, h) =>
-      lines(svg, w, h, c.rows.flatMap((row, i) => active.has(i) ? curve(c, row, i, chosen) : []), "", { log: chosen.includes("loss"), nothing: "none of the chosen recorded it" }));
+      lines(svg, w, h, c.rows.flatMap((row, i) => active.has(i) ? curve(c, row, i, chosen) : []), "", { log: chosen.includes("loss"), nothing: "none of the selected rows logged it" }));
     figure.insertBefore(element("div", { class: "controls" }, choice("metric", names.map(n => [n, n]), chosen, v => { chosen = v; figure.redraw(); })), figure.children[1]);
     figures.push(figure);
     grid.append(figure);
@@ -342,27 +342,27 @@ function curves(c) {
     chips.append(chip);
   });
   return element("section", { id: "curves" }, element("h2", {}, "Curves"),
-    element("p", { class: "soft" }, "The seeds' mean; the band goes from the lowest to the highest seed. Press a name to show or hide it."), grid, chips);
+    element("p", { class: "soft" }, "Mean over the seeds; the band spans the lowest and the highest seed. Click a label to show or hide its curve."), grid, chips);
 }
 
 function conflict(c) {
   const rows = c.rows.map((row, i) => ({ ...row, index: i })).filter(row => Object.keys(row.curves).some(n => /conflict\/cos|weight\//.test(n)) && row.tasks.length > 1);
   if (!rows.length) return "";
-  let row = rows.find(r => r.plain) || rows[0], at = 1e9;
+  let row = rows.find(r => r.equal) || rows[0], at = 1e9;
   const of = prefix => Object.keys(row.curves).filter(n => n.startsWith(prefix));
   const series = (prefix, filter = () => true) => of(prefix).filter(filter).map((n, i) => ({ label: n.slice(prefix.length), colour: colour(i), dash: dash(i), ...row.curves[n], x: c.steps[row.curves[n].x] }));
   const cosine = (a, b) => row.curves[`train/conflict/cos/${a}~${b}`] || row.curves[`train/conflict/cos/${b}~${a}`];
   const axis = () => of("train/conflict/cos/").map(n => c.steps[row.curves[n].x]).reduce((best, s) => s.length > best.length ? s : best, []);
   const slider = element("input", { type: "range", min: 0, "aria-label": "step", oninput: () => { at = Number(slider.value); matrix.redraw(); } });
   const where = element("span");
-  const matrix = plot("cosines", "Cosines of the tasks' gradients", null, 300, (svg, w) => {
+  const matrix = plot("cosines", "Cosines of the task gradients", null, 300, (svg, w) => {
     const steps = axis();
     slider.max = Math.max(0, steps.length - 1);
     at = Math.min(at, slider.max);
     slider.value = at;
     const all = of("train/conflict/cos/").flatMap(n => row.curves[n].y.map(Math.abs));
     const limit = Math.max(0.05, ...all);
-    where.textContent = steps.length ? `step ${steps[at]}; full colour is ±${limit.toFixed(2)}, blue agrees, red fights` : "not measured";
+    where.textContent = steps.length ? `step ${steps[at]}; full colour is ±${limit.toFixed(2)}; blue: agreement, red: conflict` : "not measured";
     heatMap(svg, w, row.tasks, (a, b) => {
       const found = cosine(a, b), i = found ? c.steps[found.x].indexOf(steps[at]) : -1;
       return i < 0 ? null : found.y[i];
@@ -386,12 +386,12 @@ function conflict(c) {
   const figures = [
     matrix,
     panel("fraction", "Share of pairs in conflict, mean cosine", () => series("train/conflict/", n => /\/(fraction|cos_mean|cos_min)$/.test(n)), { zero: true }),
-    panel("norms", "Lengths of the tasks' gradients", () => series("train/conflict/norm/"), { log: true }),
-    panel("weights", "Weights of the tasks", () => series("train/weight/"), { zero: true }),
+    panel("norms", "Norms of the task gradients", () => series("train/conflict/norm/"), { log: true }),
+    panel("weights", "Task weights", () => series("train/weight/"), { zero: true }),
   ];
   const select = choice("strategy", rows.map((r, i) => [String(i), r.label]), String(rows.indexOf(row)), v => { row = rows[Number(v)]; figures.forEach(f => f.redraw()); });
   return element("section", { id: "conflict" }, element("h2", {}, "Gradient conflict and task weights"),
-    element("p", { class: "soft" }, "With respect to the shared features, during training, averaged over the seeds."),
+    element("p", { class: "soft" }, "Gradients with respect to the shared features during training, averaged over the seeds."),
     element("div", { class: "controls" }, select), element("div", { class: "grid" }, ...figures));
 }
 
@@ -418,7 +418,7 @@ function runs(c) {
   const fill = () => list.replaceChildren(...c.runs.filter(run => !few || run.selected || run.status !== "finished").map(run => {
     const ended = run.status === "finished" ? "" : run.status;
     const details = element("details", {}, element("summary", {}, `${run.label}, seed ${run.seed} `, element("span", { class: "bad" }, ended)));
-    details.addEventListener("toggle", () => {  // hundreds of configurations need not be there before they are asked for
+    details.addEventListener("toggle", () => {  // filled on first opening: a page may have hundreds of configurations
       if (details.childElementCount > 1) return;
       const test = Object.entries(run.test).map(([k, v]) => `${k} ${v}`).join(", ");
       details.append(element("pre", {}, element("code", {}, run.command)), element("p", { class: "soft" }, run.folder));
@@ -427,13 +427,13 @@ function runs(c) {
       const rows = (header, lines) => element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...header.map(h => element("th", { class: "left" }, h)))),
         element("tbody", {}, ...lines.map(line => element("tr", {}, ...line.map(text => element("td", { class: "left" }, element("code", {}, text))))))));
       if (run.changes.length) details.append(rows(["differs in", run.against || "the reference", "this run"], run.changes));
-      if (run.config.length) details.append(element("details", {}, element("summary", {}, "whole configuration, the same for all seeds"), rows(["key", "value"], run.config)));
+      if (run.config.length) details.append(element("details", {}, element("summary", {}, "full configuration, the same for all seeds"), rows(["key", "value"], run.config)));
     });
     return details;
   }));
   fill();
   if (c.runs.some(run => !run.selected)) section.append(element("div", { class: "controls" },
-    choice("show", [["few", "those in the table"], ["all", "also those that were not selected"]], "few", v => { few = v === "few"; fill(); })));
+    choice("show", [["few", "rows of the table"], ["all", "all settings, selected or not"]], "few", v => { few = v === "few"; fill(); })));
   section.append(list);
   return section;
 }

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: the comparison's numbers as JSON, and the page's own style and script."""
+"""One self-contained HTML file: the comparison's numbers as JSON, with the page's style and script."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ import numpy as np
 
 from mtl.report.compare import Comparison, Row
 from mtl.report.delta_m import task_of
-from mtl.report.runs import Run
-from mtl.report.runs import flatten as flattened
-from mtl.report.tables import finite, number, summary_line, tables
+from mtl.report.runs import Run, flatten
+from mtl.report.tables import finite_or_none, format_number, summary_line, tables
 
 HERE = Path(__file__).parent
-NUMBERS = 500_000  # that the curves of a page may have together: about 4 MB
-POINTS = (20, 200)  # of a curve, at least and at most
-IMAGES = 4_000_000  # bytes of example predictions in a page
-EXAMPLES = 6  # of a row
-SHOWN = ("train/loss/", "train/weight/", "train/conflict/", "train/audit/", "train/grad_norm", "train/lr", "val/")
+NUMBERS = 500_000  # most numbers in all curves of a page: about 4 MB
+POINTS = (20, 200)  # fewest and most points of a curve
+IMAGES = 4_000_000  # most bytes of example predictions in a page
+EXAMPLES = 6  # most example predictions of a row
 
 
 def page(comparisons: Sequence[Comparison], title: str) -> str:
-    """The whole page. Everything that comes from runs travels as JSON and is shown as text, so it can be no markup."""
+    """The HTML of the page. Content from runs is embedded as JSON and shown as text, so it cannot inject markup."""
     content = json.dumps({"title": title, "comparisons": [_content(c) for c in comparisons]}, allow_nan=False)
     content = content.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     parts = {name: (HERE / f"page.{name}").read_text() for name in ("html", "css", "js")}
     parts |= {"title": html.escape(title), "data": content}
     before, *pieces = parts["html"].split("<!--")
-    for piece in pieces:  # in one pass: what is filled in is not looked at again
+    for piece in pieces:  # in one pass, so that inserted text is never expanded
         name, _, after = piece.partition("-->")
         before += parts[name] + after
     return before
@@ -42,8 +40,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
     names = [_series_names(row) for row in comparison.rows]
     points = max(POINTS[0], min(POINTS[1], NUMBERS // max(1, 3 * sum(map(len, names)))))
     steps: dict[tuple[float, ...], int] = {}
-    room = [IMAGES]
-    rows = [_row(row, own, points, steps, room) for row, own in zip(comparison.rows, names, strict=True)]
+    budget = [IMAGES]
+    rows = [_row(row, own, points, steps, budget) for row, own in zip(comparison.rows, names, strict=True)]
     metrics = comparison.metrics.items()
     return {
         "data": comparison.data,
@@ -59,16 +57,16 @@ def _content(comparison: Comparison) -> dict[str, Any]:
 
 
 def _table(table: Any, main: bool) -> dict[str, Any]:
-    return {"title": table.title, "words": table.words, "header": table.header, "lines": table.lines, "main": main}
+    return {"title": table.title, "caption": table.caption, "header": table.header, "lines": table.lines, "main": main}
 
 
 def _series_names(row: Row) -> list[str]:
     names = dict.fromkeys(name for run in row.runs.values() for name in run.series)
-    return [name for name in names if name.startswith(SHOWN)]
+    return [name for name in names if not name.startswith("test/")]  # one value is no curve
 
 
 def _row(
-    row: Row, names: list[str], points: int, steps: dict[tuple[float, ...], int], room: list[int]
+    row: Row, names: list[str], points: int, steps: dict[tuple[float, ...], int], budget: list[int]
 ) -> dict[str, Any]:
     curves = {
         name: _curve([run.series[name] for run in row.runs.values() if name in run.series], points) for name in names
@@ -82,24 +80,24 @@ def _row(
         "label": row.label,
         "tasks": row.first.tasks,
         "baseline": row.is_baseline,
-        "plain": row.is_plain,
+        "equal": row.is_equal_weighting,
         "static": row.is_static,
-        "rank": finite(row.rank),
+        "rank": finite_or_none(row.rank),
         "values": {name: _interval(found) for name, found in row.metrics.items()},
         "delta": _interval(row.delta_metric),
-        "time": finite(row.time_ratio),
-        "seconds": finite(row.step_seconds),
+        "time": finite_or_none(row.time_ratio),
+        "seconds": finite_or_none(row.step_seconds),
         "curves": described,
-        "examples": _examples(row, room),
+        "examples": _examples(row, budget),
     }
 
 
 def _interval(found: Any) -> list[float | None] | None:
-    return None if found is None else [finite(found.mean), found.half]
+    return None if found is None else [finite_or_none(found.mean), found.half]
 
 
 def _curve(series: list[tuple[np.ndarray, np.ndarray]], points: int) -> tuple[list, list, list, list]:
-    """The seeds' mean, least and most, over the steps that all have, in at most ``points`` means of neighbours."""
+    """Steps, mean, minimum and maximum over the seeds, at the common steps, averaged to at most ``points`` points."""
     common = series[0][0]
     for steps, _ in series[1:]:
         common = np.intersect1d(common, steps)
@@ -120,7 +118,7 @@ def _short(values: np.ndarray) -> list[float]:
 
 
 def _point(row: Row, comparison: Comparison) -> dict[str, Any]:
-    """A setting in the trade-off plots, selected or not."""
+    """A point of the trade-off plots, selected or not."""
     values = {name: list(row.test(name).values()) for name in comparison.metrics}
     means = {name: float(np.mean(found)) for name, found in values.items() if found}
     where = comparison.rows.index(row) if row in comparison.rows else None
@@ -144,9 +142,9 @@ def _run(row: Row, run: Run, comparison: Comparison) -> dict[str, Any]:
         "selected": row in comparison.rows,
         "against": reference.label if reference is not row else None,
         "changes": changes,
-        "config": [[key, _text(value)] for key, value in flattened(run.config).items()] if run is row.first else [],
-        "test": {name: number(value, ".4g") for name, value in test.items() if value is not None},
-        "best": finite(run.summary.get("best", {}).get("monitor")),
+        "config": [[key, _text(value)] for key, value in flatten(run.config).items()] if run is row.first else [],
+        "test": {name: format_number(value, ".4g") for name, value in test.items() if value is not None},
+        "best": finite_or_none(run.summary.get("best", {}).get("monitor")),
     }
 
 
@@ -154,34 +152,34 @@ def _text(value: Any) -> str:
     return "absent" if value is None else str(value)
 
 
-def _examples(row: Row, room: list[int]) -> list[dict[str, Any]]:
-    """Example predictions of the first run that has any, as long as there is room for their pictures."""
+def _examples(row: Row, budget: list[int]) -> list[dict[str, Any]]:
+    """The example predictions of the first run that has some; ``budget`` is the bytes left for images."""
     for run in row.runs.values():
         try:
             listed = json.loads((run.folder / "examples" / "examples.json").read_text())
-            return [_example(run.folder / "examples", e, room) for e in listed[:EXAMPLES]]
+            return [_example(run.folder / "examples", e, budget) for e in listed[:EXAMPLES]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return []
 
 
-def _example(folder: Path, example: dict[str, Any], room: list[int]) -> dict[str, Any]:
+def _example(folder: Path, example: dict[str, Any], budget: list[int]) -> dict[str, Any]:
     tasks = {
-        str(task): {side: _picture(folder, shown[side], room) for side in ("target", "prediction")}
+        str(task): {side: _image(folder, shown[side], budget) for side in ("target", "prediction")}
         for task, shown in example["tasks"].items()
     }
-    words = f"{example.get('split', '')} {example.get('index', '')}".strip()
-    return {"title": words, "image": _picture(folder, example["image"], room), "tasks": tasks}
+    title = f"{example.get('split', '')} {example.get('index', '')}".strip()
+    return {"title": title, "image": _image(folder, example["image"], budget), "tasks": tasks}
 
 
-def _picture(folder: Path, shown: Any, room: list[int]) -> dict[str, str]:
-    """A picture as a data URI, where ``shown`` names one in the folder; else text."""
+def _image(folder: Path, shown: Any, budget: list[int]) -> dict[str, str]:
+    """A data URI if ``shown`` names an image in the folder, otherwise text."""
     text = str(shown)
     file = folder / Path(text).name
     if not text.endswith(".png") or not file.is_file():
         return {"text": text}
     content = file.read_bytes()
-    if len(content) > room[0]:
-        return {"text": f"{text} (left out: the page would be too large)"}
-    room[0] -= len(content)
+    if len(content) > budget[0]:
+        return {"text": f"{text} (omitted: the page would be too large)"}
+    budget[0] -= len(content)
     return {"src": f"data:image/png;base64,{base64.b64encode(content).decode()}"}

@@ -1,4 +1,4 @@
-"""Reads what runs have left in their folders: finished, unfinished or failed."""
+"""Reads the folders of runs, whether finished, unfinished or failed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mtl.report.files import read_json
+
 # What two runs may differ in and still be the same experiment but for chance.
 IRRELEVANT = (
     "seed", "name", "device", "resume", "skip_finished", "tracker", "conflict", "trainer.num_workers",
@@ -23,22 +25,22 @@ OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was
 
 
 class ReportError(ValueError):
-    """What is wrong with the folders that a report was asked for, in one sentence."""
+    """The report cannot be made from the given folders; the message is one sentence."""
 
 
 @dataclass(eq=False)
 class Run:
-    """One run folder. What is not there, or not yet, is empty."""
+    """The content of one run folder; whatever is missing is empty."""
 
     folder: Path
-    name: str = ""  # the folder as seen from the report's
+    name: str = ""  # the folder, relative to the report's folder
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     status: str = "unknown"
     error: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     series: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # "val/loss/a": steps, values
-    broken: int = 0  # lines of metrics.jsonl that are no JSON
+    malformed_lines: int = 0  # of metrics.jsonl
 
     @property
     def seed(self) -> int:
@@ -47,42 +49,42 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has test metrics. A run that was not started by the command line has no status."""
+        """Whether the run has test metrics. The status is unknown if it was not started by mtl-train."""
         return self.status in ("finished", "unknown") and bool(self.summary.get("test"))
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that are trained."""
+        """The trained tasks."""
         heads = [str(task) for task in self.config.get("heads") or ()]
         chosen = self.config.get("tasks")
         return [task for task in heads if chosen is None or task in chosen]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The configuration as one flat mapping, without what does not matter to the result."""
+        """The configuration with dotted keys, without the keys that do not affect the result."""
         flat = flatten(self.config)
         return {key: v for key, v in flat.items() if not any(key == n or key.startswith(f"{n}.") for n in IRRELEVANT)}
 
     @property
     def command(self) -> str:
-        """The command line it was started with."""
+        """The command line that started the run."""
         return " ".join(["mtl-train", *(shlex.quote(o) for o in self.overrides if not o.startswith("skip_finished"))])
 
     @property
     def step_seconds(self) -> float:
-        """The fastest reading of a step's time: what else the machine did can only have added to it."""
+        """The smallest logged step time, in seconds: other load on the machine can only increase it."""
         values = self.series.get("train/time/step", (None, np.array([])))[1]
         return float(values.min()) if len(values) else float("nan")
 
     @property
     def peak_memory(self) -> float:
-        """Bytes at the peak of a step."""
+        """The peak memory of a step, in bytes; NaN if unknown."""
         value = self.summary.get("memory/peak")
         return float("nan") if value is None else float(value)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nesting of mappings as one, with dotted keys; lists and empty mappings as JSON."""
+    """Nested mappings as one mapping with dotted keys; lists and empty mappings become JSON."""
     if isinstance(value, Mapping) and value:
         items = (flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
         return {key: leaf for part in items for key, leaf in part.items()}
@@ -90,13 +92,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """Every run at or below the paths, in the order of their folders. ReportError where there is none."""
+    """Every run at or below the paths, sorted by folder. ReportError for a path without a run."""
     folders: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise ReportError(f"{path} {what}: give the folder of a run, or of a sweep.")
-        found = sorted(_run_folders(path), key=_natural)
+        found = sorted(_run_folders(path), key=_natural_key)
         if not found:
             raise ReportError(f"{path} holds no run: no folder in it has a status.json or a metrics.jsonl.")
         folders |= dict.fromkeys(folder.resolve() for folder in found)
@@ -105,7 +107,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that holds all the paths; of one path, itself."""
+    """The deepest folder that contains all paths; a single path is its own common folder."""
     return Path(os.path.commonpath([path.resolve() for path in paths]))
 
 
@@ -116,12 +118,12 @@ def _run_folders(path: Path) -> Iterable[Path]:
             yield Path(parent)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(len(part) if part.isdigit() else 0, part) for part in path.parts]  # job 10 after job 9
+def _natural_key(path: Path) -> list[tuple[int, str]]:
+    return [(len(part) if part.isdigit() else 0, part) for part in path.parts]  # job 10 follows job 9
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """What a run's folder says."""
+    """Read the files of a run folder; ``name`` is the folder relative to the report's."""
     status, file = read_json(folder / "status.json"), folder / "config.yaml"
     run = Run(
         folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
@@ -137,37 +139,28 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def _yaml(text: str) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast, if it was built
     try:
-        content = yaml.load(
-            text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )  # ten times as fast, where it was built
+        content = yaml.load(text, loader)
     except yaml.YAMLError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file; empty where there is none, or only a part of one."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def _read_series(run: Run) -> None:
-    """Every metric as a pair of arrays. Rows with the same names are turned into columns all at once, by NumPy."""
+    """Read every metric as arrays of steps and values. Rows with the same keys are transposed at once by NumPy."""
     try:
         lines = (run.folder / "metrics.jsonl").read_text().split("\n")
     except OSError:
         return
     layouts: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-    for line in lines[:-1]:  # after the last newline there is nothing, or a line that was cut off
+    for line in lines[:-1]:  # the part after the last newline is empty or truncated
         try:
             row = json.loads(line)
             split = row.pop("split")
             layouts.setdefault((split, *row), []).append(tuple(row.values()))
         except (ValueError, KeyError, AttributeError):
-            run.broken += 1
+            run.malformed_lines += 1
     parts: dict[str, list[np.ndarray]] = {}
     for (split, *names), rows in layouts.items():
         values = np.array(rows, dtype=float).T  # null becomes NaN

@@ -1,4 +1,4 @@
-"""A report in Weights & Biases: its tables, files and page as one run of the job type ``report``."""
+"""Logs a report to Weights & Biases: its tables, files and page, as one run of the job type ``report``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FILES = ("report.md", "results.csv", "results.json")
 
 
 def send(folder: Path, project: str, entity: str | None = None, group: str | None = None) -> str:
-    """Log the report in ``folder`` to a new W&B run, and say where it is.
+    """Log the report in ``folder`` to a new W&B run; returns a sentence with the run's id and URL.
 
-    As in training, ``WANDB_MODE`` chooses; unset, it is online where a key is known and else offline. ReportError, one
-    sentence, where W&B gives no run.
+    ``WANDB_MODE`` is obeyed, as in training; if unset, the run is online with an API key and offline without one.
+    ReportError if W&B cannot start or finish the run.
     """
-    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # tables wait there to be sent
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # W&B stages tables there
     import wandb
 
     mode: Any = os.environ.get("WANDB_MODE") or None
@@ -43,11 +43,11 @@ def send(folder: Path, project: str, entity: str | None = None, group: str | Non
         return f"W&B run {run.id}: {run.url or f'offline, wandb sync {run.dir and Path(run.dir).parent} sends it'}"
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ReportError(f"--wandb: W&B gives no run ({reason}); the report itself is in {folder}.") from error
+        raise ReportError(f"--wandb: W&B did not accept the report ({reason}); it is in {folder}.") from error
 
 
 def _tables(folder: Path) -> dict[str, object]:
-    """One W&B table a data set: a line a row, a column a metric's mean and half its interval."""
+    """One W&B table per data set: one line per row, with each metric's mean and half its interval."""
     import wandb
 
     found: dict[str, object] = {}

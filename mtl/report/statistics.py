@@ -1,4 +1,4 @@
-"""What a handful of seeds can say: means with Student's interval, interquartile means, ranks."""
+"""Statistics over a few seeds: means with Student's t interval, interquartile means, ranks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
-SEEDS = 3  # with fewer there is no interval: Student's t of two seeds is 12.7 standard errors wide
-RUNS = 8  # with fewer, a bootstrap draws from too little to mean anything
+SEEDS = 3  # minimum for an interval: with two seeds, Student's t is 12.7 standard errors
+RUNS = 8  # minimum for a bootstrap: fewer values are too few to resample
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, half the width of its 95 % confidence interval (None where there is none), and of how many values."""
+    """A mean, half the width of its 95 % confidence interval (None without one), and the number of values."""
 
     mean: float
     half: float | None
@@ -24,9 +24,9 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values and Student's t interval of it; below three values there is no interval.
+    """The mean of independent values and its Student's t interval.
 
-    Values that are not finite make the mean what they are, and there is no interval.
+    There is no interval for fewer than three values, or if a value is not finite; then the mean is not finite either.
     """
     array = np.asarray(values, dtype=float)
     mean = float(array.mean()) if len(array) else float("nan")
@@ -38,8 +38,8 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, float(t.ppf(0.5 + CONFIDENCE / 2, len(array) - 1) * error), len(array))
 
 
-def paired(values: dict[int, float], reference: dict[int, float]) -> Interval:
-    """The mean difference to a reference over the seeds that both have, and its interval."""
+def paired_difference(values: dict[int, float], reference: dict[int, float]) -> Interval:
+    """The mean difference to a reference over the common seeds, and its interval."""
     return interval([values[seed] - reference[seed] for seed in values if seed in reference])
 
 
@@ -51,12 +51,12 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
 
 def bootstrap(values: Sequence[float]) -> tuple[float, float, float] | None:
-    """The interquartile mean and its bootstrap interval, the same at every call; None below eight values."""
+    """The interquartile mean and its percentile bootstrap interval, with a fixed seed; None below eight values."""
     if len(values) < RUNS:
         return None
     import scipy.stats
 
-    resample: Any = scipy.stats.bootstrap  # its stubs know of no statistic along an axis
+    resample: Any = scipy.stats.bootstrap  # its stubs lack statistics along an axis
     found = resample(
         (np.asarray(values, dtype=float),),
         lambda sample, axis: scipy.stats.trim_mean(sample, 0.25, axis=axis),
@@ -68,15 +68,15 @@ def bootstrap(values: Sequence[float]) -> tuple[float, float, float] | None:
 
 
 def mean_ranks(table: np.ndarray, higher_is_better: Sequence[bool]) -> np.ndarray:
-    """The mean over the columns of each row's rank, 1 the best, ties shared; NaN for a row with a gap.
+    """Each row's mean rank over the columns of ``table`` [rows, metrics]: 1 is the best, ties share their mean rank.
 
-    ``table [rows, metrics]``. A rank belongs to the set it was taken in: one row more, and every rank may change.
+    NaN for a row with a missing value. A rank depends on the set of rows: with one row more, every rank may change.
     """
     from scipy.stats import rankdata
 
     ranks = np.full(len(table), np.nan)
-    whole = np.isfinite(table).all(1)
-    if whole.any() and table.shape[1]:
+    complete = np.isfinite(table).all(1)
+    if complete.any() and table.shape[1]:
         signs = np.where(higher_is_better, -1.0, 1.0)
-        ranks[whole] = rankdata(table[whole] * signs, axis=0).mean(1)
+        ranks[complete] = rankdata(table[complete] * signs, axis=0).mean(1)
     return ranks

@@ -1,41 +1,22 @@
-"""What a run or a sweep says of itself in the terminal."""
+"""Plain-text tables of a run or a sweep, for the terminal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-
-def read_metrics(folder: Path, split: str) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl of one split; a last line that was cut off is left out."""
-    rows = []
-    with (folder / "metrics.jsonl").open() as file:
-        for line in file:
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-    return [row for row in rows if row["split"] == split]
-
-
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """What a run's status.json says; None if there is none."""
-    return _read_json(folder / "status.json") or None
-
-
-def best_value(folder: Path) -> float | None:
-    """The monitored metric's best value in a finished run."""
-    return _read_json(folder / "summary.json").get("best", {}).get("monitor")
+from mtl.report.files import read_json, read_metrics
 
 
 def task_names(metrics: Mapping[str, Any]) -> list[str]:
-    """The tasks that a row has a loss of, in its order."""
+    """The tasks with a loss in this row, in the row's order."""
     return [name.removeprefix("loss/") for name in metrics if name.startswith("loss/") and name != "loss/total"]
 
 
 def one_line(row: Mapping[str, float]) -> str:
-    """A row's most telling numbers on one line."""
+    """The most important numbers of a row, on one line."""
     parts = [f"loss/{task} {row[f'loss/{task}']:.4f}" for task in task_names(row)]
     if "conflict/cos_mean" in row:
         parts.append(f"conflict/cos_mean {row['conflict/cos_mean']:+.2f}")
@@ -45,7 +26,7 @@ def one_line(row: Mapping[str, float]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns as wide as they need to be; numbers to the right, with four digits after the point."""
+    """A table with minimal column widths; numbers are right-aligned and have four decimals."""
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numeric = [all(not isinstance(row[i], str) or row[i] == "–" for row in rows) for i in range(len(header))]
@@ -57,7 +38,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def task_table(title: str, metrics: Mapping[str, float]) -> str:
-    """A line a task with its loss and its metrics."""
+    """One line per task with its loss and its metrics."""
     tasks = task_names(metrics)
     columns = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in tasks))
     rows = [[t, metrics[f"loss/{t}"], *(metrics.get(f"{t}/{c}", "–") for c in columns)] for t in tasks]
@@ -65,7 +46,7 @@ def task_table(title: str, metrics: Mapping[str, float]) -> str:
 
 
 def only_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without where it stands."""
+    """A row without its step, epoch and split."""
     return {name: value for name, value in row.items() if name not in ("step", "epoch", "split")}
 
 
@@ -76,8 +57,8 @@ def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def final_report(folder: Path) -> str:
-    """What a run ends with: its test metrics, its conflict metrics, and where everything is."""
-    summary = _read_json(folder / "summary.json")
+    """The end of a run's log: test metrics, conflict metrics, and where the files are."""
+    summary = read_json(folder / "summary.json")
     parts = [
         task_table(f"test, best model (step {summary['best']['step']})", summary["test"]),
         conflict_table(folder),
@@ -92,7 +73,7 @@ def _contents(folder: Path) -> list[str]:
 
 
 def conflict_table(folder: Path) -> str | None:
-    """The mean of every conflict metric over the run and over its last quarter; None if none was measured."""
+    """The mean of every conflict metric over the run and over its last quarter; None without conflict metrics."""
     rows = [row for row in read_metrics(folder, "train") if any(name.startswith("conflict/") for name in row)]
     if not rows:
         return None
@@ -104,19 +85,26 @@ def conflict_table(folder: Path) -> str | None:
 
 
 def overview(sweep: Path) -> str | None:
-    """A line a job of a sweep: what it was, how it ended, its test metrics; None if there is no job."""
+    """One line per job of a sweep: its overrides, status and test metrics; None if there is no job."""
     jobs = sorted((p.parent for p in sweep.glob("*/status.json")), key=lambda p: (len(p.name), p.name))
     if not jobs:
         return None
-    summaries = [_read_json(job / "summary.json") for job in jobs]
+    summaries = [read_json(job / "summary.json") for job in jobs]
     names = list(dict.fromkeys(name for summary in summaries for name in summary.get("test", {})))
-    statuses = [_read_json(job / "status.json") for job in jobs]
+    statuses = [read_json(job / "status.json") for job in jobs]
     overrides = [_overrides(job) for job in jobs]
     shared = set.intersection(*map(set, overrides)) if len(jobs) > 1 else set()
     rows = []
     for job, given, status, summary in zip(jobs, overrides, statuses, summaries, strict=True):
         own = " ".join(override for override in given if override not in shared)
-        rows.append([job.name, own, status["status"], *(summary.get("test", {}).get(name, "–") for name in names)])
+        rows.append(
+            [
+                job.name,
+                own,
+                status.get("status", "unknown"),
+                *(summary.get("test", {}).get(name, "–") for name in names),
+            ]
+        )
     failures = [f"job {j.name}: {s['error']}" for j, s in zip(jobs, statuses, strict=True) if "error" in s]
     return "\n".join([table(["job", "overrides", "status", *names], rows), *failures])
 
@@ -125,10 +113,6 @@ def mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     """The mean of a metric over the rows that have it; NaN where none has."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return fmean(values) if values else float("nan")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _overrides(job: Path) -> list[str]:

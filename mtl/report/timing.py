@@ -1,4 +1,4 @@
-"""What the same time buys: every strategy judged where the fastest one ended."""
+"""Rows compared at equal training time: the total time of the fastest run."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from mtl.report.statistics import Interval, interval
 
 @dataclass
 class EqualTime:
-    """How far a row came in the common time, and its best evaluation until then."""
+    """The progress of a row within the common time, and its best evaluation until then."""
 
     row: Row
     steps: float  # the mean over the seeds
-    metrics: dict[str, Interval]  # of the val split
+    metrics: dict[str, Interval]  # on the val split
 
 
 def equal_time(methods: Sequence[Row], metrics: Sequence[str]) -> tuple[float, list[EqualTime]]:
-    """The shortest run's seconds of training, and what each row had reached by then on the validation split.
+    """The training time of the shortest run, in seconds, and each row's best validation metrics within that time.
 
-    A row's clock is the fastest reading of its step's time times the step, so evaluations and other work on the machine
-    do not count. The best evaluation is that of the monitored metric. Rows without times are left out.
+    A row's training time is its smallest step time times the step, so evaluations and other load on the machine do not
+    count. The best evaluation is the one with the best monitored metric. Rows without step times are left out.
     """
     timed = [row for row in methods if row.finished and not math.isnan(row.step_seconds)]
     if len(timed) < 2:
         return math.nan, []
     budget = min(row.step_seconds * _most_steps(row) for row in timed)
-    return budget, [_reached(row, budget, metrics) for row in timed]
+    return budget, [_within(row, budget, metrics) for row in timed]
 
 
-def _reached(row: Row, seconds: float, metrics: Sequence[str]) -> EqualTime:
+def _within(row: Row, seconds: float, metrics: Sequence[str]) -> EqualTime:
     found: dict[str, list[float]] = {}
     limit = min(seconds * (1 + 1e-9) / row.step_seconds, _most_steps(row))
     for run in row.finished.values():

@@ -4,7 +4,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.linalg.lapack import dgejsv
 
-from mtl.rules.rule import Array, Rule, require
+from mtl.errors import require
+from mtl.rules.rule import Array, Rule
 from mtl.rules.solvers import SolverError, in_one_thread, unit_rows
 
 SCALES: dict[str, Callable[[Array], Any]] = {"min": np.min, "median": np.median, "mean": np.mean}

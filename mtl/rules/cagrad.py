@@ -1,7 +1,8 @@
 import numpy as np
 from scipy.linalg.lapack import dgeqrf, dtrtrs
 
-from mtl.rules.rule import Array, Indices, Rule, require
+from mtl.errors import require
+from mtl.rules.rule import Array, Indices, Rule
 from mtl.rules.solvers import SolverError, in_one_thread, least_distance, unit_rows
 
 # The conditions of optimality hold to this, relative to the mean gradient and the unit rows.

@@ -1,7 +1,8 @@
 import numpy as np
 
+from mtl.errors import require
 from mtl.rules.fair import fair_weights
-from mtl.rules.rule import Array, Rule, require
+from mtl.rules.rule import Array, Rule
 from mtl.rules.solvers import unit_rows
 
 

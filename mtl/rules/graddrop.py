@@ -3,8 +3,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.rules.rows import RowRule, masked_weights
-from mtl.rules.rule import Array, Random, new_generator, require
+from mtl.rules.rule import Array, Random, new_generator
 
 
 class GradDrop(Random, RowRule):

@@ -2,8 +2,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.rules.pcgrad import among
-from mtl.rules.rule import Array, Indices, Random, TaskRule, new_generator, require
+from mtl.rules.rule import Array, Indices, Random, TaskRule, new_generator
 from mtl.rules.solvers import unit_rows
 
 # Cosines are kept this far inside (-1, 1): the correction is undefined at 1.

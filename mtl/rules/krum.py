@@ -1,6 +1,7 @@
 import numpy as np
 
-from mtl.rules.rule import Array, Rule, require
+from mtl.errors import require
+from mtl.rules.rule import Array, Rule
 
 
 class Krum(Rule):

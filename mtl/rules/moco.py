@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.rules.rows import KeptRows, RowRule, gram_of, weighted_sum
-from mtl.rules.rule import Array, TaskRule, require, task_indices
+from mtl.rules.rule import Array, TaskRule, task_indices
 from mtl.rules.sdmgrad import share
 from mtl.rules.solvers import onto_simplex
 

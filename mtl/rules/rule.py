@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mtl.errors import require
+
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
@@ -131,9 +133,3 @@ def task_indices(count: int, num_tasks: int, present: Sequence[int] | None) -> I
     if len(set(indices)) != count or not all(0 <= i < num_tasks for i in indices):
         raise ValueError(f"present={indices} must be different task indices from 0 to {num_tasks - 1}.")
     return np.array(indices)
-
-
-def require(name: str, value: Any, accepted: str, holds: bool) -> None:
-    """ValueError in one sentence unless ``holds``; NaN fails every comparison, so it is refused too."""
-    if not holds:
-        raise ValueError(f"{name}={value} must be {accepted}.")

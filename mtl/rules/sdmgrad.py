@@ -2,7 +2,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.rules.rule import Array, Indices, TaskRule, require
+from mtl.errors import require
+from mtl.rules.rule import Array, Indices, TaskRule
 from mtl.rules.solvers import onto_simplex
 
 

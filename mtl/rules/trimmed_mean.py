@@ -3,8 +3,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.rules.rows import RowRule, masked_weights
-from mtl.rules.rule import Array, require
+from mtl.rules.rule import Array
 
 
 class TrimmedMean(RowRule):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mtl.weightings.task_weighting import require
+from mtl.errors import require
 
 
 class Adam(nn.Module):

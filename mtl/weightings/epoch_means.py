@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.weightings.task_weighting import require
+from mtl.errors import require
 
 
 class EpochMeans(nn.Module):

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.weightings.adam import Adam
-from mtl.weightings.task_weighting import TaskWeighting, require
+from mtl.weightings.task_weighting import TaskWeighting
 
 EPSILON = 1e-8
 

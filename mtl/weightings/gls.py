@@ -4,7 +4,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mtl.weightings.task_weighting import require, stack
+from mtl.errors import require
+from mtl.weightings.task_weighting import stack
 from mtl.weightings.weighting import Weighting
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.weightings.adam import Adam
-from mtl.weightings.task_weighting import TaskWeighting, require
+from mtl.weightings.task_weighting import TaskWeighting
 
 # A weight of 0 could not be learned back: its task's gradient would vanish from the Gram matrix.
 FLOOR = 1e-4

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtl.weightings.task_weighting import TaskWeighting, require
+from mtl.errors import require
+from mtl.weightings.task_weighting import TaskWeighting
 
 
 class IMTLL(TaskWeighting):

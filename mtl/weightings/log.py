@@ -3,7 +3,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtl.weightings.task_weighting import require
+from mtl.errors import require
 from mtl.weightings.weighting import Weighting
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.weightings.task_weighting import TaskWeighting, require
+from mtl.errors import require
+from mtl.weightings.task_weighting import TaskWeighting
 
 
 class Random(TaskWeighting):

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.weightings.epoch_means import EpochMeans
-from mtl.weightings.task_weighting import TaskWeighting, require
+from mtl.weightings.task_weighting import TaskWeighting
 
 
 class STCH(TaskWeighting):

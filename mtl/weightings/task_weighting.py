@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtl.errors import require
 from mtl.weightings.weighting import Weighting
 
 
@@ -49,9 +50,3 @@ def stack(losses: Iterable[Tensor]) -> Tensor:
     """Losses (scalars) as one vector without a graph, in float32 or finer."""
     values = torch.stack([loss.detach() for loss in losses])
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def require(name: str, value: Any, accepted: str, holds: bool) -> None:
-    """Raise ValueError with the hyper-parameter's name, its value and what is accepted, unless it ``holds``."""
-    if not holds:
-        raise ValueError(f"{name}={value} must be {accepted}.")

@@ -1,4 +1,4 @@
-"""What belongs together, what is selected, and what it is measured against: on runs whose numbers are known."""
+"""Grouping, selection and references of a comparison, on runs with known numbers."""
 
 import pytest
 from support.report_runs import accuracies, write_run, write_study
@@ -124,9 +124,17 @@ def test_what_is_missing_is_said(tmp_path):
     assert "1 is failed: RuntimeError: the head exploded." in told
     assert "2 is running, or was killed." in told
     assert "3 and 4 are the same run twice" in told
-    assert "metrics.jsonl has 1 broken lines" in told
-    assert "no single-task baseline of right here (run tasks=[right] too)" in told
-    assert "MGDA and Naive have not the same seeds" in told
+    assert "metrics.jsonl has 1 malformed lines" in told
+    assert "no single-task baseline of right here (also run tasks=[right])" in told
+    assert "MGDA and Naive have different seeds" in told
+
+
+def test_a_strategy_from_elsewhere_is_no_reference_for_others(tmp_path):
+    write_run(tmp_path / "0", test=accuracies(0.5, 0.5), strategy="surgery")
+    write_run(tmp_path / "1", strategy="mgda", test=accuracies(0.5, 0.5))
+    _, rows = compared(tmp_path)
+    assert set(rows) == {"Surgery", "MGDA"} and not any(row.is_static for row in rows.values())
+    assert rows["MGDA"].reference is None
 
 
 def test_two_data_sets_are_two_comparisons(tmp_path):

@@ -1,4 +1,4 @@
-"""Δm against the rows that papers print, with the single-task rows that they print it against."""
+"""Δm against published rows, with the published single-task baselines."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: both widths, both colour schemes, and runs that mean no good."""
+"""The page in a real browser: two widths, both colour schemes, and hostile runs."""
 
 import base64
 import json
@@ -31,11 +31,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study with example predictions, a failed run, and what could break a page in its names."""
+    """A study with example predictions, a failed run, and markup in its names."""
     root = write_study(tmp_path_factory.mktemp("report") / "study")
     write_run(root / "failed", strategy="mgda", seed=9, status="failed", error=f"{EVIL} ${{7*7}}", rows=2)
     write_run(root / "evil", seed=0, test=accuracies(0.9, 0.9), backbone={"name": EVIL}, optimizer={"lr": 0.2})
-    examples = root / "23" / "examples"  # the sum at the learning rate that is selected
+    examples = root / "23" / "examples"  # equal weighting at the selected learning rate
     examples.mkdir()
     (examples / "0_image.png").write_bytes(PIXEL)
     tasks = {"left": {"kind": "class", "target": "3", "prediction": EVIL}}
@@ -146,3 +146,14 @@ def test_long_curves_are_thinned_to_means_of_neighbours(tmp_path):
     assert len(curve["y"]) == POINTS[1] and found["steps"][curve["x"]][-1] == 10000
     # five neighbours each: 2 / i for i = 1 ... 5
     assert curve["y"][0] == pytest.approx(sum(2 / i for i in range(1, 6)) / 5, rel=1e-3)
+
+
+def test_every_metric_of_train_and_val_has_a_curve(tmp_path):
+    run = write_run(tmp_path / "0", test=accuracies(0.5, 0.5))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "epoch": 0.5, "split": "train", "anything/new": 1.0}\n')
+        file.write('{"step": 50, "epoch": 0.5, "split": "test", "loss/left": 1.0}\n')
+    content = (report([tmp_path])[1] / "report.html").read_text()
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', content, re.DOTALL)
+    curves = json.loads(text)["comparisons"][0]["rows"][0]["curves"]
+    assert "train/anything/new" in curves and "test/loss/left" not in curves

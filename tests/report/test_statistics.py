@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mtl.report.statistics import bootstrap, interquartile_mean, interval, mean_ranks, paired
+from mtl.report.statistics import bootstrap, interquartile_mean, interval, mean_ranks, paired_difference
 
 
 def test_students_interval_of_three_values():
@@ -25,10 +25,10 @@ def test_too_few_values_or_one_that_is_none_have_no_interval(values):
 def test_pairs_take_out_what_the_seeds_share():
     seeds = {0: 0.1, 1: 0.5, 2: 0.9}
     better = {seed: value + 0.01 + 0.001 * seed for seed, value in seeds.items()}
-    found = paired(better, seeds)
+    found = paired_difference(better, seeds)
     assert found.mean == pytest.approx(0.011) and found.half < 0.003
     assert interval(list(better.values())).half > 0.9  # which hides the difference
-    assert paired(better, {0: 0.1, 7: 0.3}).count == 1
+    assert paired_difference(better, {0: 0.1, 7: 0.3}).count == 1
 
 
 def test_the_interquartile_mean_is_the_mean_of_the_middle_half():

@@ -65,7 +65,11 @@ WEIGHTINGS = {
     "imtl_l": weightings.IMTLL,
     "stch": lambda tasks: weightings.STCH(tasks, steps_per_epoch=1),
 }
-RULES = {name: getattr(rules, name) for name in rules.__all__ if issubclass(getattr(rules, name), nn.Module)}
+RULES = {
+    name: value
+    for name, value in vars(rules).items()
+    if isinstance(value, type) and issubclass(value, rules.Rule) and value is not rules.Rule
+}
 
 
 def make_rule(name, count):

@@ -1,4 +1,4 @@
-"""Run folders as mtl-train leaves them, with the numbers that a test wants."""
+"""Run folders as mtl-train writes them, with given numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ STRATEGIES = {
     "detached": {"_target_": "mtl.strategies.Detached"},
     "mgda": RULE | {"rule": {"_target_": "mtl.rules.MGDA"}},
     "cagrad": RULE | {"rule": {"_target_": "mtl.rules.CAGrad", "c": 0.5}},
+    "surgery": {"_target_": "elsewhere.Surgery"},
 }
 
 
@@ -31,7 +32,7 @@ def write_run(
     step_time: float = 0.1,
     **config: Any,
 ) -> Path:
-    """One run; ``test`` None: it has not come so far. ``config`` goes into config.yaml."""
+    """Write one run folder; without ``test`` the run is unfinished. ``config`` is merged into config.yaml."""
     folder.mkdir(parents=True)
     weighting: dict[str, Any] = {"_target_": "mtl.weightings.Equal"}
     if weights is not None:
@@ -77,7 +78,7 @@ def _rows(tasks: list[str], count: int, step_time: float, seed: int) -> list[dic
 
 
 def accuracies(left: float | None = None, right: float | None = None) -> dict[str, float]:
-    """A test split's metrics."""
+    """Metrics of the test split."""
     found = {"left": left, "right": right}
     known = {task: value for task, value in found.items() if value is not None}
     losses = {f"loss/{task}": 1 - value for task, value in known.items()}
@@ -85,7 +86,7 @@ def accuracies(left: float | None = None, right: float | None = None) -> dict[st
 
 
 def write_study(root: Path, seeds: int = 3) -> Path:
-    """Two baselines, the sum, two static weights and two strategies, at two learning rates; the higher is better."""
+    """Two baselines, equal and two static weightings, two rules; at two learning rates, the higher is better."""
     jobs = 0
     for lr in (0.1, 0.2):
         for seed in range(seeds):

@@ -10,7 +10,7 @@ import mtl.weightings
 
 
 def test_every_exported_weighting_is_in_the_collection():
-    exported = {getattr(mtl.weightings, name) for name in mtl.weightings.__all__ if name[0].isupper()}
+    exported = {value for value in vars(mtl.weightings).values() if isinstance(value, type)}
     assert {type(build(TASKS)) for build in BUILD.values()} == exported - {mtl.weightings.Weighting}
 
 
