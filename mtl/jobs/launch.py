@@ -92,7 +92,7 @@ def _failure_message(failure: Any) -> str:
     """What a process that failed has said, or which signal it died of."""
     message = failure.message
     text = message["message"] if isinstance(message, dict) else str(message)
-    return first_line(Exception(text))
+    return first_line(text)
 
 
 def _failure_error(words: str) -> Exception:

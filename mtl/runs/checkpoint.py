@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mtl.errors import first_line
 from mtl.runs.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -138,8 +139,7 @@ def _read(path: Path, only_look: bool = False) -> dict[str, Any]:
     except (OSError, MemoryError):  # nothing is wrong with the file
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if found != FORMAT or "step" not in content:
         raise ValueError(f"{path} is not a checkpoint of format {FORMAT}, the one this version reads; it is {found}.")

@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mtl.errors import first_line
+
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file whole: under another name first, then renamed."""
@@ -47,7 +49,7 @@ def write_status(folder: Path, status: str, error: str | None = None) -> None:
     """
     content = {"status": status, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     if error is not None:
-        content["error"] = error.strip().split("\n")[0]
+        content["error"] = first_line(error)
     write_json(folder / "status.json", content)
 
 
