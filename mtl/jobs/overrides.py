@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtl.config.redact import redacted
 from mtl.distributed.ranks import rank
-from mtl.runs.files import run_folder, write_atomic
+from mtl.runs.files import OVERRIDES, read_overrides, read_yaml, run_folder, write_atomic
 
 
 def name_tracker_run(cfg: DictConfig) -> DictConfig:
@@ -38,9 +38,6 @@ def overrides(composed: Any = None) -> list[str]:
     given = (HydraConfig.get() if composed is None else composed).overrides.task
     texts: Any = OmegaConf.to_container(given, resolve=False)  # a list of OmegaConf's would give references resolved
     return texts
-
-
-OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:
@@ -83,23 +80,11 @@ def save_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str
 
 
 def _stored_overrides(folder: Path) -> list[str]:
-    own = recorded_overrides(folder / "config.yaml")
+    own = read_overrides(folder)
     if own is not None:
         return own
     file = folder / ".hydra" / "overrides.yaml"  # it was stopped before it had written its own
     return without(read_yaml(file) if file.is_file() else [], ("resume",))
-
-
-def recorded_overrides(file: Path) -> list[str] | None:
-    """The overrides in the first line of a run's config.yaml; None if there are none."""
-    if not file.is_file():
-        return None
-    with file.open() as lines:
-        first = lines.readline()
-    try:
-        return json.loads(first.removeprefix(OVERRIDES)) if first.startswith(OVERRIDES) else None
-    except json.JSONDecodeError:
-        return None
 
 
 def _key(override: str) -> str:
@@ -119,8 +104,3 @@ def without(overrides: Iterable[str], keys: Sequence[str]) -> list[str]:
 def is_within(key: str, keys: Sequence[str]) -> bool:
     """Whether a key is one of ``keys`` or below one."""
     return any(key == name or key.startswith(f"{name}.") for name in keys)
-
-
-def read_yaml(file: Path) -> Any:
-    """A YAML file in plain types, its interpolations unresolved: secrets are references."""
-    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)

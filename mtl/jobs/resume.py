@@ -6,7 +6,6 @@ Nothing here imports torch before a checkpoint is read.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,14 +17,8 @@ from omegaconf import DictConfig
 from mtl.config.redact import redacted
 from mtl.config.schema import Config
 from mtl.errors import ConfigError
-from mtl.jobs.overrides import (
-    is_within,
-    quoted,
-    read_yaml,
-    recorded_overrides,
-    without,
-)
-from mtl.runs.files import run_folder
+from mtl.jobs.overrides import is_within, quoted, without
+from mtl.runs.files import read_overrides, read_status, read_yaml, run_folder
 from mtl.runs.record import truncate_to_step
 
 log = logging.getLogger(__name__)
@@ -45,7 +38,7 @@ def newest_run(root: Path, overrides: Sequence[str]) -> Path | None:
     """The latest run below ``root`` (``<date>/<time>``) that was started with the same overrides."""
     wanted = sorted(without(overrides, CHANGEABLE))
     for file in sorted(root.glob("*/*/config.yaml"), reverse=True):
-        own = recorded_overrides(file)
+        own = read_overrides(file.parent)
         if own is not None and sorted(without(own, CHANGEABLE)) == wanted:
             return file.parent
     return None
@@ -158,13 +151,13 @@ def check_same_config(stored: Mapping[str, Any], cfg: DictConfig) -> None:
 
 def is_finished(cfg: DictConfig, folder: Path) -> bool:
     """Whether ``folder`` holds this very run, finished. ConfigError if it holds one of another configuration."""
-    status, file = folder / "status.json", folder / "config.yaml"
-    if not status.is_file() or not file.is_file():
+    status, file = read_status(folder), folder / "config.yaml"
+    if not status or not file.is_file():
         return False
     stored = read_yaml(file)
     check_same_config(stored, cfg)
     longer = any(is_within(key, LENGTH) for key in _differences(stored, redacted(cfg)))
-    return json.loads(status.read_text())["status"] == "finished" and not longer
+    return status["status"] == "finished" and not longer
 
 
 def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
