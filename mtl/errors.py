@@ -1,4 +1,4 @@
-"""The error of a user's mistake, and how an error is quoted in one line."""
+"""The errors of a user's mistake."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ class ConfigError(ValueError):
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of an error's message; the name of its type if the message is empty."""
+    """The error's message, cut to its first line; its class name if it has none."""
     text = str(error).strip() or type(error).__name__
     return text.split("\n")[0]

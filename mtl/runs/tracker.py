@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from mtl import report
 from mtl.distributed.ranks import rank
-from mtl.runs.files import finite_or_null, write_json
-from mtl.runs.record import Record
-from mtl.runs.wandb import WandbRun
 from mtl.system.signals import EXIT_CODE, Preempted
 
 if TYPE_CHECKING:
     import numpy as np
 
+from mtl.runs.files import finite_or_null, write_json
+from mtl.runs.record import Record
+from mtl.runs.wandb import WandbRun
+
 
 class Tracker:
-    """Records a run's metrics: ``metrics.jsonl`` in ``folder``, and the same rows in W&B. A context manager.
+    """A run's record, as a context manager: ``metrics.jsonl`` in ``folder``, mirrored in W&B, names and all.
 
-    A row holds ``step``, ``epoch``, ``split`` and the metrics. In W&B the split is a prefix of each name and
-    ``trainer/step`` is the x axis. NaN and the infinities, which JSON cannot represent, are written as null.
-    W&B never stops a run: if it fails, one warning is logged and the record goes on without it. While the disk is full
-    the rows wait in memory; OSError at the end of the run if they still cannot be written.
+    A row holds ``step``, ``epoch``, ``split`` and the metrics; in W&B the split stands before each name and
+    ``trainer/step`` is the x axis. A value that JSON has no number for (NaN, infinity) is written as null.
+    W&B never stops a run: if it fails, one warning is logged and the record goes on without it. On a full disk the
+    rows wait in memory; OSError at the end if they could not be written until then.
 
-    ``wandb_id``: the W&B run to resume; inside the context, the id of the current W&B run, or None without W&B.
+    ``wandb_id``: the W&B run to go on with; afterwards the one that there is, None without W&B.
     """
 
     def __init__(self, folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None = None) -> None:
@@ -47,7 +48,7 @@ class Tracker:
         self._record.close()
 
     def flush(self) -> None:
-        """Write every row through to the disk; OSError if that fails."""
+        """Bring every row to the disk; OSError if that cannot be done."""
         self._record.flush()
 
     def log(self, split: str, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
@@ -62,7 +63,7 @@ class Tracker:
         self._wandb.image(name, step, pixels)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json and the summary in W&B."""
+        """Write summary.json, and W&B's summary."""
         write_json(self.folder / "summary.json", summary)
         self._wandb.summarise(summary)
 
@@ -73,7 +74,7 @@ class Tracker:
 
 
 class NullTracker:
-    """The tracker of every rank but 0, which alone records the run: it does nothing."""
+    """The record of a rank that is not the first: nothing. Rank 0 writes the run's."""
 
     wandb_id = None
 
@@ -87,11 +88,11 @@ class NullTracker:
         pass
 
     def log(self, *_: Any) -> None:
-        """Do nothing."""
+        """Nothing."""
 
     image = summarise = show = log
 
 
 def make_tracker(folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None) -> Tracker | NullTracker:
-    """The tracker of this rank."""
+    """The record that this process keeps; see Tracker."""
     return NullTracker(folder, config) if rank() else Tracker(folder, settings, config, wandb_id)

@@ -234,7 +234,7 @@ def test_auto_takes_the_newest_valid_one_with_a_warning(tmp_path, caplog):
     caplog.set_level("INFO", "mtl")
     run(parts, "trainer.keep=3", "resume=auto")
     assert "PASSED OVER" in caplog.text and "last.pt is broken" in caplog.text
-    assert "goes on from" in caplog.text and "step-00000006.pt" in caplog.text
+    assert "resuming from" in caplog.text and "step-00000006.pt" in caplog.text
     assert (parts / "checkpoints" / "step-00000008.pt.broken").exists(), "nothing is thrown away"
     a, b = left_by(whole), left_by(parts)
     assert_same(a[0]["last.pt"], b[0]["last.pt"])
@@ -302,14 +302,14 @@ def test_a_broken_line_of_the_record_is_named(stopped):
 
 def test_a_run_goes_on_in_its_own_folder_only(tmp_path, once):
     folder = once(stop_at=5)
-    with pytest.raises(ConfigError, match="this run goes on in its own folder"):
+    with pytest.raises(ConfigError, match="this run is resumed in its own folder"):
         train(configuration(f"resume={folder}"), tmp_path / "another")
 
 
 def test_a_folder_with_a_run_is_not_written_over(stopped):
     folder = stopped(at=5)
     before = left_by(folder)
-    with pytest.raises(ConfigError, match="already holds a run: resume=auto goes on with it"):
+    with pytest.raises(ConfigError, match="already holds a run: resume=auto resumes it"):
         train(configuration(), folder)
     assert_same(before, left_by(folder))
 

@@ -8,7 +8,7 @@ import traceback
 import torch
 from support.processes import server
 
-from mtl.distributed.collectives import process_group
+from mtl.distributed.ranks import process_group
 
 
 def run_ranks(count, function, *arguments, seconds=300):
