@@ -34,7 +34,7 @@ def test_the_command(train_tiny, forked):
 
 
 def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):
-    """Neither a function of torch's that loads a pickle, nor a class of somebody's; the run's own configuration may."""
+    """Not a function of torch that loads a pickle, nor a class of another package; the run's own config.yaml may."""
     from mtl.evaluate import evaluate_checkpoint
     from mtl.runs import checkpoint
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(forked, tmp_path, argu
 
 
 def test_a_batchs_loss_counts_by_its_labels():
-    """The mean over all labels of the pass, not over samples: as if all batches were one."""
+    """The loss is the mean over all labels, not over samples: as if all batches were one."""
     torch.manual_seed(0)
     model = MultiTaskModel(nn.Identity(), {"a": nn.Identity(), "b": nn.Identity()})
     tasks = [Task("a", TokenCrossEntropy()), Task("b", nn.MSELoss())]

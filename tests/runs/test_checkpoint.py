@@ -47,7 +47,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         checkpoint.load(path)
     assert not (tmp_path / "owned").exists()
-    torch.load(path, weights_only=False)  # negative control: it is a real one
+    torch.load(path, weights_only=False)  # negative control: without weights_only the file does run code
     assert (tmp_path / "owned").exists()
 
 
