@@ -12,6 +12,8 @@ from timm.layers import Format
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from mtl.errors import first_line
+
 FEATURES = ("pooled", "tokens", "pyramid")
 
 
@@ -154,7 +156,7 @@ def _create(name: str, pretrained: bool, features: str, options: dict[str, Any])
     try:
         model = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         if pretrained and not _can_be_made(name, options):
             pretrained = False  # then the weights are not what is wrong
         if pretrained:

@@ -18,7 +18,7 @@ def require(name: str, value: Any, accepted: str, holds: bool) -> None:
         raise ValueError(f"{name}={value} must be {accepted}.")
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """The error's message, cut to its first line; its class name if it has none."""
     text = str(error).strip() or type(error).__name__
     return text.split("\n")[0]

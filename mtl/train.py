@@ -33,8 +33,8 @@ def train(
     check(cfg)
     check_devices(cfg.trainer.devices)
     if cfg.trainer.devices > 1 and not has_several_ranks():
-        return launch(cfg, folder, command_line)
-    from mtl.distributed.collectives import process_group
+        return launch(train, cfg, folder, command_line)
+    from mtl.distributed.ranks import process_group
 
     with process_group():
         return _train(cfg, folder, stop, command_line)

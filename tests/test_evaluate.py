@@ -34,7 +34,7 @@ def test_the_command(train_tiny, forked):
 
 
 def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):
-    """Neither a function of torch's that loads a pickle, nor a class of somebody's; the run's own configuration may."""
+    """Not a function of torch that loads a pickle, nor a class of another package; the run's own config.yaml may."""
     from mtl.evaluate import evaluate_checkpoint
     from mtl.runs import checkpoint
 
@@ -44,14 +44,12 @@ def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):
     content = checkpoint.load(folder / "checkpoints" / "best.pt")
     alone = tmp_path / "alone.pt"
     checkpoint.save(alone, content)
-    with pytest.raises(
-        ValueError, match=r"names strategies\.networks\.Tiny, and a checkpoint by itself may name classes"
-    ):
+    with pytest.raises(ValueError, match=r"names support\.networks\.Tiny, and a checkpoint by itself may name classes"):
         evaluate_checkpoint(alone, "test")
     content["config"]["data"] = {"_target_": "torch.load", "f": str(alone), "weights_only": False}
     for path in (alone, folder / "checkpoints" / "best.pt"):
         checkpoint.save(path, content)
-        with pytest.raises(ValueError, match=r"names (strategies|torch\.load)"):
+        with pytest.raises(ValueError, match=r"names (support|torch\.load)"):
             evaluate_checkpoint(path, "test")
 
 
@@ -69,7 +67,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(forked, tmp_path, argu
 
 
 def test_a_batchs_loss_counts_by_its_labels():
-    """The mean over all labels of the pass, not over samples: as if all batches were one."""
+    """The loss is the mean over all labels, not over samples: as if all batches were one."""
     torch.manual_seed(0)
     model = MultiTaskModel(nn.Identity(), {"a": nn.Identity(), "b": nn.Identity()})
     tasks = [Task("a", TokenCrossEntropy()), Task("b", nn.MSELoss())]

@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from mtl.data.augment import Depth, Normals
+from mtl.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +106,7 @@ def errors_named_by(file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        words = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{file} cannot be read: {words}") from error
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def read_image(file: Path) -> tv_tensors.Image:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mtl.data.labels import Labels
+from mtl.errors import first_line
 from mtl.system.signals import ignore_in_worker
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Batches:
                     raise DataError(sentence)
                 if index not in self.unreadable:
                     self.unreadable.append(index)
-                    log.warning("LEFT OUT: %s", sentence.split("\n")[0])
+                    log.warning("LEFT OUT: %s", first_line(sentence))
             if not read.indices:
                 continue
             if read.problem is not None:
@@ -196,9 +197,8 @@ class _Reader(Dataset):
     def _words(self, error: Exception, index: int) -> str:
         path = getattr(self._dataset, "path", None)
         where = f" ({path(index)})" if callable(path) else ""
-        first = str(error).strip().split("\n")[0]
         trace = "".join(traceback.format_exception(error))
-        return f"{type(error).__name__}: {first}{where}\n{trace}"
+        return f"{type(error).__name__}: {first_line(error)}{where}\n{trace}"
 
     def _problem(self, batch: Any, indices: list[int]) -> str | None:
         targets = batch[1]

@@ -1,1 +1,1 @@
-"""What more than one process needs, under torch.distributed's own names."""
+"""Several processes: ranks, collectives, data parallelism and sharding, under the names of torch.distributed."""

@@ -1,4 +1,4 @@
-"""Fully sharded parameters (FSDP2)."""
+"""Fully sharded parameters: torch's FSDP2, with gradients that are summed and not averaged."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils import _pytree as pytree
 
-from mtl.distributed.collectives import (
-    get_world_size,
-)
+from mtl.distributed.collectives import get_world_size
 
 
 def is_sharded(*tensors: Tensor) -> bool:
-    """Whether each rank has only a part of one of these, under FSDP."""
+    """Whether any of the tensors is sharded over the ranks."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 def shard(module: nn.Module) -> None:
-    """Keep a part of each parameter on each rank, the whole only while it is used (FSDP2); gradients are summed."""
+    """Shard a module's parameters over all ranks with FSDP2; its gradients are summed over the ranks."""
     mesh = init_device_mesh(next(module.parameters()).device.type, (get_world_size(),))
-    spread_module: Any = fully_shard(module, mesh=mesh)
-    spread_module.set_gradient_divide_factor(1.0)
+    sharded: Any = fully_shard(module, mesh=mesh)
+    sharded.set_gradient_divide_factor(1.0)
     if mesh.device_type == "cpu":
-        spread_module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo can only sum
 
 
 @contextmanager
 def unsharded(*modules: nn.Module) -> Iterator[None]:
-    """Inside, each rank has all of what is spread: forward passes wait for nobody. No gradients are taken there."""
-    spread_modules: list[Any] = [module for module in modules if isinstance(module, FSDPModule)]
-    for module in spread_modules:
+    """Keep the modules' parameters unsharded in this context, so that forward passes need no communication.
+
+    For inference only: no gradients are reduced here.
+    """
+    sharded: list[Any] = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
         module.unshard()
     try:
         yield
     finally:
-        for module in spread_modules:
+        for module in sharded:
             module.reshard()
 
 
 def full_tensor(state: Any) -> Any:
-    """A state, or a nesting of them, with every tensor that is spread over the ranks put together on each of them."""
+    """A state dict, or any nesting of tensors, with every sharded tensor gathered on each rank."""
     return pytree.tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), state)
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, spread as ``like`` is."""
+    """This rank's shard of a full tensor, placed as ``like``; the full tensor if ``like`` is not sharded."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Spread what an optimizer has loaded, whole, over the ranks as the parameters are."""
+    """Shard an optimizer's state, loaded as full tensors, with the placement of its parameters."""
     for p, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape and not isinstance(value, DTensor):

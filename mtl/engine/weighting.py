@@ -37,14 +37,17 @@ class TaskWeights:
             return torch.ones_like(loss)
         if self._is_distributed:
             return weight_of(self._weighting, task, loss, learn=False)
-        return weight_of(self._weighting, task, loss, loss_scale=self._loss_scale)
+        return self._weigh(task, loss)
 
     def deferred_weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights from the losses of all tasks, summed over the ranks."""
         self._has_backward = True
         if self._weighting.needs_all_losses:
             return self._weighting.weights(losses)
-        return {task: weight_of(self._weighting, task, loss, loss_scale=self._loss_scale) for task, loss in losses.items()}
+        return {name: self._weigh(name, loss) for name, loss in losses.items()}
+
+    def _weigh(self, task: str, loss: Tensor) -> Tensor:
+        return weight_of(self._weighting, task, loss, loss_scale=self._loss_scale)
 
     def backward_parameters(self, losses: Mapping[str, Tensor]) -> None:
         """The gradient of the weighting's own parameters from the summed losses, where they have none yet."""

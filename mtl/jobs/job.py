@@ -1,4 +1,4 @@
-"""A Hydra job, alone or one of a sweep: how it ended, and what a person is told when it fails."""
+"""A Hydra job, alone or in a sweep: its status, its errors, and the message that the user sees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,109 +18,142 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mtl.distributed.ranks import has_several_ranks, rank
+from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.errors import ConfigError
 from mtl.jobs.folder import folder_lock
-from mtl.jobs.launch import RankFailed, process_group_of_torchrun
+from mtl.jobs.launch import RankFailed
 from mtl.jobs.overrides import expand_resume
 from mtl.jobs.resume import is_finished
-from mtl.report import best_value, overview, read_status
-from mtl.runs.files import write_json, write_status
+from mtl.report import overview
+from mtl.runs.files import read_json, read_status, write_json, write_status
 from mtl.system import allocator
 from mtl.system.signals import Preempted, StopSignal, exit_process, signal_handlers
 
 log = logging.getLogger(__name__)
 
+Body = Callable[[DictConfig, Path, StopSignal], Any]  # of a job: body(cfg, folder, stop)
+
 
 class JobFailed(CompactHydraException):
-    """A job ended by an error that is in its log. Hydra prints this one without a traceback."""
+    """A job failed, and its error is in its log. Hydra prints an exception of this kind without a traceback."""
 
 
-def run_job(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig) -> Any:
-    """Run ``body(cfg, folder, stop)`` in Hydra's output folder, and leave there how it ended: status.json and the log.
+def run_job(body: Body, cfg: DictConfig) -> Any:
+    """Run ``body(cfg, folder, stop)`` in Hydra's output folder, and record its log and its status there.
 
-    A user's mistake is logged in one line, any other error with its traceback; a mistake leaves the status of a run
-    that is already there as it was. What is raised then refers to nothing: Hydra keeps every failed job's exception to
-    the end of a sweep, with all that its frames hold. With ``skip_finished`` a run that is finished is left alone.
+    A user's mistake is logged in one line, any other error with its traceback. With ``skip_finished`` a finished run is
+    not run again. JobFailed refers to no other exception: Hydra keeps the exception of every failed job until the end
+    of a sweep, and a traceback would keep the job's model in memory.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    stop = StopSignal()
     if rank():
-        return _run_other_rank(body, cfg, folder)
-    before: dict[str, Any] | None = None
-    stop, ours = StopSignal(), False  # the folder, once it is locked
+        with stop:
+            return _run_other_rank(body, cfg, folder, stop)
     try:
-        with folder_lock(folder), stop:
-            before, ours = read_status(folder), True
-            if cfg.skip_finished and is_finished(cfg, folder):
-                log.info("%s is finished, and skipped", folder)
-                return best_value(folder)
-            write_status(folder, "running")
-            value = body(cfg, folder, stop)
-            write_status(folder, "finished")
+        with folder_lock(folder), stop, _recorded_status(folder):
+            value = _run_or_skip(body, cfg, folder, stop)
     except Exception as error:
-        mistake = isinstance(error, ConfigError | OmegaConfBaseException)
-        words = str(error) if mistake else f"{type(error).__name__}: {error}"
-        if ours and not (has_several_ranks() and (read_status(folder) or {}).get("status") in ("failed", "oom")):
-            _write_final_status(folder, before if mistake else None, "failed" if mistake else _kind_of(error), words)
-        told = mistake or isinstance(error, RankFailed)
-        log.error("%s", words, exc_info=not told or bool(os.environ.get("HYDRA_FULL_ERROR")))
+        mistake = _is_mistake(error)
+        expected = mistake or isinstance(error, RankFailed)
+        log.error("%s", _message(error), exc_info=not expected or bool(os.environ.get("HYDRA_FULL_ERROR")))
         _clear_frames(error)
-        raise _end(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
-    except Preempted:
-        _write_final_status(folder, None, "preempted")
-        raise
-    except BaseException as error:
-        _write_final_status(folder, None, "failed", type(error).__name__)
-        raise
+        raise _job_failed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
     finally:
         _free_memory()
-    if stop() and HydraConfig.get().mode == RunMode.MULTIRUN:  # too late for this run, but no other must begin
+    if stop() and HydraConfig.get().mode == RunMode.MULTIRUN:  # too late to stop this run, but no other one must start
         raise Preempted
     return value
 
 
-def _run_other_rank(body: Callable[[DictConfig, Path, StopSignal], Any], cfg: DictConfig, folder: Path) -> Any:
-    """The job of a process that torchrun has started beside the first one, which keeps the folder and the status.
+def _run_other_rank(body: Body, cfg: DictConfig, folder: Path, stop: StopSignal) -> Any:
+    """Run the job on a rank of torchrun other than 0, which keeps the folder and the status.
 
-    Where this one fails first, the status says why: the others will only find that it is gone.
+    If this rank fails first, it writes the status: the other ranks will only find that it is gone.
     """
     try:
-        with StopSignal() as stop:
-            if cfg.skip_finished and is_finished(cfg, folder):
-                return best_value(folder)
-            return body(cfg, folder, stop)
+        if cfg.skip_finished and is_finished(cfg, folder):
+            return _best_value(folder)
+        return body(cfg, folder, stop)
     except Exception as error:
-        mistake = isinstance(error, ConfigError | OmegaConfBaseException)
-        words = f"rank {rank()}: {error}" if mistake else f"rank {rank()}: {type(error).__name__}: {error}"
-        log.error("%s", words, exc_info=not mistake)
-        if not mistake:
-            _write_final_status(folder, None, _kind_of(error), words)
-        raise _end(f"Rank {rank()} failed: {folder}") from None
+        message = f"rank {rank()}: {_message(error)}"
+        log.error("%s", message, exc_info=not _is_mistake(error))
+        if not _is_mistake(error):
+            _write_final_status(folder, _failure_status(error), message)
+        raise _job_failed(f"Rank {rank()} failed: {folder}") from None
 
 
-def _end(words: str) -> BaseException:
-    """What a failed job raises. It ends the sweep of processes that run it together: the others may still be in it."""
-    together = has_several_ranks() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return SystemExit(1) if together else JobFailed(words)
+def _run_or_skip(body: Body, cfg: DictConfig, folder: Path, stop: StopSignal) -> Any:
+    if cfg.skip_finished and is_finished(cfg, folder):
+        log.info("%s is finished, and skipped", folder)
+        return _best_value(folder)
+    write_status(folder, "running")
+    value = body(cfg, folder, stop)
+    write_status(folder, "finished")
+    return value
 
 
-def _kind_of(error: Exception) -> str:
+@contextmanager
+def _recorded_status(folder: Path) -> Iterator[None]:
+    """Write the status of a job that ends with an error. After a user's mistake an earlier run keeps its status."""
+    before = read_status(folder)
+    try:
+        yield
+    except Exception as error:
+        written_by_other_rank = has_several_ranks() and read_status(folder).get("status") in ("failed", "oom")
+        if not written_by_other_rank:
+            mistake = _is_mistake(error)
+            status = "failed" if mistake else _failure_status(error)
+            _write_final_status(folder, status, _message(error), before if mistake else None)
+        raise
+    except Preempted:
+        _write_final_status(folder, "preempted")
+        raise
+    except BaseException as error:
+        _write_final_status(folder, "failed", type(error).__name__)
+        raise
+
+
+def _write_final_status(
+    folder: Path, status: str, message: str | None = None, before: dict[str, Any] | None = None
+) -> None:
+    try:
+        if before:
+            write_json(folder / "status.json", before)
+        else:
+            write_status(folder, status, message)
+    except OSError as error:  # a full disk must not hide the job's own error
+        log.error("status.json cannot be written (%s)", error)
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether an error is a mistake in the configuration, and no failure of a run."""
+    return isinstance(error, ConfigError | OmegaConfBaseException)
+
+
+def _message(error: Exception) -> str:
+    return str(error) if _is_mistake(error) else f"{type(error).__name__}: {error}"
+
+
+def _failure_status(error: Exception) -> str:
     from mtl.system.memory import is_out_of_memory  # loads torch, which a mistake on the command line must not wait for
 
     return "oom" if is_out_of_memory(error) else "failed"
 
 
-def _write_final_status(folder: Path, before: dict[str, Any] | None, status: str, words: str | None = None) -> None:
-    try:
-        if before is None:
-            write_status(folder, status, words)
-        else:
-            write_json(folder / "status.json", before)
-    except OSError as error:  # a full disk must not hide what went wrong
-        log.error("status.json cannot be written (%s)", error)
+def _job_failed(message: str) -> BaseException:
+    """The exception of a failed job. In a sweep on several ranks it ends the sweep: other ranks may be in the job."""
+    together = has_several_ranks() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return SystemExit(1) if together else JobFailed(message)
+
+
+def _best_value(folder: Path) -> float | None:
+    """The monitored metric's best value in a finished run."""
+    return read_json(folder / "summary.json").get("best", {}).get("monitor")
 
 
 def _clear_frames(error: BaseException | None) -> None:
+    """Release the local variables in the tracebacks of an error and of its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -128,7 +162,7 @@ def _clear_frames(error: BaseException | None) -> None:
 
 
 def _free_memory() -> None:
-    gc.collect()  # the model and its graph refer to each other; the next job of a sweep needs their memory
+    gc.collect()  # the model and its graph refer to each other, and the next job of a sweep needs their memory
     allocator.trim_heap()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -137,13 +171,11 @@ def _free_memory() -> None:
 
 
 def command(hydra_main: Callable[[], None]) -> None:
-    """Run a Hydra application; after a sweep, also one with failed jobs, print what came of each job."""
+    """Run a Hydra application; after a sweep, also one with failed jobs, print a table of its jobs."""
     sys.argv[1:] = expand_resume(sys.argv[1:])
     try:
-        with (
-            signal_handlers(exit_process),
-            process_group_of_torchrun(),
-        ):  # before a job, between two, and while other processes run them
+        # The handlers hold between jobs, and while other processes run them; a job sets its own.
+        with signal_handlers(exit_process), process_group():
             hydra_main()
     finally:
         composed = HydraConfig.instance().cfg

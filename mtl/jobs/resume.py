@@ -1,12 +1,11 @@
-"""Where a run resumes: its folder, its checkpoint, and which settings may change.
+"""Resuming a run: its folder, its checkpoint, and the settings that may change.
 
-Nothing here imports torch before a checkpoint is read.
+No function imports torch before a checkpoint is read.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,14 +17,8 @@ from omegaconf import DictConfig
 from mtl.config.redact import redacted
 from mtl.config.schema import Config
 from mtl.errors import ConfigError
-from mtl.jobs.overrides import (
-    is_within,
-    quoted,
-    read_yaml,
-    recorded_overrides,
-    without,
-)
-from mtl.runs.files import run_folder
+from mtl.jobs.overrides import is_within, quoted, without
+from mtl.runs.files import read_overrides, read_status, read_yaml, run_folder
 from mtl.runs.record import truncate_to_step
 
 log = logging.getLogger(__name__)
@@ -42,20 +35,20 @@ LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.patience")
 
 
 def newest_run(root: Path, overrides: Sequence[str]) -> Path | None:
-    """The latest run below ``root`` (``<date>/<time>``) that was started with the same overrides."""
+    """The latest run folder ``<date>/<time>`` below ``root`` with the same overrides, but for those that may change."""
     wanted = sorted(without(overrides, CHANGEABLE))
     for file in sorted(root.glob("*/*/config.yaml"), reverse=True):
-        own = recorded_overrides(file)
-        if own is not None and sorted(without(own, CHANGEABLE)) == wanted:
+        stored = read_overrides(file.parent)
+        if stored is not None and sorted(without(stored, CHANGEABLE)) == wanted:
             return file.parent
     return None
 
 
 def newest_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
-    """The latest sweep below ``root`` (``<date>/<time>``) that was started with the same overrides."""
+    """The latest sweep folder ``<date>/<time>`` below ``root`` with the same overrides, as in newest_run."""
     wanted = sorted(without(overrides, CHANGEABLE))
     for file in sorted(root.glob("*/*/multirun.yaml"), reverse=True):
-        if not file.stat().st_size:  # it was stopped while Hydra wrote it
+        if not file.stat().st_size:  # the process was stopped while Hydra wrote the file
             continue
         stored = read_yaml(file)["hydra"]["overrides"]["task"]
         if sorted(without(stored, CHANGEABLE)) == wanted:
@@ -64,21 +57,20 @@ def newest_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
 
 
 def find_checkpoint(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """The checkpoint that a run in ``folder`` goes on from; None: it starts from the beginning.
+    """The content of the checkpoint that a run in ``folder`` resumes from; None if it starts from the beginning.
 
-    ConfigError where the folder holds a run that the configuration does not mean to go on with, where the checkpoint
-    named is not there or broken (there is no falling back from an explicit path), or where the run was of another
-    configuration.
+    ConfigError if the folder holds a run that is not to be resumed, if the given checkpoint is missing or broken (an
+    explicit path never falls back to another checkpoint), or if the run had another configuration.
     """
     if cfg.resume is None and not cfg.skip_finished:
         if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
             raise ConfigError(
-                f"{folder} already holds a run: resume=auto goes on with it, skip_finished=true does so in a sweep; or "
+                f"{folder} already holds a run: resume=auto resumes it, skip_finished=true does so in a sweep; or "
                 "choose another folder with hydra.run.dir or hydra.sweep.dir."
             )
         return None
     try:
-        content = _newest(folder) if cfg.resume in (None, "auto") else _explicit(Path(cfg.resume), folder)
+        content = _load_latest(folder) if cfg.resume in (None, "auto") else _load_given(Path(cfg.resume), folder)
     except ValueError as error:
         raise ConfigError(f"resume={cfg.resume}: {error}") from error
     file = folder / "config.yaml"
@@ -89,32 +81,32 @@ def find_checkpoint(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def _newest(folder: Path) -> dict[str, Any] | None:
+def _load_latest(folder: Path) -> dict[str, Any] | None:
     from mtl.runs import checkpoint
 
     found = checkpoint.latest_valid(folder)
-    log.info("%s", f"goes on from {found[0]}" if found else f"no checkpoint in {folder}: starts from the beginning")
+    log.info("%s", f"resuming from {found[0]}" if found else f"no checkpoint in {folder}: starting from the beginning")
     return found and found[1]
 
 
-def _explicit(path: Path, folder: Path) -> dict[str, Any] | None:
+def _load_given(path: Path, folder: Path) -> dict[str, Any] | None:
     from mtl.runs import checkpoint
 
     home = run_folder(path)
     if home is not None and home.resolve() != folder.resolve():
-        raise ValueError(f"this run goes on in its own folder, not in {folder}: leave hydra.run.dir out.")
+        raise ValueError(f"this run is resumed in its own folder, not in {folder}: leave hydra.run.dir out.")
     if home is not None and path.is_dir() and not any((path / checkpoint.FOLDER).glob("*.pt")):
-        log.info("%s was stopped before its first checkpoint: starts from the beginning", path)
+        log.info("%s was stopped before its first checkpoint: starting from the beginning", path)
         return None
     try:
         return checkpoint.load(path)
     except ValueError as error:
-        other = f" resume=auto hydra.run.dir={quoted(home)} takes the newest that is valid." if home is not None else ""
-        raise ValueError(f"{error}{other}") from error
+        hint = f" resume=auto hydra.run.dir={quoted(home)} takes the newest valid one." if home is not None else ""
+        raise ValueError(f"{error}{hint}") from error
 
 
 def restore(state: Any, content: dict[str, Any] | None, folder: Path) -> None:
-    """Load a checkpoint's ``content`` into a TrainState, and cut what ``folder`` holds back to its step."""
+    """Load a checkpoint's ``content`` into a TrainState, and truncate the record in ``folder`` to its step."""
     from mtl.distributed.collectives import barrier, broadcast_object, get_rank
     from mtl.runs import checkpoint
 
@@ -124,7 +116,7 @@ def restore(state: Any, content: dict[str, Any] | None, folder: Path) -> None:
             state.load_state_dict(content)
         except ValueError as error:
             raise ConfigError(f"resume: {error}") from error
-    barrier()  # the others may still be reading what is cut here
+    barrier()  # other ranks may still be reading the files that are changed next
     has_best = False
     if get_rank() == 0:
         try:
@@ -137,52 +129,52 @@ def restore(state: Any, content: dict[str, Any] | None, folder: Path) -> None:
         log.warning(
             "the best model so far, of step %d, is not in %s: the next one is the best", state.best_step, folder
         )
-        state.best, state.best_step, state.best_metrics = None, state.step, {}  # patience begins anew
+        state.best, state.best_step, state.best_metrics = None, state.step, {}  # and patience counts from here
 
 
 def wandb_id(cfg: DictConfig, content: Mapping[str, Any] | None) -> str | None:
-    """The W&B run to go on with: the checkpoint's, unless that was taken from the folder of another run."""
+    """The id of the W&B run to resume: the checkpoint's, unless the checkpoint lies outside of a run folder."""
     elsewhere = cfg.resume not in (None, "auto") and run_folder(Path(cfg.resume)) is None
     return None if content is None or elsewhere else content["wandb_id"]
 
 
 def check_same_config(stored: Mapping[str, Any], cfg: DictConfig) -> None:
-    """ConfigError with the differences between a run's configuration and the one it is to go on with."""
-    changes = [words for key, words in _differences(stored, redacted(cfg)).items() if not is_within(key, CHANGEABLE)]
+    """ConfigError with the settings that differ from the run's ``stored`` configuration and may not change."""
+    changes = [text for key, text in _differences(stored, redacted(cfg)).items() if not is_within(key, CHANGEABLE)]
     if changes:
         raise ConfigError(
-            f"The run was started with another configuration: {'; '.join(changes)}. Going on, {', '.join(CHANGEABLE)} "
-            "may be changed; anything else makes a new run."
+            f"The run was started with another configuration: {'; '.join(changes)}. A resumed run may change "
+            f"{', '.join(CHANGEABLE)}; anything else makes a new run."
         )
 
 
 def is_finished(cfg: DictConfig, folder: Path) -> bool:
-    """Whether ``folder`` holds this very run, finished. ConfigError if it holds one of another configuration."""
-    status, file = folder / "status.json", folder / "config.yaml"
-    if not status.is_file() or not file.is_file():
+    """Whether ``folder`` holds this run, finished. ConfigError if it holds a run of another configuration."""
+    status, file = read_status(folder), folder / "config.yaml"
+    if not status or not file.is_file():
         return False
     stored = read_yaml(file)
     check_same_config(stored, cfg)
     longer = any(is_within(key, LENGTH) for key in _differences(stored, redacted(cfg)))
-    return json.loads(status.read_text())["status"] == "finished" and not longer
+    return status["status"] == "finished" and not longer
 
 
 def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Every key whose value is another one, with both in words. A key that is left out has its default."""
-    a, b = _flat(stored), _flat(new)
+    """Every key whose values differ, with a sentence that has both. A missing key has its default."""
+    old_values, new_values = _flat(stored), _flat(new)
     changes = {}
-    for key in dict.fromkeys([*a, *b]):
-        was = a[key] if key in a else _default(new, key)
-        now = b[key] if key in b else _default(new, key)
+    for key in dict.fromkeys([*old_values, *new_values]):
+        was = old_values[key] if key in old_values else _default(new, key)
+        now = new_values[key] if key in new_values else _default(new, key)
         if was != now:
             changes[key] = f"{key} was {was} and is {now}"
     return changes
 
 
 def _default(config: Mapping[str, Any], key: str) -> Any:
-    """What a key that is left out, as an older version may have left it, comes to; else the word nothing.
+    """The default of a key that a configuration lacks, as one of an older version may; "nothing" if it has none.
 
-    ``config`` is the one at hand: what a checkpoint names is not even imported.
+    It is looked up in ``config``, the configuration of this run: code that only a checkpoint names is not imported.
     """
     from hydra.utils import get_object
 
@@ -194,7 +186,7 @@ def _default(config: Mapping[str, Any], key: str) -> Any:
     if isinstance(node, Mapping) and "_target_" in node:
         try:
             default = inspect.signature(get_object(node["_target_"])).parameters[last].default
-        except Exception:  # it has no such argument, or cannot be looked at
+        except Exception:  # no such argument, or no signature
             return "nothing"
         return "nothing" if default is inspect.Parameter.empty else default
     return schema.get(last, "nothing") if isinstance(schema, Mapping) else "nothing"

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified when they are read, plain tensors and numbers inside."""
+"""Checkpoints: plain tensors and numbers, written atomically and verified when they are read."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 
+from mtl.errors import first_line
 from mtl.runs.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-
-FORMAT = 4
+FORMAT = 4  # of the content; no other is read
 FOLDER = "checkpoints"  # in a run's folder
 
 
 def save(path: Path, content: dict[str, Any], also: Sequence[str] = ()) -> None:
     """Write ``content`` to ``path`` and its sha256 to ``path.sha256``; ``also``: further names of the same file.
 
-    The file is written under another name, flushed to the disk and renamed: a reader finds the old checkpoint or the
-    new one, never a part. The further names are hard links where the file system has them, and cost no space.
-    OSError or RuntimeError (which is what torch raises on a full disk) where it cannot be written; then whatever was
-    there before still is.
+    The file is written to a temporary name, flushed to the disk and renamed: a reader finds the old checkpoint or the
+    new one, never a part. The further names are hard links if the file system has them, and take no space. OSError, or
+    torch's RuntimeError on a full disk, if the checkpoint cannot be written; the previous one is then unchanged.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -50,9 +49,9 @@ def remove(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or a run folder's last one. ValueError if it is not there, broken, or no checkpoint.
+    """Read a checkpoint, or the last one of a run folder. ValueError if it is missing, broken, or of another format.
 
-    Only tensors and plain types are read (``weights_only``): a checkpoint cannot run code.
+    Only tensors and plain types are read (``weights_only``), so that reading runs no code from the file.
     """
     if path.is_dir():
         path = path / FOLDER / "last.pt"
@@ -61,48 +60,48 @@ def load(path: Path) -> dict[str, Any]:
     verified = _verify(path)
     content = _read(path)
     if not verified:
-        log.warning("%s has no sha256 beside it: its content could not be verified.", path)
+        log.warning("%s has no .sha256 file beside it: its content could not be verified.", path)
     return content
 
 
 def latest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint of a run folder that is furthest on and valid; None if there is none at all.
+    """The valid checkpoint of a run folder with the highest step; None if there are no checkpoints.
 
-    A broken one is passed over with a warning. ValueError if there are some, and all are broken: it is for a person to
-    say that the run starts over.
+    A broken checkpoint is passed over with a warning. ValueError if all are broken: only the user may decide that the
+    run starts over.
     """
     steps: dict[Path, int] = {}
     for path in sorted((folder / FOLDER).glob("*.pt"), key=lambda path: path.name != "last.pt"):
         try:
-            steps[path] = _read(path, only_look=True)["step"]
+            steps[path] = _read(path, mmap=True)["step"]
         except ValueError as error:
-            _pass_over(error)
+            _warn_passed_over(error)
     for path in sorted(steps, key=lambda path: -steps[path]):
         try:
             return path, load(path)
         except ValueError as error:
-            _pass_over(error)
+            _warn_passed_over(error)
     if any((folder / FOLDER).glob("*.pt")):
         raise ValueError(f"none of the checkpoints in {folder / FOLDER} can be used: move them away to start over.")
     return None
 
 
 def step_of(path: Path) -> int | None:
-    """The step that a checkpoint was saved at; None if it is not there or broken."""
+    """The step of a checkpoint; None if it is missing or broken."""
     if not path.is_file():
         return None
     try:
         _verify(path)
-        return _read(path, only_look=True)["step"]
+        return _read(path, mmap=True)["step"]
     except ValueError:
         return None
 
 
 def restore_folder(folder: Path, step: int, best_step: int) -> bool:
-    """Make a run folder's checkpoints what they were at ``step``; returns whether the best model of then is there.
+    """Bring a run folder's checkpoints back to their state at ``step``; returns whether best.pt is of ``best_step``.
 
-    What came later is removed, and what is broken gets another name. A process that was killed between the names of
-    one checkpoint leaves ``best.pt`` behind ``last.pt``; the missing name is made up for.
+    Later checkpoints are removed; broken ones are renamed to ``*.broken``. If the process was killed between writing
+    last.pt and linking best.pt, the link is restored.
     """
     folder = folder / FOLDER
     steps = {path: step_of(path) for path in sorted(folder.glob("*.pt"))}
@@ -119,36 +118,36 @@ def restore_folder(folder: Path, step: int, best_step: int) -> bool:
     return steps.get(folder / "best.pt") == best_step
 
 
-def _pass_over(error: ValueError) -> None:
+def _warn_passed_over(error: ValueError) -> None:
     log.warning("PASSED OVER: %s Resuming goes on with an older checkpoint, if there is one.", error)
 
 
 def _verify(path: Path) -> bool:
-    """Whether there is a sha256 to compare with; ValueError if it is another one."""
+    """Whether there is a sha256 to compare with; ValueError if it differs from the file's."""
     sidecar = _sidecar(path)
     if sidecar.is_file() and _sha256(path) not in sidecar.read_text().split():
         raise ValueError(f"The checkpoint {path} is broken: its content does not have the sha256 in {sidecar.name}.")
     return sidecar.is_file()
 
 
-def _read(path: Path, only_look: bool = False) -> dict[str, Any]:
+def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
-        # Mapped into memory, only what is looked at is read from the disk.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=only_look)
-    except (OSError, MemoryError):  # nothing is wrong with the file
+        # With mmap only the tensors that are used are read from the disk.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (OSError, MemoryError):  # not a fault of the file
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if found != FORMAT or "step" not in content:
-        raise ValueError(f"{path} is not a checkpoint of format {FORMAT}, the one this version reads; it is {found}.")
+        raise ValueError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
+    if not isinstance(content, dict) or not {"format", "step"} <= content.keys():
+        raise ValueError(f"{path} is not a checkpoint of mtl.")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path} is a checkpoint of format {content['format']}; this version reads format {FORMAT}.")
     return content
 
 
 def _publish(temporary: Path, path: Path, digest: str) -> None:
+    """Rename ``temporary`` to ``path``. The sidecar lists both digests meanwhile, so that either content is valid."""
     new = f"{digest}  {path.name}\n"
-    # While the files change places, either content is right.
     old = _sidecar(path).read_text() if _sidecar(path).is_file() else ""
     write_atomic(_sidecar(path), new + old, fsync=True)
     os.replace(temporary, path)
@@ -157,6 +156,7 @@ def _publish(temporary: Path, path: Path, digest: str) -> None:
 
 
 def _link(path: Path, other: Path, digest: str | None = None) -> None:
+    """Publish the file ``path`` under the name ``other`` as well: a hard link, or a copy."""
     temporary = other.with_name(f"{other.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -172,7 +172,7 @@ def _link(path: Path, other: Path, digest: str | None = None) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    # A new name is on the disk only when its folder is.
+    # A new name reaches the disk only with its folder.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The small files of a run's folder, written whole or not at all."""
+"""The small files of a run's folder: written whole or not at all, and read again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a small JSON file whole: under another name first, then renamed."""
-    write_atomic(path, json.dumps(finite_or_null(content), indent=2, allow_nan=False) + "\n")
+from mtl.errors import first_line
+
+OVERRIDES = "# overrides: "  # begins the first line of config.yaml; a JSON list of the run's overrides follows
 
 
 def write_atomic(path: Path, text: str, fsync: bool = False) -> None:
-    """Write a small file whole or not at all: under another name first, then renamed. ``fsync``: and to the disk."""
+    """Write a small file whole or not at all: to a temporary name, then renamed; with ``fsync`` also to the disk."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("w") as file:
@@ -30,8 +31,23 @@ def write_atomic(path: Path, text: str, fsync: bool = False) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a small JSON file atomically."""
+    write_atomic(path, json.dumps(finite_or_null(content), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; an empty dict if there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file in plain types. Interpolations stay unresolved: they may refer to secrets."""
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+
+
 def finite_or_null(value: Any) -> Any:
-    """``value`` with null for what JSON has no number for: NaN and the infinities."""
+    """``value`` with None in place of NaN and the infinities, which JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: finite_or_null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -40,19 +56,37 @@ def finite_or_null(value: Any) -> Any:
 
 
 def write_status(folder: Path, status: str, error: str | None = None) -> None:
-    """Write status.json: how a run stands, since when, and its error's first line.
+    """Write status.json: a run's status, the time of its last change, and the first line of its error.
 
-    It is ``running``, ``finished``, ``failed``, ``preempted`` (asked to stop, and it saved its state) or ``oom`` (out
-    of memory). A process that was killed leaves it at ``running``.
+    The status is ``running``, ``finished``, ``failed``, ``preempted`` (the run was asked to stop and saved its state)
+    or ``oom`` (out of memory). It stays ``running`` if the process is killed.
     """
     content = {"status": status, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     if error is not None:
-        content["error"] = error.strip().split("\n")[0]
+        content["error"] = first_line(error)
     write_json(folder / "status.json", content)
 
 
+def read_status(folder: Path) -> dict[str, Any]:
+    """The content of status.json; an empty dict if there is no such file."""
+    return read_json(folder / "status.json")
+
+
+def read_overrides(folder: Path) -> list[str] | None:
+    """The overrides in the first line of a run's config.yaml; None if there are none."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return None
+    with file.open() as lines:
+        first = lines.readline()
+    try:
+        return json.loads(first.removeprefix(OVERRIDES)) if first.startswith(OVERRIDES) else None
+    except json.JSONDecodeError:
+        return None
+
+
 def run_folder(path: Path) -> Path | None:
-    """The run folder that ``path`` names: itself, or the one whose checkpoint it is; None where there is none."""
+    """The run folder of ``path``, which is the folder itself or a checkpoint in it; None if there is none."""
     parents = path.absolute().parents
     folder = path if path.is_dir() else parents[1] if parents[0].name == "checkpoints" else None
     known = ("status.json", "config.yaml", "metrics.jsonl", ".hydra")

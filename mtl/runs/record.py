@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, appended, and truncated when a run resumes."""
+"""metrics.jsonl: one JSON object per line, appended during a run and truncated when it resumes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def truncate_to_step(path: Path, step: int) -> None:
-    """Leave only the rows of a metrics.jsonl that a run had written when it was at ``step``: it writes the rest again.
+    """Remove the rows of a metrics.jsonl after ``step``: the resumed run writes them again.
 
-    A last line that was cut off goes as well, and so does the final test. ValueError if another line is broken.
+    The rows of the test split and an incomplete last line are removed as well. ValueError if another line is broken.
     """
     if not path.is_file():
         return
@@ -31,18 +31,18 @@ def truncate_to_step(path: Path, step: int) -> None:
 
 
 class Record:
-    """An append-only file of lines. Where the disk is full, lines wait in memory until they can be written."""
+    """An append-only file of lines. While the disk is full, lines wait in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("ab", buffering=0)
-        self._end = self._file.seek(0, os.SEEK_END)  # after the last line that was written whole
-        self._waiting = b""
+        self._end = self._file.seek(0, os.SEEK_END)  # of the last complete line
+        self._pending = b""
 
     def append(self, line: str) -> None:
-        """Write one line, or keep it until it can be written."""
-        first = not self._waiting
-        self._waiting += line.encode()
+        """Write one line, or keep it in memory until it can be written."""
+        first = not self._pending
+        self._pending += line.encode()
         try:
             self._write()
         except OSError as error:
@@ -50,25 +50,25 @@ class Record:
                 log.warning("%s cannot be written (%s); its lines wait in memory.", self._path, error.strerror)
 
     def flush(self) -> None:
-        """Everything to the disk itself; OSError if it cannot be written."""
+        """Write all lines through to the disk; OSError if that fails."""
         self._write()
         os.fsync(self._file.fileno())
 
     def _write(self) -> None:
-        rest = memoryview(self._waiting)
+        rest = memoryview(self._pending)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError:
-            self._file.truncate(self._end)  # no half lines for those who read along
+            self._file.truncate(self._end)  # a reader must not find half a line
             raise
-        self._end += len(self._waiting)
-        self._waiting = b""
+        self._end += len(self._pending)
+        self._pending = b""
 
     def close(self) -> None:
-        """Write what waits; OSError if it cannot be written."""
+        """Write the pending lines; OSError if that fails."""
         try:
-            if self._waiting:
+            if self._pending:
                 self.flush()
         finally:
             self._file.close()

@@ -10,25 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from mtl import report
 from mtl.distributed.ranks import rank
+from mtl.runs.files import finite_or_null, write_json
+from mtl.runs.record import Record
+from mtl.runs.wandb import WandbRun
 from mtl.system.signals import EXIT_CODE, Preempted
 
 if TYPE_CHECKING:
     import numpy as np
 
-from mtl.runs.files import finite_or_null, write_json
-from mtl.runs.record import Record
-from mtl.runs.wandb import WandbRun
-
 
 class Tracker:
-    """A run's record, as a context manager: ``metrics.jsonl`` in ``folder``, mirrored in W&B, names and all.
+    """Records a run's metrics in ``metrics.jsonl`` in ``folder``, and the same rows in W&B. A context manager.
 
-    A row holds ``step``, ``epoch``, ``split`` and the metrics; in W&B the split stands before each name and
-    ``trainer/step`` is the x axis. A value that JSON has no number for (NaN, infinity) is written as null.
-    W&B never stops a run: if it fails, one warning is logged and the record goes on without it. On a full disk the
-    rows wait in memory; OSError at the end if they could not be written until then.
+    A row holds ``step``, ``epoch``, ``split`` and the metrics. In W&B the split is a prefix of each name and
+    ``trainer/step`` is the x axis. NaN and the infinities, which JSON cannot represent, are written as null.
+    W&B never stops a run: if it fails, one warning is logged and the record goes on without it. While the disk is full
+    the rows wait in memory; OSError at the end of the run if they still cannot be written.
 
-    ``wandb_id``: the W&B run to go on with; afterwards the one that there is, None without W&B.
+    ``wandb_id``: the W&B run to resume; inside of the context the id of the current W&B run, None without W&B.
     """
 
     def __init__(self, folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None = None) -> None:
@@ -48,7 +47,7 @@ class Tracker:
         self._record.close()
 
     def flush(self) -> None:
-        """Bring every row to the disk; OSError if that cannot be done."""
+        """Write every row through to the disk; OSError if that fails."""
         self._record.flush()
 
     def log(self, split: str, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
@@ -63,7 +62,7 @@ class Tracker:
         self._wandb.image(name, step, pixels)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, and W&B's summary."""
+        """Write summary.json and the summary in W&B."""
         write_json(self.folder / "summary.json", summary)
         self._wandb.summarise(summary)
 
@@ -74,7 +73,7 @@ class Tracker:
 
 
 class NullTracker:
-    """The record of a rank that is not the first: nothing. Rank 0 writes the run's."""
+    """The tracker of every rank but 0, which alone records the run: it does nothing."""
 
     wandb_id = None
 
@@ -88,11 +87,11 @@ class NullTracker:
         pass
 
     def log(self, *_: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     image = summarise = show = log
 
 
 def make_tracker(folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None) -> Tracker | NullTracker:
-    """The record that this process keeps; see Tracker."""
+    """The tracker of this rank."""
     return NullTracker(folder, config) if rank() else Tracker(folder, settings, config, wandb_id)

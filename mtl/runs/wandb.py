@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtl.errors import first_line
+
 if TYPE_CHECKING:
     import numpy as np
-
 
 log = logging.getLogger(__name__)
 
 
 class WandbRun:
-    """The W&B side. Every call is guarded; after the first failure the run goes on without W&B."""
+    """One run in W&B. Every call is guarded: after the first failure this run goes on without W&B."""
 
     def __init__(self, folder: Path, settings: Any, config: dict[str, Any], run_id: str | None) -> None:
         self.id = run_id
@@ -28,18 +29,28 @@ class WandbRun:
             self._guard("start", lambda: self._start(folder, settings, config, mode))
 
     def _start(self, folder: Path, settings: Any, config: dict[str, Any], mode: str | None) -> None:
-        # What W&B would leave in the home folder (staged tables, its helper's logs) belongs to the run's.
+        # W&B would put staged tables and the logs of its service into the home folder; they belong to the run.
         os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
         os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
-        os.environ.pop("WANDB_MODE", None)  # it has been heard, and empty it is an error
+        os.environ.pop("WANDB_MODE", None)  # ``mode`` has its value already, and W&B rejects an empty one
         import wandb
 
-        # Silent it also never prompts for a key.
+        # Silent mode also never prompts for a key.
         wandb.setup(settings=wandb.Settings(silent=True, mode=mode or "online"))
-        # A run that something else left open would be taken for this one; login() sees no key beside it.
+        # Otherwise W&B would return a run that other code left open, and login() would not see the key.
         wandb.finish()
-        options: dict[str, Any] = {
-            "mode": mode or "online",
+        self._run = _init_or_offline(self._options(folder, settings, config), mode)
+        self.id = self._run.id
+        self._run.define_metric("trainer/step")
+        self._run.define_metric("*", step_metric="trainer/step")
+        log.info("W&B run %s: %s", self._run.id, self._run.url or f"offline, {self._run.sync_dir}")
+
+    def _options(self, folder: Path, settings: Any, config: dict[str, Any]) -> dict[str, Any]:
+        import wandb
+
+        # A resumed run keeps its id. W&B would renumber its own steps; trainer/step tells where a row belongs.
+        resumed = {} if self.id is None else {"id": self.id, "resume": "allow"}
+        return resumed | {
             "project": settings.project,
             "entity": settings.entity,
             "dir": str(folder),
@@ -48,37 +59,21 @@ class WandbRun:
             "name": settings.run_name,
             "tags": [tag[:64] for tag in settings.tags],  # W&B's limit
             "config": config,
-            # The same run again; W&B's own count of steps would be renumbered, trainer/step says where a row belongs.
-            **({} if self.id is None else {"id": self.id, "resume": "allow"}),
             "settings": wandb.Settings(
                 console="off",
                 init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", 30)),
-                # W&B's own default waits for ever when the server does not answer.
+                # W&B's own default waits for ever if the server does not answer.
                 finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", 60)),
                 finish_timeout_raises=True,
             ),
         }
-        try:
-            if mode is None and not wandb.login(prompt=False, verify=False):
-                options["mode"] = "offline"
-            self._run = wandb.init(**options)
-        except Exception as error:
-            if options["mode"] == "offline":
-                raise
-            reason = str(error).split("\n")[0]
-            log.warning("W&B gives no run (%s): it is recorded offline, `wandb sync` sends it.", reason)
-            self._run = wandb.init(**options | {"mode": "offline"})
-        self.id = self._run.id
-        self._run.define_metric("trainer/step")
-        self._run.define_metric("*", step_metric="trainer/step")
-        log.info("W&B run %s: %s", self._run.id, self._run.url or f"offline, {self._run.sync_dir}")
 
     def log(self, row: dict[str, Any]) -> None:
         """Send one row."""
         self._guard("log", lambda: self._run.log(row))
 
     def image(self, name: str, step: int, pixels: np.ndarray) -> None:
-        """Send one picture ``[H, W, 3]``."""
+        """Send one image ``[H, W, 3]``."""
 
         def send() -> None:
             import wandb
@@ -92,39 +87,56 @@ class WandbRun:
         self._guard("write the summary", lambda: self._run.summary.update(dict(summary)))
 
     def finish(self, exit_code: int) -> None:
-        """Close the run, and leave the environment as it was."""
+        """Finish the run, and restore the environment."""
         self._guard("finish", lambda: self._run.finish(exit_code=exit_code))
         self._run = None
         for name in _wandb_environment():
             del os.environ[name]
         os.environ.update(self._environment)
 
-    def _guard(self, what: str, call: Callable[[], Any]) -> None:
-        if self._run is None and what != "start":
+    def _guard(self, action: str, call: Callable[[], Any]) -> None:
+        if self._run is None and action != "start":
             return
-        # Where W&B tries again it waits for a random time, drawn from the generator that the run draws from as well.
+        # W&B retries after a random delay, which it draws from Python's global generator. So does the training.
         state = random.getstate()
         try:
             call()
         except Exception as error:
             log.warning(
-                "W&B failed to %s (%s). metrics.jsonl goes on without it%s.", what, _one_line(error),
-                f"; `wandb sync {self._run.sync_dir}` sends what was saved" if self._run is not None else "",
+                "W&B failed to %s (%s). metrics.jsonl goes on without it%s.", action, _one_line(error),
+                f"; `wandb sync {self._run.sync_dir}` sends the saved rows" if self._run is not None else "",
             )  # fmt: skip
             self._run = None
-            _reset()
+            _tear_down()
         finally:
             random.setstate(state)
 
 
-def _reset() -> None:
-    """Give the next job of a sweep a fresh W&B, whatever became of this one's."""
+def _init_or_offline(options: dict[str, Any], mode: str | None) -> Any:
+    """Start a run; it is recorded offline if there is no key, or if the server starts none."""
+    import wandb
+
+    options = options | {"mode": mode or "online"}
+    try:
+        if mode is None and not wandb.login(prompt=False, verify=False):
+            options["mode"] = "offline"
+        return wandb.init(**options)
+    except Exception as error:
+        if options["mode"] == "offline":
+            raise
+        reason = first_line(error)
+        log.warning("W&B starts no online run (%s): it is recorded offline, `wandb sync` sends it.", reason)
+        return wandb.init(**options | {"mode": "offline"})
+
+
+def _tear_down() -> None:
+    """End W&B's service, so that the next job of a sweep starts a new one."""
     try:
         import wandb
 
-        wandb.run = None  # it would stay the dead one, and login() sees no key beside a run
+        wandb.run = None  # teardown() keeps the dead run, and login() sees no key while there is a run
         wandb.teardown()
-    except (Exception, SystemExit) as error:  # teardown() calls sys.exit where its helper was killed
+    except (Exception, SystemExit) as error:  # teardown() calls sys.exit if its service was killed
         log.debug("W&B could not be torn down: %s", _one_line(error))
 
 

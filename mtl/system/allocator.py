@@ -1,4 +1,4 @@
-"""Memory on the CPU: what the C library does with what a step has freed."""
+"""Memory on the CPU: whether the C library keeps the memory that a step frees, or returns it to the system."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# What glibc is told, by the numbers that malloc.h gives its options: to take all memory from the heap, and to give none
-# of it back. It cannot be asked what it was set to; alone, it ends at BY_ITSELF after one large tensor.
+# Options of glibc's mallopt, with the numbers of malloc.h. RETAIN takes all memory from the heap and returns none.
+# The options cannot be read, so they are reset to DEFAULTS, the values that glibc reaches after one large tensor.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-KEEPS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
-BY_ITSELF = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+RETAIN = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+DEFAULTS = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
 
-SETTLED = 10  # steps after which the heap has a place for everything that a step needs
-GROWTH = 1.25  # what it may grow by from then on
+WARMUP_STEPS = 10  # after which the heap has a place for everything that a step needs
+GROWTH = 1.25  # how much the heap may grow after that
 
 
 class RetainedHeap:
-    """As a context: has the C library keep the memory that is freed inside, for what is allocated next.
+    """Makes the C library keep freed memory for later allocations. A context manager.
 
-    By itself glibc hands large tensors back to the system, and every step on the CPU gets the same pages anew, zeroed,
-    one by one (experiments/cost). Batches of ever new shapes would leave ever more holes in what is kept: call
-    ``check`` after each step, which ends it where the heap goes on growing. A later step that is larger by itself, as
-    one with an audit, ends it as well.
+    By default glibc returns the memory of large tensors to the system, and every step on the CPU faults the same pages
+    in again, zeroed one by one (experiments/cost). If the shapes of batches keep changing, the retained heap fragments
+    and grows: call ``check`` after each step, which stops retaining if the heap goes on growing. A later step that
+    needs more memory, as one with an audit, stops it as well.
 
-    The setting is the whole process's, and that of the loader processes forked inside; at the end it is undone and what
-    is free is given back. Nothing happens unless ``wanted``, with another C library, and where the environment has set
-    the allocator up (MALLOC_…, GLIBC_TUNABLES).
+    The setting holds for the whole process, and for data loader workers forked in the context. At the end it is reset
+    and free memory is returned. Nothing is done unless ``wanted``, with another C library than glibc, or if the
+    environment configures the allocator (``MALLOC_…``, ``GLIBC_TUNABLES``).
     """
 
     def __init__(self, wanted: bool = True) -> None:
-        chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-        self.active = wanted and not chosen and _is_glibc()
-        self._steps = self._start = self._settled = 0
+        configured = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+        self.active = wanted and not configured and _is_glibc()
+        self._steps = self._start = self._warm_size = 0
 
     def __enter__(self) -> RetainedHeap:
         if self.active:
-            _set(KEEPS)
-            self._start = _end_of_heap()
+            _mallopt(RETAIN)
+            self._start = _heap_end()
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self.active:
             self.active = False
-            _set(BY_ITSELF)
+            _mallopt(DEFAULTS)
             trim_heap()
 
     def check(self) -> None:
-        """End it where the heap has grown by more than a quarter since the tenth step."""
+        """Stop retaining if the heap has grown by more than a quarter since the tenth step."""
         if not self.active:
             return
-        self._steps, size = self._steps + 1, _end_of_heap() - self._start
-        if self._steps == SETTLED:
-            self._settled = size
-        if self._steps > SETTLED and size > GROWTH * self._settled:
+        self._steps, size = self._steps + 1, _heap_end() - self._start
+        if self._steps == WARMUP_STEPS:
+            self._warm_size = size
+        if self._steps > WARMUP_STEPS and size > GROWTH * self._warm_size:
             self.__exit__()
-            log.info("the heap has grown by a quarter since the first steps: from here on no freed memory is kept")
+            log.info("the heap has grown by a quarter since step %d: it is not retained any more", WARMUP_STEPS)
 
 
 def trim_heap() -> None:
-    """Give the system all memory that is free, also from between what is in use; glibc only, else nothing."""
+    """Return all free memory to the system, also between memory in use; a no-op if the C library is not glibc."""
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -72,12 +72,12 @@ def _is_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc"
 
 
-def _set(options: dict[int, int]) -> None:
+def _mallopt(options: dict[int, int]) -> None:
     for option, value in options.items():
         ctypes.CDLL(None).mallopt(option, value)
 
 
-def _end_of_heap() -> int:
+def _heap_end() -> int:
     sbrk = ctypes.CDLL(None).sbrk
     sbrk.restype = ctypes.c_void_p
     return sbrk(0)

@@ -1,4 +1,4 @@
-"""What a run stands on: the device, the seeds, the versions of what it was made with."""
+"""The device, the random generators, and the versions of the software of a run."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ PACKAGES = (
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA, else MPS, else the CPU. ValueError for one that is not there."""
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    """The device of a name; ``auto`` is CUDA, else MPS, else the CPU. ValueError if the machine has no such device."""
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
-    if name.split(":")[0] not in present:
+        name = next(kind for kind in ("cuda", "mps", "cpu") if counts[kind])
+    if name.split(":")[0] not in counts:
         raise ValueError(f"device={name} must be auto, cpu, cuda, cuda:<number> or mps.")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun every process has a GPU of its own
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun every process has its own GPU
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
-    if (device.index or 0) >= present[device.type]:
-        there = [f"cuda:{i}" for i in range(present["cuda"])] + ["mps"] * present["mps"] + ["cpu"]
-        raise ValueError(f"device={name} is not on this machine; there are {', '.join(there)}.")
+    if (device.index or 0) >= counts[device.type]:
+        available = [f"cuda:{i}" for i in range(counts["cuda"])] + ["mps"] * counts["mps"] + ["cpu"]
+        raise ValueError(f"device={name} is not on this machine; there are {', '.join(available)}.")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed every global generator, and choose torch's deterministic algorithms or its fast ones."""
+    """Seed every global random generator, and choose torch's deterministic or its fast algorithms."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.use_deterministic_algorithms(deterministic)
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator, in tensors and plain types."""
+    """The state of every global random generator, in tensors and plain types."""
     numpy = dict(np.random.get_state(legacy=False))
     numpy["state"] = numpy["state"] | {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}
     devices = torch.cuda.get_rng_state_all()
@@ -63,7 +63,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Go on with every global generator from there; one that was not saved, or is of no device here, stays."""
+    """Restore the global random generators; one without a saved state, or of another number of GPUs, is unchanged."""
     torch.set_rng_state(state["cpu"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -75,7 +75,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def describe() -> dict[str, str | None]:
-    """The versions of Python and the packages, and the git revision of the working folder, if it is in git."""
+    """The versions of Python and of the packages, and the git revision of the working directory, None without git."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     versions |= {package: version(package) for package in PACKAGES}
     try:

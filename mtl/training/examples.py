@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from mtl.data.loader import Batches
 from mtl.distributed.collectives import get_rank
 from mtl.engine.engine import Engine
+from mtl.errors import first_line
 from mtl.runs.files import write_atomic
 from mtl.tasks import present_tasks, where_labelled
 
@@ -57,7 +58,7 @@ def write_examples(folder: Path, engine: Engine, data: Any, device: torch.device
         if get_rank() == 0:
             _write(folder / FOLDER, predicted)
     except Exception as error:
-        log.warning("No pictures of examples: %s: %s", type(error).__name__, str(error).split("\n")[0])
+        log.warning("No pictures of examples: %s: %s", type(error).__name__, first_line(error))
 
 
 def show(kind: str, target: Tensor, prediction: Tensor, labelled: Tensor | None = None) -> Drawn:

@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from mtl.distributed.collectives import all_gather_object, get_rank
 from mtl.distributed.sharding import load_full_state_dict, shard_optimizer_state
 from mtl.engine.engine import Engine
+from mtl.errors import first_line
 from mtl.model import MultiTaskModel
 from mtl.strategies import Strategy
 from mtl.system import environment
@@ -110,7 +111,7 @@ class TrainState:
             shard_optimizer_state(self.optimizer)
             self._load_scheduler(**state["scheduler"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise ValueError(f"The checkpoint is of another configuration: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"The checkpoint is of another configuration: {first_line(error)}") from error
         if state["conflicts"] is not None:
             self.conflicts.load_state_dict(state["conflicts"])
         for name in COUNTED:

@@ -1,4 +1,4 @@
-"""Labels that are missing on one rank, or in one of a step's batches: several processes leave what one leaves."""
+"""Labels that are missing on one rank, or in one of a step's batches: two processes train as one does."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ CASES = {
 
 
 def run_all():
-    """Every case in turn."""
+    """The result of every case, by name."""
     return {name: function(*arguments) for name, (function, *arguments) in CASES.items()}
 
 

@@ -1,4 +1,4 @@
-"""Several processes on shards of the batches do what one does with whole batches."""
+"""Several processes on shards of the batches train as one process does on whole batches."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from support.parity import RULES, WEIGHTINGS, train_all
 from support.ranks import run_ranks
 
 STRATEGIES = ("naive", "detached", "MGDA", "PCGrad", "CAGrad", "NashMTL", "GradDrop")
-ROWS_THAT_MIX = ("MoCo", "DBMTL", "ExcessMTL")  # not one element by itself: parameters only
+ROWS_THAT_MIX = ("MoCo", "DBMTL", "ExcessMTL")  # elements of a row are combined: space=parameters only
 
 FAST = {
     **{f"{s}-plain": dict(strategy=s) for s in STRATEGIES},
@@ -60,7 +60,7 @@ UNEQUAL = {
 
 
 class Runs:
-    """All cases on some ranks and in one process, run when the first of them is asked for."""
+    """The results of all cases in one process and on several ranks, computed on first access."""
 
     def __init__(self, cases, ranks):
         self._cases, self._ranks, self._results = cases, ranks, None
@@ -108,14 +108,14 @@ def test_float32_is_close():
 
 
 def test_what_is_not_synchronised_is_seen():
-    """Negative control: statistics of each process's own samples are outside of every tolerance."""
+    """Negative control: with statistics of each rank's own samples the difference exceeds every tolerance."""
     one, two, _ = TWO["local statistics"]
     assert (two["parameters"] - one["parameters"]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(("strategy", "most"), [("naive", 5), ("detached", 4), ("MGDA", 5), ("log", 5)])
 def test_the_number_of_sums_does_not_depend_on_the_number_of_tasks(strategy, most):
-    """The label counts, the trunk (one bucket here), the heads, the Gram matrix; the losses where they come first."""
+    """One each for label counts, trunk (one bucket here), heads, Gram matrix, and the losses if weights need them."""
     few, many = (list(map(len, TWO[f"{strategy}-{count}"][1]["collectives"])) for count in (2, 8))
     assert few == many
     assert max(many) <= most
@@ -124,7 +124,7 @@ def test_the_number_of_sums_does_not_depend_on_the_number_of_tasks(strategy, mos
 @pytest.mark.parametrize("count", [2, 8])
 @pytest.mark.parametrize("space", ["features", "parameters"])
 def test_what_travels(space, count):
-    """Beside the gradients: K² numbers, the losses, the counts; K times the trunk's gradient where rows must travel."""
+    """Beside the gradients K² numbers, losses and counts; with space=parameters K gradients of the trunk."""
     result = TWO[f"MGDA-{count}" if space == "features" else f"parameters-{count}"][1]
     trunk, heads = result["sizes"]
     small = count**2 + count + count + 2  # Gram matrix, losses, label counts, samples of either rank

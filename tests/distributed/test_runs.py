@@ -1,4 +1,4 @@
-"""Runs of two processes: what they leave is what one process leaves, and what they leave off, they go on with."""
+"""Runs of two processes: the same results as of one process, and exact resume."""
 
 import pytest
 import torch
@@ -8,6 +8,8 @@ from support.ranks import run_ranks
 from support.runs import PLAIN, evaluation_with_an_absent_task, run_all
 
 from mtl.config import load
+from mtl.distributed.collectives import get_rank
+from mtl.distributed.ranks import rank
 from mtl.evaluate import evaluate_checkpoint
 from mtl.report import read_metrics
 from mtl.runs import checkpoint
@@ -16,7 +18,7 @@ from mtl.train import train
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two ranks have left, and what they said of mistakes."""
+    """The folder of the runs of two ranks, and each rank's answers (see ``run_all``)."""
     root = tmp_path_factory.mktemp("two")
     return root, run_ranks(2, run_all, str(root))
 
@@ -41,7 +43,7 @@ def test_two_processes_leave_what_one_leaves(tmp_path, two, name, options):
     train(load([*PLAIN, *options]), tmp_path / "one")
     one, both = left_by(tmp_path / "one"), left_by(two[0] / name)
     assert_close(one[0]["last.pt"]["model"], both[0]["last.pt"]["model"])
-    for own, expected in zip(both[1], one[1], strict=True):  # every row, metrics of all samples and all
+    for own, expected in zip(both[1], one[1], strict=True):  # rows of every split
         for row in (own, expected):
             row.pop("memory/peak", None)
         assert own.pop("split") == expected.pop("split")
@@ -55,6 +57,18 @@ def test_stopped_on_one_rank_all_stop_and_go_on_to_the_last_bit(two):
 def test_ranks_draw_other_numbers(two):
     first, second = checkpoint.load(two[0] / "whole")["rng"]
     assert not torch.equal(first["cpu"], second["cpu"])
+
+
+def test_inside_of_the_process_group_the_environment_and_the_group_give_the_same_rank(two):
+    assert [answers["ranks"] for answers in two[1]] == [(0, 0), (1, 1)]
+
+
+def test_outside_of_the_process_group_only_the_environment_gives_the_rank(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert (rank(), get_rank()) == (1, 0)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert (rank(), get_rank()) == (0, 0)
 
 
 def test_a_sharded_run_is_saved_whole_and_goes_on(two):

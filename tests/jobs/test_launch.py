@@ -1,4 +1,4 @@
-"""trainer.devices and torchrun with real processes: signals, processes that fail and that are killed, mistakes."""
+"""trainer.devices and torchrun with real processes: signals, ranks that fail or are killed, and mistakes."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_signal_to_the_launcher_checkpoints_once_and_the_run_goes_on(tmp_path)
     assert status(tmp_path)["status"] == "preempted"
     step = checkpoint.load(tmp_path / "run")["step"]
     log = (tmp_path / "run" / "train.log").read_text()
-    assert log.count(f"stopped at step {step} as asked") == 1 + 1  # rank 0 says so, and so does the other, as a warning
+    assert log.count(f"stopped at step {step} as asked") == 2  # once by each rank; by rank 1 as a warning
     again = Training(tmp_path, "resume=run", f"trainer.max_steps={step + 3}")
     again.start()
     assert again.wait() == 0, again.log.read_text()
@@ -93,12 +93,12 @@ def test_torchrun(tmp_path, how):
     assert content["status"] == "failed"
     if how == "raise":
         assert content["error"] == "rank 1: ArithmeticError: this rank has had enough"
-    assert ("rank 1" if how == "raise" else "SIGKILL") in answer.stderr  # of a killed one torchrun itself says so
+    assert ("rank 1" if how == "raise" else "SIGKILL") in answer.stderr  # torchrun itself reports a kill
 
 
 @pytest.mark.slow
 def test_a_rank_that_fails_ends_the_sweep_of_torchrun(tmp_path):
-    """It must not begin the next job while the others wait for it in this one."""
+    """It must not start the next job while the other rank waits for it in this one."""
     agent = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--local-addr=localhost", "-m", "mtl.train", "-m"]
     backbone = ["+backbone._target_=support.runs.Fails", "+backbone.rank=1", "+backbone.after=4,100"]
     answer = subprocess.run(

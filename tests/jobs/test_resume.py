@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was never stopped: whole checkpoints, compared at tolerance 0."""
+"""A run that was stopped and resumed equals one that was never stopped: whole checkpoints, compared bit for bit."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def run(folder, *overrides, stop_at=None):
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
-    """The folder of a run that several tests look at, and none changes."""
+    """The folder of a run that several tests read and none changes."""
     made = {}
 
     def folder(*overrides, stop_at=None):
@@ -61,7 +61,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture
 def stopped(once, tmp_path):
-    """A run that was stopped after so many steps, to go on with or to break."""
+    """A copy of a run that was stopped at step ``at``, to resume or to break."""
     return lambda *overrides, at: shutil.copytree(once(*overrides, stop_at=at), tmp_path / "parts")
 
 
@@ -127,7 +127,7 @@ def test_with_text_and_shared_parameters(tmp_path, strategy):
     "lost", ["rng/cpu", "rng/python", "rng/numpy", "model", "optimizer", "step", "ema", "scheduler", "strategy"]
 )
 def test_what_is_lost_is_seen(once, stopped, lost, monkeypatch):
-    """Negative control: a part of the state that is not restored makes another run."""
+    """Negative control: without one part of the state the resumed run differs."""
     options = ["trainer.ema=0.9", "strategy=gradvac", "scheduler=step", "scheduler.step_size=2"]
     whole, parts = once(*options), stopped(*options, at=5)
 
@@ -148,7 +148,7 @@ def test_what_is_lost_is_seen(once, stopped, lost, monkeypatch):
 
 def test_stopped_again_and_again(tmp_path):
     whole = run(tmp_path / "whole", "strategy=moco")
-    parts = run(tmp_path / "parts", "strategy=moco", stop_at=2)  # when the memory of a step has been measured
+    parts = run(tmp_path / "parts", "strategy=moco", stop_at=2)  # after step 2, whose peak memory is recorded
     for _ in range(7):
         run(parts, "strategy=moco", "resume=auto", stop_at=1)
     run(parts, "strategy=moco", "resume=auto")
@@ -181,7 +181,7 @@ def test_the_best_model_from_before_is_known_where_nothing_gets_better(tmp_path)
 
 
 def test_a_kill_after_the_last_checkpoint_loses_the_steps_and_their_rows_only(once, stopped):
-    """What a kill leaves: rows behind the checkpoint, half a line, half a file."""
+    """A kill leaves rows after the checkpoint's step, half a line, and half a file."""
     whole, parts = once(), stopped(at=4)
     with (parts / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "epoch": 1, "split": "train", "loss/left": 7.0}\n{"step": 6, "epo')
@@ -228,13 +228,13 @@ def test_auto_takes_the_newest_valid_one_with_a_warning(tmp_path, caplog):
     parts = run(tmp_path / "parts", "trainer.keep=3", stop_at=8)
     for name in ("last.pt", "step-00000008.pt"):
         content = (parts / "checkpoints" / name).read_bytes()
-        (parts / "checkpoints" / name).unlink()  # they are one file under two names
+        (parts / "checkpoints" / name).unlink()  # the two names are hard links to one file
         (parts / "checkpoints" / name).write_bytes(content)
         break_it(parts / "checkpoints" / name)
     caplog.set_level("INFO", "mtl")
     run(parts, "trainer.keep=3", "resume=auto")
     assert "PASSED OVER" in caplog.text and "last.pt is broken" in caplog.text
-    assert "goes on from" in caplog.text and "step-00000006.pt" in caplog.text
+    assert "resuming from" in caplog.text and "step-00000006.pt" in caplog.text
     assert (parts / "checkpoints" / "step-00000008.pt.broken").exists(), "nothing is thrown away"
     a, b = left_by(whole), left_by(parts)
     assert_same(a[0]["last.pt"], b[0]["last.pt"])
@@ -302,14 +302,14 @@ def test_a_broken_line_of_the_record_is_named(stopped):
 
 def test_a_run_goes_on_in_its_own_folder_only(tmp_path, once):
     folder = once(stop_at=5)
-    with pytest.raises(ConfigError, match="this run goes on in its own folder"):
+    with pytest.raises(ConfigError, match="this run is resumed in its own folder"):
         train(configuration(f"resume={folder}"), tmp_path / "another")
 
 
 def test_a_folder_with_a_run_is_not_written_over(stopped):
     folder = stopped(at=5)
     before = left_by(folder)
-    with pytest.raises(ConfigError, match="already holds a run: resume=auto goes on with it"):
+    with pytest.raises(ConfigError, match="already holds a run: resume=auto resumes it"):
         train(configuration(), folder)
     assert_same(before, left_by(folder))
 
@@ -363,7 +363,7 @@ def test_a_run_can_be_made_longer_where_the_schedule_can(tmp_path):
     parts = run(tmp_path / "parts", "trainer.max_steps=15", "trainer.val_every=30", "scheduler=cosine")
     run(parts, "trainer.max_steps=30", "trainer.val_every=30", "scheduler=cosine", "resume=auto")
     expected = {row["step"]: row["lr"] for row in read_metrics(whole, "train")}
-    after = [row for row in read_metrics(parts, "train") if row["step"] > 16]  # 16: set before it was made longer
+    after = [row for row in read_metrics(parts, "train") if row["step"] > 16]  # 16: its rate was set before
     assert len(after) > 5 and all(row["lr"] == pytest.approx(expected[row["step"]]) for row in after)
     assert len(read_metrics(parts, "test")) == 1, "the test of the shorter run is gone"
 

@@ -1,4 +1,4 @@
-"""Fixtures: no settings or key of the person at this machine, and a server on 127.0.0.1."""
+"""Fixtures: isolation from the user's W&B settings and key, and a W&B server on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture
 def online(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> WandbServer:
-    """A server that the environment leads to, with a key."""
+    """A server that the environment points to, with a key."""
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     return server

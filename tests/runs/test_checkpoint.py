@@ -47,15 +47,28 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         checkpoint.load(path)
     assert not (tmp_path / "owned").exists()
-    torch.load(path, weights_only=False)  # negative control: it is a real one
+    torch.load(path, weights_only=False)  # negative control: without weights_only the file does run code
     assert (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("content", [{"format": 99}, {"step": 1}, [1, 2]])
+@pytest.mark.parametrize("content", [{"format": 4}, {"step": 1}, [1, 2]])
 def test_something_else_that_torch_can_load_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of format 4"):
+    with pytest.raises(ValueError, match=r"x\.pt is not a checkpoint of mtl\."):
         checkpoint.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("found", [1, 2, 3, 99])
+def test_a_checkpoint_of_another_format_is_refused_in_one_sentence(tmp_path, found, monkeypatch):
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, {"step": 1})
+    assert checkpoint.load(path)["step"] == 1, "the format of today is read"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", found)
+        checkpoint.save(path, {"step": 1})
+    with pytest.raises(ValueError) as refused:
+        checkpoint.load(path)
+    assert str(refused.value) == f"{path} is a checkpoint of format {found}; this version reads format 4."
 
 
 def test_what_is_not_there_is_named(tmp_path):

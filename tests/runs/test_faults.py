@@ -1,4 +1,4 @@
-"""A full disk, a folder that is gone, no memory left: what survives, and what is said."""
+"""A full disk, a removed folder, memory that runs out, secrets: what survives, and which message the user sees."""
 
 import json
 import shutil
@@ -33,15 +33,15 @@ def undisturbed(tmp_path_factory):
 
 
 class AtStep:
-    """Asked after every step whether to stop, it never does, but something else when the time has come."""
+    """A ``stop`` that never stops the run, but calls ``step_<n>`` after step n."""
 
-    def __init__(self, **deeds):
-        self.deeds = {int(name.removeprefix("step_")): deed for name, deed in deeds.items()}
+    def __init__(self, **actions):
+        self.actions = {int(name.removeprefix("step_")): action for name, action in actions.items()}
         self.step = 0
 
     def __call__(self):
         self.step += 1
-        self.deeds.get(self.step, bool)()
+        self.actions.get(self.step, bool)()
         return False
 
 
@@ -49,7 +49,7 @@ class AtStep:
 
 
 def full(path):
-    """Everything that is written to ``path`` from now on finds a full disk."""
+    """Let every later write to ``path`` find a full disk."""
     path.unlink(missing_ok=True)
     path.symlink_to("/dev/full")
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, und
 def test_three_that_fail_in_a_row_end_the_run_with_the_last_good_one_kept(tmp_path, undisturbed):
     half = tmp_path / "checkpoints" / "last.pt.tmp"
     with pytest.raises(OSError, match=r"The checkpoint of step 25 .*; the last good one is of step 10\. The run ends"):
-        train(load(RUN), tmp_path, AtStep(step_11=half.mkdir))  # in the way for good
+        train(load(RUN), tmp_path, AtStep(step_11=half.mkdir))  # a folder of that name blocks every later write
     assert checkpoint.load(tmp_path)["step"] == 10
     half.rmdir()
     train(load([*RUN, "resume=auto"]), tmp_path)
@@ -73,9 +73,9 @@ def test_three_that_fail_in_a_row_end_the_run_with_the_last_good_one_kept(tmp_pa
 
 
 def test_a_best_model_that_could_not_be_written_is_not_the_best(tmp_path):
-    """Step 20 and its evaluation are the best there is; its file cannot be written, so it is not said to be.
+    """The learning rate is zero, so step 20 is the best; its file cannot be written, so step 40 becomes the best.
 
-    A folder of the name that a half-written checkpoint has stays in the way for longer than it is tried.
+    A folder with the name of the temporary file blocks the write for longer than it is retried.
     """
     still = ["optimizer=sgd", "optimizer.lr=0.0", "scheduler=constant", "backbone._target_=support.networks.Tiny"]
     half = tmp_path / "checkpoints" / "last.pt.tmp"
@@ -111,7 +111,7 @@ def disk(tmp_path):
 @pytest.mark.parametrize("freed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["freed", "never freed"])
 def test_a_disk_that_is_full_for_a_while(tmp_path, disk, undisturbed, freed):
     folder = disk / "run"
-    # The console's output is on another disk; slow enough that the disk is full for some steps and not for all.
+    # The console's log is on another disk. The steps are slow, so that the disk is full for some of them and not all.
     training = Training(tmp_path, *RUN, f"hydra.run.dir={folder}", "+backbone.fault_at=1", "+backbone.sleep=0.05")
     training.start()
     until(lambda: (folder / "checkpoints" / "last.pt").exists())

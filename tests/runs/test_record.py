@@ -1,4 +1,4 @@
-"""The record, and its mirror in W&B, row by row; no part of wandb is replaced."""
+"""The record and its copy in W&B, row by row; no part of wandb is mocked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtl.runs.tracker import Tracker
 
 @pytest.fixture(scope="module")
 def mirrored(isolated_module: None, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """An offline run with one of everything."""
+    """An offline run with every kind of row, an image and a summary."""
     folder = tmp_path_factory.mktemp("mirrored")
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     told = settings("offline", group="a-sweep", run_name="strategy=naive,seed=1", tags=["digits", "t" * 70])

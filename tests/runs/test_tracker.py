@@ -1,4 +1,4 @@
-"""One W&B run a job with its exit code, in the right mode; and in a process of its own."""
+"""Each job has one W&B run with its exit code, in the right mode; and a tracker in its own process."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_an_installation_of_wandb_that_cannot_be_imported_costs_the_mirror_but_n
 
 
 def script(folder: Path, mode: str | None, inside: str = "") -> list[str]:
-    """A command that records a small run in ``folder`` and does ``inside`` amid it."""
+    """A command that records a small run in ``folder`` and runs the code ``inside`` in the middle of it."""
     return [
         sys.executable, "-c",
         f"""
@@ -202,7 +202,7 @@ assert ("wandb" in sys.modules) == ({mode!r} != "disabled"), "wandb is imported 
 
 
 def bare_environment(home: Path) -> dict[str, str]:
-    """An environment in which nothing is set but a home folder."""
+    """An environment without settings of W&B, and with another home folder."""
     others = ("WANDB_", "XDG_", "NETRC")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return kept | {"HOME": str(home), "PYTHONPATH": str(CONF.parent), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -218,7 +218,7 @@ def test_everything_stays_in_the_run_folder_and_the_console_quiet(tmp_path: Path
     home, folder, work = tmp_path / "home", tmp_path / "run", tmp_path / "work"
     for path in (home, folder, work):
         path.mkdir()
-    # A table is staged outside of the run's own files, in the home folder if nothing is done about it.
+    # W&B stages a table outside of the run's own files: in the home folder by default.
     table = 'import wandb; wandb.run.log({"table": wandb.Table(columns=["a"], data=[[1]])})'
     done = subprocess.run(
         script(folder, None, table), env=bare_environment(home), cwd=work,
@@ -245,7 +245,7 @@ def test_no_key_at_a_terminal_is_no_prompt(mode: str | None, tmp_path: Path) -> 
         while time.monotonic() < limit:
             if select.select([terminal], [], [], 1)[0]:
                 shown += os.read(terminal, 4096)
-    except OSError:  # how Linux says that the other side is gone
+    except OSError:  # how Linux reports that the other end is closed
         pass
     finally:
         if time.monotonic() >= limit:

@@ -1,4 +1,4 @@
-"""Whatever becomes of W&B, the run goes on and its record is whole: real servers, real processes."""
+"""Whatever happens to W&B, the run goes on and its record is complete: real servers, real processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.processes import wandb_helper
+from support.processes import wandb_service
 from support.recording import CONFIG, record, rows_of, settings, steps, tear_down
 from support.wandb_run import recorded_run, recorded_runs
 from support.wandb_server import KEY, WandbServer
@@ -104,7 +104,7 @@ def test_whatever_the_server_does_the_run_goes_on_and_its_end_is_bounded(
 
 
 def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
-    """The kernel itself refuses what is beyond the limit, in the midst of a line."""
+    """The kernel refuses to write beyond a file size limit, in the middle of a line."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -129,7 +129,7 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path, warnings: Ca
 
 
 def test_what_wandb_draws_is_not_missing_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it tries again it waits for a random time, and draws that from Python's own generator."""
+    """W&B draws the delay of a retry from Python's global generator."""
     import random
 
     import wandb
@@ -142,17 +142,17 @@ def test_what_wandb_draws_is_not_missing_in_the_run(tmp_path: Path, monkeypatch:
 
 @pytest.fixture
 def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder for the sockets that a killed helper leaves; tmp_path is too long for the name of one."""
+    """A folder for the sockets that a killed service leaves; the name of a socket in tmp_path would be too long."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield
 
 
-def test_a_job_outlives_wandbs_helper_and_the_next_one_gets_another(
+def test_a_job_outlives_wandbs_service_and_the_next_one_gets_another(
     online: WandbServer, sockets: None, tmp_path: Path, warnings: Callable[[], list[str]]
 ) -> None:
     def kill() -> None:
-        os.kill(wandb_helper(os.getpid()), signal.SIGKILL)  # as the kernel does when memory runs out
+        os.kill(wandb_service(os.getpid()), signal.SIGKILL)  # as the kernel does when memory runs out
         time.sleep(0.1)  # a call just after the kill may still go through
 
     rows = record(tmp_path / "first", after_two=kill)
@@ -166,16 +166,16 @@ def test_a_job_outlives_wandbs_helper_and_the_next_one_gets_another(
     assert len(warnings()) == 1
 
 
-def test_a_helper_that_dies_while_it_is_ended_does_not_end_the_process(
+def test_a_service_that_dies_while_it_is_ended_does_not_end_the_process(
     sockets: None, tmp_path: Path, warnings: Callable[[], list[str]]
 ) -> None:
-    # Where the helper's exit status is not 0, wandb.teardown() calls sys.exit with it.
+    # wandb.teardown() calls sys.exit with the service's exit status if that is not 0.
     folder = tmp_path / "first"
     folder.mkdir()
     with Tracker(folder, settings("offline"), CONFIG) as tracker:
-        helper = wandb_helper(os.getpid())
-        os.kill(helper, signal.SIGSTOP)  # so that it still is there to be ended …
-        threading.Timer(0.3, os.kill, (helper, signal.SIGKILL)).start()  # … and dies then
+        service = wandb_service(os.getpid())
+        os.kill(service, signal.SIGSTOP)  # so that it is still there when it is ended …
+        threading.Timer(0.3, os.kill, (service, signal.SIGKILL)).start()  # … and dies then
         tracker.image("conflict/cos", 1, np.zeros((2, 2, 7), np.uint8))  # fails: no image has seven channels
         tracker.log("train", 1, 1.0, {"loss/left": 0.5})
     assert len(rows_of(folder)) == 1 and len(warnings()) == 1

@@ -1,4 +1,4 @@
-"""experiments/wandb_sweep.yaml as W&B's agent would run it: its own command line, in a process, to a server."""
+"""experiments/wandb_sweep.yaml as an agent of W&B runs it: its command line, in a process, with a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SWEEP = yaml.safe_load((ROOT / "experiments" / "wandb_sweep.yaml").read_text())
 
 
 def agents_command(chosen: dict[str, object]) -> list[str]:
-    """What wandb.wandb_agent makes of a sweep's command and one choice of its parameters."""
+    """The command line that wandb.wandb_agent makes of a sweep and one choice of its parameters."""
     variables = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
     variables |= {"program": [SWEEP["program"]], "env": ["/usr/bin/env"]}
     words = create_sweep_command(list(SWEEP["command"]))

@@ -4,7 +4,7 @@ from torch import nn
 
 
 class Trunk(nn.Module):
-    """Two maps, with dropout, which draws from the global generator as augmentation does."""
+    """Two feature maps. Its dropout draws from the global generator, as augmentation does."""
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()

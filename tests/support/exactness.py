@@ -1,4 +1,4 @@
-"""Equality to the last bit, through dicts and lists, and of whole runs."""
+"""Bitwise equality of nested tensors and plain values, and of whole runs."""
 
 import json
 
@@ -6,11 +6,11 @@ import torch
 
 from mtl.runs import checkpoint
 
-TIMES = ("time/step", "time/data", "samples_per_second")  # all that may differ in a row
+TIMES = ("time/step", "time/data", "samples_per_second")  # the only metrics that may differ
 
 
 def left_by(folder):
-    """All checkpoints and rows that a run has left, without its times."""
+    """All checkpoints and rows of a run, without its times."""
     checkpoints = {}
     for path in sorted((folder / "checkpoints").glob("*.pt")):
         content = checkpoint.load(path)
@@ -22,7 +22,7 @@ def left_by(folder):
 
 
 def differing(a, b, path=""):
-    """Where two nestings differ, by their keys."""
+    """The paths of keys at which two nested values differ."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         same = a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
         return [] if same else [path]

@@ -1,4 +1,4 @@
-"""Small trunks of every kind of features, and tasks on them, in any dtype."""
+"""Small trunks with every kind of features, and tasks for them, in any dtype."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from mtl.tasks import Task
 
 
 class Pyramid(nn.Module):
-    """Three maps in a nesting; the last one is read by no head, and one leaf is no float at all."""
+    """Three nested feature maps; no head reads the last one, and one leaf is an integer tensor."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ HEADS = {
 
 
 def make(kind, count, dtype=torch.float64, seed=0):
-    """A model with ``count`` heads, its tasks (classification and regression in turn), a batch of 6."""
+    """A model with ``count`` heads, its tasks (alternately classification and regression), and a batch of 6."""
     torch.manual_seed(seed)
     names = [f"task{i}" for i in range(count)]
     model = MultiTaskModel(TRUNKS[kind](), {name: HEADS[kind]() for name in names}).to(dtype)
@@ -78,7 +78,7 @@ def make(kind, count, dtype=torch.float64, seed=0):
 
 
 def gradients(strategy, model, tasks, inputs, targets, measure=False, precision=None):
-    """Every parameter's gradient after one step from the same random state; zeros where there is none."""
+    """Every parameter's gradient (zeros if it has none) after one step from a fixed random state, and the result."""
     model.zero_grad()
     torch.manual_seed(1)
     result = strategy.run(Engine(model, tasks, precision), inputs, targets, measure=measure)
@@ -86,13 +86,13 @@ def gradients(strategy, model, tasks, inputs, targets, measure=False, precision=
 
 
 def distance(a, b):
-    """|a - b| / |a| over all parameters together."""
+    """The relative distance ``norm(a - b) / norm(a)`` over all parameters together."""
     difference = sum((a[n] - b[n]).double().square().sum() for n in a).sqrt()
     return (difference / sum(a[n].double().square().sum() for n in a).sqrt()).item()
 
 
 class Tiny(nn.Sequential):
-    """The smallest trunk that the digits can be run on."""
+    """The smallest trunk for the digits."""
 
     def __init__(self, image_size):
         super().__init__(nn.Flatten(), nn.Linear(image_size**2, 8), nn.Dropout(0.1), nn.Tanh())

@@ -1,4 +1,4 @@
-"""Real processes that run our commands: torch is loaded once, in a server that each of them is forked from."""
+"""Real processes that run our commands, forked from a server that has loaded torch once."""
 
 import importlib
 import multiprocessing
@@ -15,8 +15,8 @@ TESTS = Path(__file__).parents[1]
 
 
 def server():
-    """The context whose processes begin with torch and our modules loaded, and with nothing that was ever run."""
-    os.environ["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"  # for the server, if it is not there yet
+    """A forkserver context: its processes start with torch and our modules loaded, and with no other state."""
+    os.environ["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"  # for the server, if it has not started yet
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
@@ -32,7 +32,7 @@ def server():
 
 
 class Command(multiprocessing.get_context("forkserver").Process):
-    """The command of a module with these arguments in ``folder``, in a process group of its own."""
+    """Runs the command of a module with arguments in ``folder``, in its own process group."""
 
     def __init__(self, folder, module, *arguments, out="console.log", err="console.log", **environment):
         server()
@@ -43,7 +43,7 @@ class Command(multiprocessing.get_context("forkserver").Process):
         )
 
     def send(self, number, group=False):
-        """A signal, to the process or to its whole group; False if it has ended."""
+        """Send a signal to the process or to its group; False if the process has ended."""
         try:
             (os.killpg if group else os.kill)(self.pid, number)
         except ProcessLookupError:
@@ -51,7 +51,7 @@ class Command(multiprocessing.get_context("forkserver").Process):
         return True
 
     def wait(self, seconds=120):
-        """The exit code; one that does not end in time is killed, and an error."""
+        """Wait for the exit code; a process that does not end in time is killed, and TimeoutError raised."""
         self.join(seconds)
         if self.exitcode is None:
             self.send(signal.SIGKILL, group=True)
@@ -60,7 +60,7 @@ class Command(multiprocessing.get_context("forkserver").Process):
 
 
 class Training(Command):
-    """``mtl-train`` with these arguments in ``folder``; all it says is in ``log``."""
+    """Runs ``mtl-train`` with arguments in ``folder``; its output is in ``log``."""
 
     def __init__(self, folder, *arguments, **environment):
         super().__init__(folder, "mtl.train", *arguments, **environment)
@@ -69,7 +69,7 @@ class Training(Command):
 
 def _command(folder, module, arguments, environment, out, err):
     os.setpgid(0, 0)
-    multiprocessing.set_start_method("fork", force=True)  # for its own processes, as in one that was not forked
+    multiprocessing.set_start_method("fork", force=True)  # Linux's default, for its own child processes
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -81,7 +81,7 @@ def _command(folder, module, arguments, environment, out, err):
 
 
 def until(condition, seconds=60, every=0.01):
-    """Wait for something to become true, and return it."""
+    """Wait until ``condition()`` is true, and return its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
@@ -90,22 +90,22 @@ def until(condition, seconds=60, every=0.01):
     raise TimeoutError("it did not happen")
 
 
-def wandb_helper(process):
-    """The process id of a process's wandb-core, found by its parent and its name; None if it has none."""
+def wandb_service(process):
+    """The process id of the child ``wandb-core`` of a process; None if there is none."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, _, others = stat.read_text().partition("(")[2].rpartition(") ")
-        except OSError:  # it ended in the meantime
+        except OSError:  # the process has ended meanwhile
             continue
         state, parent, *_ = others.split()
-        if name == "wandb-core" and int(parent) == process and state != "Z":  # Z: it was killed before
+        if name == "wandb-core" and int(parent) == process and state != "Z":  # Z: a zombie, killed before
             return int(stat.parent.name)
     return None
 
 
 @contextmanager
 def small_disk(folder, megabytes):
-    """A disk of that size at ``folder``, made of memory; OSError where this process may not mount one."""
+    """A disk of this size in memory, mounted at ``folder``; OSError if this process may not mount one."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
@@ -118,7 +118,7 @@ def small_disk(folder, megabytes):
 
 
 def fill(disk):
-    """Write until nothing more can be written; returns the file to delete."""
+    """Fill a disk; returns the file to delete."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:

@@ -1,4 +1,4 @@
-"""Runs functions in real processes that talk to each other over gloo on the loopback interface."""
+"""Runs functions in real processes that communicate over gloo on the loopback interface."""
 
 import os
 import pickle
@@ -8,11 +8,11 @@ import traceback
 import torch
 from support.processes import server
 
-from mtl.distributed.collectives import process_group
+from mtl.distributed.ranks import process_group
 
 
 def run_ranks(count, function, *arguments, seconds=300):
-    """``function(*arguments)`` on ``count`` ranks; what each one returned, or raises what one of them said."""
+    """Call ``function(*arguments)`` on ``count`` ranks; returns their results, or raises with the traceback of one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -43,6 +43,6 @@ def _rank(rank, count, port, answers, function, arguments):
     torch.set_num_threads(1)
     try:
         with process_group():
-            answers.put((rank, None, pickle.dumps(function(*arguments))))  # as bytes: torch would share the memory
+            answers.put((rank, None, pickle.dumps(function(*arguments))))  # bytes: torch would share memory
     except BaseException:
         answers.put((rank, traceback.format_exc(), None))

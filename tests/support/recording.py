@@ -1,4 +1,4 @@
-"""What the tests of the tracker share: a small run, and the environment of nobody."""
+"""Shared by the tests of the tracker: a small run, and isolation from the user's environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = {"seed": 0, "optimizer": {"lr": 0.001}, "names": ["left", "right"], "re
 
 
 def isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """No W&B settings, key or cache of the person at this machine."""
+    """Hide the user's W&B settings, key and cache."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         patch.delenv(name)
     patch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
@@ -29,7 +29,7 @@ def isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def tear_down() -> None:
-    """End wandb's helper: it writes the last of the files, and keeps the environment it was started in."""
+    """End W&B's service: it writes the last files, and it would keep the environment that it was started in."""
     if "wandb" in sys.modules:
         import wandb
 
@@ -37,7 +37,7 @@ def tear_down() -> None:
 
 
 def settings(mode: str | None = None, **others: Any) -> SimpleNamespace:
-    """What conf/tracker holds."""
+    """Settings as in conf/tracker."""
     given = {"mode": mode, "project": "mtl", "entity": None, "group": None, "run_name": "a-run", "tags": []}
     return SimpleNamespace(**given | others)
 
@@ -48,7 +48,7 @@ def record(
     config: dict[str, Any] | None = None,
     after_two: Callable[[], Any] = int,
 ) -> list[dict[str, Any]]:
-    """A run of four rows, with something done after the second; what its metrics.jsonl says."""
+    """Record a run of four rows, calling ``after_two`` after the second; returns the rows of metrics.jsonl."""
     folder.mkdir(exist_ok=True)
     with Tracker(folder, settings(mode), config or CONFIG) as tracker:
         for step in range(1, 5):
@@ -59,7 +59,7 @@ def record(
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, read as strictly as JSON is."""
+    """The rows of metrics.jsonl, parsed as strict JSON."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line, parse_constant=not_json) for line in lines]
 

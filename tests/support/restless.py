@@ -1,4 +1,4 @@
-"""A backbone and data that draw from every generator there is, so that a resumed run which lost one is seen."""
+"""A backbone and data that draw from every random generator, so that a run which loses the state of one differs."""
 
 import random
 import time
@@ -14,7 +14,7 @@ from mtl.data.digits import Digits
 class Backbone(nn.Module):
     """Convolution, batch normalization and dropout, and a shift drawn by Python's and NumPy's generators.
 
-    In training step ``fault_at``, and after it, it sleeps for ``sleep`` seconds or asks for ``memory`` bytes.
+    From training step ``fault_at`` on it sleeps for ``sleep`` seconds and allocates ``memory`` bytes.
     """
 
     def __init__(self, in_channels: int = 1, fault_at: int = 0, sleep: float = 0.0, memory: int = 0) -> None:
@@ -36,7 +36,7 @@ class Backbone(nn.Module):
 
 
 class Augmented(Dataset):
-    """One split of the digits, read sample by sample, with noise from three generators."""
+    """One split of the digits with noise from three generators, one sample at a time."""
 
     def __init__(self, split):
         self._split = split
@@ -50,7 +50,7 @@ class Augmented(Dataset):
 
 
 class AugmentedDigits(Digits):
-    """``token`` opens nothing; data that is fetched needs one."""
+    """``token`` has no effect; it stands for the key of a data set that is downloaded."""
 
     def __init__(self, token: str = "", **arguments):
         super().__init__(**arguments)
@@ -58,9 +58,9 @@ class AugmentedDigits(Digits):
 
 
 class BreakingLoss(nn.CrossEntropyLoss):
-    """Cross-entropy that is not finite in the training batches ``first`` to ``last``: itself, or its gradient.
+    """Cross-entropy whose value or gradient is not finite in the training batches ``first`` to ``last``.
 
-    It is so again when it is asked again about the same batch.
+    A second call with the same batch gives the same result.
     """
 
     def __init__(self, kind: str, first: int, last: int) -> None:
@@ -70,7 +70,7 @@ class BreakingLoss(nn.CrossEntropyLoss):
 
     def forward(self, prediction, target):
         loss = super().forward(prediction, target)
-        if not prediction.requires_grad or len(target) <= 2:  # an evaluation, or the rehearsal before the run
+        if not prediction.requires_grad or len(target) <= 2:  # an evaluation, or the dry run
             return loss
         if target is not self.spoilt:
             self.calls += 1
@@ -78,12 +78,12 @@ class BreakingLoss(nn.CrossEntropyLoss):
                 return loss
         self.spoilt = target
         if self.kind == "gradient":
-            return loss + 0 * (prediction.sum() * 0).sqrt()  # the root's slope at 0 is infinite, and 0 times it NaN
+            return loss + 0 * (prediction.sum() * 0).sqrt()  # the root has an infinite slope at 0; times 0 it is NaN
         return loss * float(self.kind)
 
 
 class BreakingBackbone(Backbone):
-    """Its own gradient is NaN in training step 3, when those of the features are finite."""
+    """Its gradient is NaN in training step 3, although the gradients of the features are finite."""
 
     def forward(self, x):
         z = super().forward(x)

@@ -1,4 +1,4 @@
-"""Awkward Gram matrices, and the rules that are tried on them."""
+"""Awkward Gram matrices, and the rules that the tests try on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rows_of(count: int, size: int, seed: int = 0) -> Tensor:
 
 
 def apart(rows: Tensor, ratio: float) -> Tensor:
-    """Rows with norms spread evenly, in the logarithm, from 1 to ``ratio``."""
+    """Rows rescaled to norms that are spaced logarithmically from 1 to ``ratio``."""
     return rows / rows.norm(dim=1, keepdim=True) * torch.logspace(0, 1, len(rows), base=ratio).double()[:, None]
 
 
@@ -73,7 +73,7 @@ ROWS: dict[str, Tensor] = {
 }
 
 GRAMS: dict[str, Tensor] = {name: rows @ rows.T for name, rows in ROWS.items()}
-# Rounded after the product: not positive semi-definite any more.
+# Rounded after the product, so that they are no longer positive semi-definite.
 ROUNDED: dict[str, Tensor] = {
     "bf16 Gram matrix": GRAMS["eight"].bfloat16(),
     "bf16 Gram matrix of rank 4": GRAMS["rank 4 of 8"].bfloat16(),
@@ -123,7 +123,7 @@ KEEPING = ["GradVac", "SDMGrad", "PCD", "RotoGradScale"]
 
 
 def scaled(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For the rows that are not zero: norms n, correlation C, b = n w, C b. What large norms would round stays."""
+    """For nonzero rows: norms n, correlation matrix C, b = n w, and C b, which large norms do not round."""
     alive = gram.diagonal() > 0
     norms = gram.diagonal()[alive].sqrt()
     correlation = gram[alive][:, alive] / norms[:, None] / norms

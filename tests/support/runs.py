@@ -12,6 +12,7 @@ from torch import nn
 from mtl import report
 from mtl.config import load
 from mtl.distributed.collectives import get_rank, is_distributed
+from mtl.distributed.ranks import rank
 from mtl.distributed.sharding import shard
 from mtl.errors import ConfigError
 from mtl.metrics import classification
@@ -42,7 +43,7 @@ class Plain(nn.Sequential):
 
 
 class Fails(Plain):
-    """Raises an error on one rank, or ends its process, when it has run so often in training."""
+    """Raises an error on one rank, or kills its process, after ``after`` training steps."""
 
     def __init__(self, image_size, rank, how="raise", after=4):
         super().__init__(image_size)
@@ -58,7 +59,7 @@ class Fails(Plain):
 
 
 class Slow(Plain):
-    """Gives a signal time to come."""
+    """Sleeps in each forward pass, so that a signal arrives in time."""
 
     def forward(self, inputs):
         time.sleep(0.02)
@@ -66,7 +67,7 @@ class Slow(Plain):
 
 
 def stopping_at(step, on_rank):
-    """Asks for the end after so many steps, on one rank only."""
+    """A ``stop`` that is true at one step, on one rank only."""
     answers = iter([False] * (step - 1) + [get_rank() == on_rank] + [False] * 100)
     return lambda: next(answers)
 
@@ -93,7 +94,7 @@ def mistake(*overrides):
 
 
 def run_all(root):
-    """Every run of the tests, in one go: starting the processes takes the longest."""
+    """Every run of the tests at once, as starting the processes takes the longest; returns other answers by name."""
     root = Path(root)
     report.draw_run = lambda folder: None
     train(load(PLAIN), root / "plain")
@@ -109,6 +110,7 @@ def run_all(root):
     train(load([*sharded, "resume=auto"]), root / "sharded parts")
     return {
         "evaluation": evaluation_with_an_absent_task(),
+        "ranks": (rank(), get_rank()),
         "batch": mistake("data.batch_size=1"),
         "sum": mistake("+losses.left.reduction=sum"),
         "rows": mistake("strategy=moco", "strategy.space=features"),

@@ -1,4 +1,4 @@
-"""A small sweep under random signals, kills, a flaky W&B server and a full disk.
+"""A small sweep under random signals, kills, faults of a W&B server, and full disks.
 
 Afterwards every run is compared, bit for bit, with the same sweep undisturbed.
 
@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from support.exactness import differing, left_by
-from support.processes import Training, fill, small_disk, wandb_helper
+from support.processes import Training, fill, small_disk, wandb_service
 from support.wandb_server import WandbServer
 
 SWEEP = [
@@ -35,7 +35,7 @@ ENVIRONMENT = {"WANDB_INIT_TIMEOUT": "3", "WANDB_FINISH_TIMEOUT": "1", "OMP_NUM_
 
 
 class Soak:
-    """Disturbs one sweep until ``faults`` faults were injected, then lets it end."""
+    """Injects ``faults`` faults into a sweep, then lets it finish."""
 
     def __init__(self, folder: Path, faults: int, seed: int) -> None:
         self.folder, self.faults = folder, faults
@@ -45,7 +45,7 @@ class Soak:
         self.starts = 0
 
     def run(self, server: WandbServer) -> Path:
-        """Start the same command again until it has finished; returns the sweep's folder."""
+        """Repeat the same command until the sweep has finished; returns the sweep's folder."""
         home = (self.disk or self.folder) / "sweep"
         while True:
             self.starts += 1
@@ -61,7 +61,7 @@ class Soak:
                 return home
 
     def disturb(self, sweep: Training, server: WandbServer) -> None:
-        """One fault of a random kind."""
+        """Inject one fault of a random kind; its docstring names it in the table."""
         kinds = [self.sigterm, self.sigkill, self.group, self.helper, self.server] + [self.full] * (
             self.disk is not None
         )
@@ -83,10 +83,10 @@ class Soak:
 
     def helper(self, sweep: Training, server: WandbServer) -> bool:
         """SIGKILL to W&B's helper"""
-        helper = wandb_helper(sweep.pid)
-        if helper is not None:
-            os.kill(helper, signal.SIGKILL)
-        return helper is not None
+        service = wandb_service(sweep.pid)
+        if service is not None:
+            os.kill(service, signal.SIGKILL)
+        return service is not None
 
     def server(self, sweep: Training, server: WandbServer) -> bool:
         """W&B server: 500, 429, 401, 404, drops, hangs"""
@@ -109,7 +109,7 @@ class Soak:
 
 
 def report(soak: Soak, whole: Path, parts: Path) -> tuple[str, int]:
-    """The table, and the number of values that are not what they would have been."""
+    """The table, and the number of values that differ from those of the undisturbed sweep."""
     lost, finished, rows = 0, 0, 0
     for job in map(str, range(JOBS)):
         a, b = left_by(whole / job), left_by(parts / job)
@@ -123,7 +123,7 @@ def report(soak: Soak, whole: Path, parts: Path) -> tuple[str, int]:
 
 
 def soak(faults: int, seed: int = 0) -> tuple[str, int]:
-    """Run the sweep twice, once in peace; see ``report``."""
+    """Run the sweep undisturbed and disturbed; see ``report``."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         soak = Soak(folder, faults, seed)
@@ -139,7 +139,7 @@ def soak(faults: int, seed: int = 0) -> tuple[str, int]:
 
 
 def main() -> None:
-    """Print the table; the exit code is not 0 if anything was lost."""
+    """Print the table; the exit code is nonzero if a value was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)

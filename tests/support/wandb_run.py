@@ -1,4 +1,4 @@
-"""Reads what an offline W&B run recorded: its ``run-<id>.wandb`` file, a LevelDB log of protobuf records.
+"""Reads the file ``run-<id>.wandb`` of an offline W&B run: a LevelDB log of protobuf records.
 
 wandb 0.30 dropped its own reader (``wandb.sdk.internal.datastore``), and ``wandb leet inspect`` takes over a
 second. Call ``wandb.teardown()`` first: ``finish()`` returns before the file is flushed.
@@ -23,7 +23,7 @@ WHOLE, LAST = 1, 4  # kinds of pieces that end a record
 
 @dataclass
 class RecordedRun:
-    """What a run's file says. Values are decoded from JSON; NaN and the infinities are floats."""
+    """The content of a run's file. Values are decoded from JSON; NaN and the infinities are floats."""
 
     folder: Path
     id: str = ""
@@ -44,12 +44,12 @@ class RecordedRun:
 
 
 def recorded_runs(folder: Path) -> list[RecordedRun]:
-    """Every run that was recorded in a Tracker's folder."""
+    """Every run recorded in a Tracker's folder."""
     return [read_run(path) for path in sorted((folder / "wandb").glob("*run-*/run-*.wandb"))]
 
 
 def recorded_run(folder: Path) -> RecordedRun:
-    """The only run that was recorded in a Tracker's folder."""
+    """The only run recorded in a Tracker's folder."""
     (run,) = recorded_runs(folder)
     return run
 

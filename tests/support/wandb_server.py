@@ -1,4 +1,4 @@
-"""A W&B server on 127.0.0.1 with the little that an online run needs, and with faults to order."""
+"""A minimal W&B server on 127.0.0.1, with the requests that an online run needs, and with injected faults."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ KEY = "k" * 40  # any key of this length will do
 
 @dataclass
 class UploadedRun:
-    """What arrived of a run."""
+    """The data that arrived of one run."""
 
     created: dict[str, Any] = field(default_factory=dict)  # the variables of UpsertBucket, the latest of each
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # by place, so that a repeated one is one
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)  # by offset: a repeated row counts once
     exit_code: int | None = None
 
     @property
@@ -32,12 +32,10 @@ class UploadedRun:
 
 
 class WandbServer:
-    """As a context manager it serves on a free port. ``faults`` maps a part of a path to the error to answer.
+    """Serves on a free port as a context manager. ``faults`` maps a part of a path to the fault of its answers.
 
-    Beside a status that may be ``"drop"``, which closes the connection without an answer, or ``"hang"``, which keeps
-    it open.
-
-    A run needs two requests answered, UpsertBucket and the file stream; an error to any other does no harm.
+    A fault is an HTTP status, ``"drop"`` (the connection is closed without an answer) or ``"hang"`` (it stays open).
+    A run needs answers to two requests, UpsertBucket and the file stream; errors of others do no harm.
     """
 
     def __init__(self) -> None:
@@ -61,7 +59,7 @@ class WandbServer:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment that leads wandb here."""
+        """The environment variables that point wandb to this server."""
         return {"WANDB_BASE_URL": f"http://127.0.0.1:{self._http.server_port}", "WANDB_API_KEY": KEY}
 
 

@@ -29,8 +29,10 @@ def scalars(tasks, values, dtype=torch.float32):
 
 
 def batch(step, tasks=TASKS, absent=()):
-    """Losses before and after an update, and the norms of the unscaled gradients; those of a task never depend on who
-    else is present."""
+    """Losses before and after an update, and the norms of unscaled gradients, of the tasks that are present.
+
+    The values of a task do not depend on the other tasks that are present.
+    """
     draws = torch.rand(3, len(tasks), generator=torch.Generator().manual_seed(step))
     before, after, norms = (0.5 + draws).tolist()
     return (
@@ -41,7 +43,7 @@ def batch(step, tasks=TASKS, absent=()):
 
 
 def drive(weighting, optimizer, step, tasks=TASKS, absent=()):
-    """One training step as a strategy and the loop would have it; returns the weights as numbers."""
+    """One training step as the strategy and the loop drive it; returns the weights as numbers."""
     before, after, norms = batch(step, tasks, absent)
     if weighting.needs_all_losses:
         weights = weighting.weights(before) if before else {}

@@ -1,4 +1,4 @@
-"""What works with what, found out by trying: the table in the README. ``python tests/support/what_works.py``."""
+"""The README's table of combinations, found by trying each; ``python tests/support/what_works.py`` writes it."""
 
 import functools
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]  # as a script it is only in its folder
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]  # a script has only its folder
 
 from support.ranks import run_ranks  # noqa: E402
 
@@ -52,9 +52,9 @@ RUN = [
 
 
 def attempt(root, columns):
-    """Whether each strategy runs with each of the columns' options, or is refused."""
+    """Whether each strategy runs with the options of each column; False if a ConfigError refuses them."""
     works = {}
-    # What is compiled is compared elsewhere (tests/engine/test_setup.py); tracing is enough here.
+    # Tracing is enough here: tests/engine/test_setup.py compares compiled results.
     compile_by, draw, report.draw_run = nn.Module.compile, report.draw_run, lambda folder: None
     nn.Module.compile = functools.partialmethod(compile_by, backend="aot_eager")
     for row, own in ROWS.items():

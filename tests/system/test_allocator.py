@@ -1,4 +1,4 @@
-"""What a run tells the C library's allocator, counted by the operating system in real processes."""
+"""Retained heap: page faults and resident memory, as the operating system counts them in real processes."""
 
 import json
 import platform
@@ -56,7 +56,7 @@ def still_active(sizes):
 
 same, growing = still_active([24] * 30), still_active(range(8, 98, 3))
 
-# Free memory below what is in use: the heap's end cannot come down.
+# The free memory lies below memory in use: the end of the heap cannot move down.
 large, small = zip(*[(torch.ones(MiB // 4), torch.ones(1000)) for _ in range(64)])
 full = resident()
 del large
@@ -98,7 +98,7 @@ for name, options in {runs!r}.items():
                 "trainer.log_every=6", "conflict.every=null", "tracker=jsonl", "device=cpu",
                 "data.image_size=64", "data.batch_size=32", *options])
     train(cfg, Path(name), lambda: seen.append(faults()))
-    # The least of a step: others also touch pages for the first time, or are followed by an evaluation.
+    # The minimum over steps: some touch pages for the first time, or are followed by an evaluation.
     counts[name] = min(after - before for before, after in zip(seen, seen[1:]))
     models[name] = checkpoint.load(Path(name) / "checkpoints" / "last.pt")["model"]
 
@@ -122,7 +122,7 @@ def test_a_run_keeps_its_memory_and_computes_the_same_bits(tmp_path, command):
 
 
 class Told(Exception):
-    """The C library was looked for."""
+    """The C library was loaded."""
 
 
 @glibc

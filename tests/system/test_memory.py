@@ -44,7 +44,7 @@ def peak(strategy, heads, outputs=2000):
 
 
 def test_detached_is_flat_in_the_number_of_heads_and_naive_is_not():
-    """The slope per head is that head's own parameter gradients; naive adds one log-softmax a head."""
+    """A further head costs its own parameters' gradients; naive adds one log-softmax per head."""
     gradients = (16 + 1) * 2000 * 4
     logits = 64 * 2000 * 4
     slope = (peak(Detached, 8) - peak(Detached, 2)) / 6
@@ -90,7 +90,7 @@ def peak_of(strategy, model, tasks, inputs, targets):
 
 @cache
 def planned(strategy, heads):
-    """The peak of a step at full size, in bytes above the parameters; nothing is computed."""
+    """The peak of a step at full size, in bytes beside the parameters, counted with fake tensors."""
     with without_data():
         return peak_of(strategy, *future_tokens(heads, WIDTH, VOCABULARY, BATCH, CONTEXT))
 
@@ -105,7 +105,7 @@ def test_a_step_without_data_counts_the_bytes_of_a_real_one(strategy):
 
 
 def test_detached_heads_cost_what_one_costs():
-    """At eight heads over 32k tokens; the goals are those of the study experiments/multi_token."""
+    """Eight heads over a vocabulary of 32k; the bounds are the goals of the study experiments/multi_token."""
     assert planned("detached", 8) <= 1.10 * planned("detached", 1)
     assert planned("naive", 8) >= 2.8 * planned("detached", 8)
 
@@ -115,7 +115,7 @@ def test_detached_heads_cost_what_one_costs():
     [("naive: ", "naive"), ("detached |", "detached"), ("balanced, ", "balanced"), ("detached, ", "slices")],
 )
 def test_the_readmes_table(row, strategy):
-    """To 2 %, for kernels differ a little between versions of torch."""
+    """Within 2 %: kernels differ a little between versions of torch."""
     rows = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith(f"| {row}")]
     (cells,) = [cells for cells in rows if len(cells) == 5]  # the name, and 1, 2, 4 and 8 heads
     first, last = (int(cell.replace(",", "")) for cell in (cells[1], cells[4]))
@@ -145,11 +145,11 @@ def test_showing_a_weighting_the_losses_again_needs_one_heads_logits():
             with PeakMemory() as memory:
                 observe_after_update(Equal(), *setting)
         peaks.append(memory.peak)
-    assert peaks[1] - peaks[0] < 1000  # a few numbers a head, where its logits are 384 000 bytes
+    assert peaks[1] - peaks[0] < 1000  # a few numbers per head; its logits have 384 000 bytes
 
 
 def test_logits_that_someone_keeps_are_seen():
-    """Negative control: the usual list of outputs doubles what the naive sum holds."""
+    """Negative control: a list of all outputs, as usually written, doubles the memory of the naive sum."""
     with without_data():
         model, tasks, inputs, targets = future_tokens(4, 32, 3000, 2, 16)
         with PeakMemory() as listed:

@@ -1,4 +1,4 @@
-"""Real signals to real processes; what is left of their runs is compared, bit for bit, with an undisturbed one."""
+"""Real signals to real processes; their runs are compared, bit for bit, with an undisturbed one."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def lines(folder):
 
 
 def started(folder, *arguments, rows=0, **environment):
-    """A run in ``folder / "run"``, once it has written so many rows."""
+    """A run in ``folder / "run"`` that has written at least ``rows`` rows."""
     training = Training(folder, *RUN, "hydra.run.dir=run", *arguments, **environment)
     training.start()
     if rows:
@@ -62,7 +62,7 @@ def test_a_signal_saves_the_run_which_goes_on_as_if_there_had_been_none(tmp_path
     step = checkpoint.load(folder)["step"]
     assert 0 < step < 150 and f"stopped at step {step} as asked" in training.log.read_text()
 
-    again = Training(tmp_path, f"resume={folder}", WANDB_MODE="offline")  # nothing else: it knows how it was started
+    again = Training(tmp_path, f"resume={folder}", WANDB_MODE="offline")  # nothing else: the run knows its overrides
     again.start()
     assert again.wait() == 0, again.log.read_text()
     assert status(folder) == "finished"
@@ -87,7 +87,7 @@ def test_the_second_signal_ends_the_process_at_once(tmp_path, undisturbed):
 
 
 def test_a_whole_process_group_may_get_it(tmp_path, undisturbed):
-    """As a scheduler sends it: to the loader's and W&B's processes too."""
+    """As a scheduler sends it: also to the processes of the data loader and of W&B."""
     training = started(tmp_path, *SLOWLY, "trainer.num_workers=2", rows=8, WANDB_MODE="offline")
     training.send(signal.SIGTERM, group=True)
     assert training.wait() == EXIT_CODE, training.log.read_text()
@@ -136,14 +136,11 @@ def test_a_signal_ends_a_sweep_which_goes_on_with_what_is_not_finished(tmp_path)
     assert [status(folder / "0"), status(folder / "1")] == ["finished", "preempted"] and not (folder / "2").exists()
     before = (folder / "0" / "summary.json").stat().st_mtime_ns
 
-    again = sweep(
-        tmp_path / "parts", *SLOWLY, "skip_finished=true"
-    )  # the same command line once more, and the same folder
+    again = sweep(tmp_path / "parts", *SLOWLY, "skip_finished=true")  # the same command line again: the same folder
     assert again.wait() == 0, again.log.read_text()
     assert jobs(tmp_path / "parts") == folder
-    assert (
-        folder / "0" / "summary.json"
-    ).stat().st_mtime_ns == before and "finished, and skipped" in again.log.read_text()
+    assert (folder / "0" / "summary.json").stat().st_mtime_ns == before
+    assert "finished, and skipped" in again.log.read_text()
     for job in "012":
         assert_same(left_by(jobs(tmp_path / "whole") / job), left_by(folder / job))
 
@@ -157,7 +154,7 @@ def test_a_signal_ends_a_sweep_which_goes_on_with_what_is_not_finished(tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False])
 def test_a_sweep_over_processes_is_stopped_as_well(tmp_path, whole_group):
-    """With processes that nobody forked: joblib's own wait for each other at the end of one that was."""
+    """In a process that was not forked: after a fork, joblib's workers wait for each other at the end."""
     paths = f"{Path(__file__).parents[2]}{os.pathsep}{Path(__file__).parents[1]}"
     joblib = [sys.executable, "-m", "mtl.train", "-m", *RUN, "seed=0,1,2,3", "tracker=jsonl", "hydra/launcher=joblib",
               "hydra.launcher.n_jobs=2"]  # fmt: skip
@@ -167,7 +164,7 @@ def test_a_sweep_over_processes_is_stopped_as_well(tmp_path, whole_group):
     (os.killpg if whole_group else os.kill)(sweep.pid, signal.SIGTERM)
     assert sweep.wait(60) == EXIT_CODE
     with pytest.raises(ProcessLookupError):
-        until(lambda: os.killpg(sweep.pid, 0), seconds=20)  # nobody is left behind
+        until(lambda: os.killpg(sweep.pid, 0), seconds=20)  # no process is left
     assert "finished" not in {status(path.parent) for path in tmp_path.rglob("status.json")}
     subprocess.run([*joblib, "skip_finished=true"], check=True, timeout=200, **given)
     folders = sorted(path.parent for path in tmp_path.rglob("status.json"))

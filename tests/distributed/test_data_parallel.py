@@ -1,4 +1,4 @@
-"""Where the sum over the ranks puts the gradients."""
+"""Where GradientReducer writes the summed gradients."""
 
 from unittest.mock import Mock
 
@@ -9,7 +9,7 @@ from mtl.distributed.data_parallel import GradientReducer, dist
 
 
 def test_a_summed_gradient_lies_in_memory_as_its_parameter_does(monkeypatch):
-    """Also where this rank had none; a fused optimizer goes through both in the order in which they lie there."""
+    """Also if this rank had no gradient: a fused optimizer reads parameter and gradient in the order of memory."""
 
     def twice(buffer, async_op):
         buffer.mul_(2).add_(1)
