@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mtl import report
 from mtl.distributed.ranks import rank
 from mtl.system.signals import EXIT_CODE, Preempted
 
@@ -67,11 +66,6 @@ class Tracker:
         write_json(self.folder / "summary.json", summary)
         self._wandb.summarise(summary)
 
-    def show(self) -> None:
-        """Draw run.png of a run that is finished, and print what it came to."""
-        report.draw_run(self.folder)
-        print(report.final_report(self.folder))
-
 
 class NullTracker:
     """The record of a rank that is not the first: nothing. Rank 0 writes the run's."""
@@ -90,7 +84,7 @@ class NullTracker:
     def log(self, *_: Any) -> None:
         """Nothing."""
 
-    image = summarise = show = log
+    image = summarise = log
 
 
 def make_tracker(folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None) -> Tracker | NullTracker:
