@@ -29,7 +29,8 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     from mtl.runs import checkpoint
     from mtl.system.environment import seed_everything
     from mtl.tasks import loss_modules
-    from mtl.training.evaluation import evaluate, split_batches
+    from mtl.training.evaluation import evaluate
+    from mtl.training.loaders import eval_batches
 
     content = checkpoint.load(path)
     _check_code(path, content["config"])
@@ -42,7 +43,7 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     parts = build_parts(cfg)
     parts.model.load_state_dict(content["ema"] or content["model"])
     loss_modules(parts.tasks).load_state_dict(content["losses"])
-    return evaluate(parts.model, parts.tasks, split_batches(parts.data, split, cfg, parts.tasks), parts.device)
+    return evaluate(parts.model, parts.tasks, eval_batches(parts.data, split, cfg, parts.tasks), parts.device)
 
 
 def _check_code(path: Path, config: dict[str, Any]) -> None:

@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from mtl.data.loader import Batches
 from mtl.distributed.collectives import get_rank
 from mtl.model import MultiTaskModel
 from mtl.runs.files import write_atomic
-from mtl.tasks import Task, present_tasks, where_labelled
+from mtl.tasks import Task, where_labelled
+from mtl.training.evaluation import inference, predictions
+from mtl.training.loaders import to_device
 
 log = logging.getLogger(__name__)
 
@@ -105,22 +106,18 @@ def _predict(
     count: int,
 ) -> Iterator[tuple[int, dict[str, Tensor], dict[str, tuple]]]:
     """Of each sample its index, its images (by task, where each has its own), and what ``show`` takes, by task."""
-    training = model.training
-    model.eval()
-    with model.eager_unsharded(), torch.inference_mode():
+    with inference(model):
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             for inputs, targets in Batches(dataset, [(0, [index])], 0, split="test", on_error="skip"):
-                features = model.features(pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs))
                 shown = {}
-                for task in present_tasks(tasks, targets):
-                    target, prediction = targets[task.name], model.predict(task.name, features)
+                for task, prediction in predictions(model, tasks, to_device(inputs, device), targets):
+                    target = targets[task.name]
                     mask = where_labelled(task, target)
                     shown[task.name] = (
                         kinds[task.name], target[0], prediction[0].float().cpu(), None if mask is None else mask[0]
                     )  # fmt: skip
                 images = inputs if isinstance(inputs, dict) else {"": inputs}
                 yield index, {name: image[0] for name, image in images.items()}, shown
-    model.train(training)
 
 
 def _write(folder: Path, predicted: list[tuple[int, dict[str, Tensor], dict[str, tuple]]]) -> None:

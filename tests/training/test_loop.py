@@ -12,8 +12,9 @@ from mtl.model import MultiTaskModel
 from mtl.report import read_metrics
 from mtl.runs.checkpoint import load as load_checkpoint
 from mtl.tasks import Task
-from mtl.training.evaluation import evaluate, to_device
-from mtl.training.schedule import plan
+from mtl.training.evaluation import evaluate
+from mtl.training.loaders import to_device
+from mtl.training.schedule import Plan
 from mtl.training.step_metrics import CosineAverage
 
 TRAIN_NAMES = {
@@ -139,8 +140,9 @@ def test_epochs_and_limits():
     data = type("Data", (), {"train": range(100), "batch_size": 8})
 
     def planned(*overrides):
-        p = plan(data, load(["trainer.max_steps=null", "trainer.val_every=null", *overrides]).trainer)
-        return p.per_epoch, p.steps, p.val_every, p.checkpoint_every
+        cfg = load(["trainer.max_steps=null", "trainer.val_every=null", *overrides])
+        plan = Plan.from_data(data, cfg.trainer, cfg.conflict)
+        return plan.per_epoch, plan.steps, plan.val_every, plan.checkpoint_every
 
     assert planned("trainer.max_epochs=3") == (12, 36, 12, 12)
     assert planned("trainer.max_epochs=3", "trainer.max_steps=20") == (12, 20, 12, 12)
