@@ -20,7 +20,7 @@ from mtl.training.schedule import Plan
 from mtl.training.state import Parts, TrainState
 from mtl.training.step_metrics import step_metrics
 from mtl.training.update import Update
-from mtl.training.validation import Validation, test_best
+from mtl.training.validation import Validation, evaluate_best
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def fit(
     """
     trainer, device = cfg.trainer, parts.device
     plan = Plan.from_data(parts.data, trainer, cfg.conflict)
-    _log_plan(state, parts.data, plan)
+    log_plan(state, parts.data, plan)
     timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds)
     train = DeviceBatches(train_batches(parts.data, cfg, state, plan), timer, device, trainer.channels_last)
     update = Update(state, device, plan, trainer, timer)
@@ -73,10 +73,10 @@ def fit(
                     raise Preempted
                 if last and step < plan.steps:
                     log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
-    return test_best(state, parts, plan, cfg, tracker)
+    return evaluate_best(state, parts, plan, cfg, tracker)
 
 
-def _log_plan(state: TrainState, data: Any, plan: Plan) -> None:
+def log_plan(state: TrainState, data: Any, plan: Plan) -> None:
     """Log the tasks, the parameters, and how the number of steps comes about."""
     shared = sum(p.numel() for p in state.model.shared_parameters())
     heads = sum(p.numel() for p in state.model.head_parameters())

@@ -54,7 +54,7 @@ class Validation:
         return best is None or (value < best if self._mode == "min" else value > best)
 
 
-def test_best(
+def evaluate_best(
     state: TrainState, parts: Parts, plan: Plan, cfg: Any, tracker: Tracker | NullTracker
 ) -> dict[str, float]:
     """Load the best model, log its metrics on the test split and return them, and draw its examples.
