@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Validation:
-    """Evaluates the val split, compares with the best model so far, and knows when the run is out of patience."""
+    """Evaluates the val split, compares with the best model so far, and says when patience is at its end."""
 
     def __init__(self, state: TrainState, parts: Parts, plan: Plan, cfg: Any, tracker: Tracker | NullTracker) -> None:
         self._state, self._plan, self._tracker, self._device = state, plan, tracker, parts.device
@@ -28,9 +28,9 @@ class Validation:
         self._batches = eval_batches(parts.data, "val", cfg, state.tasks, state.unreadable)
 
     def run(self, step: int) -> tuple[float, dict[str, float]] | None:
-        """Evaluate and log. The monitored value and all metrics of a new best model; None where an earlier is better.
+        """Evaluate and log; the monitored value and all metrics if the model is the best so far, else None.
 
-        A learning rate schedule that waits for a plateau is told the monitored value.
+        A learning rate schedule that follows the monitored value sees it here.
         """
         state = self._state
         metrics = evaluate(state.evaluated, state.tasks, self._batches, self._device)
@@ -57,9 +57,9 @@ class Validation:
 def evaluate_best(
     state: TrainState, parts: Parts, plan: Plan, cfg: Any, tracker: Tracker | NullTracker
 ) -> dict[str, float]:
-    """Load the best model, log its metrics on the test split and return them, and draw its examples.
+    """Load the best model, log and return its metrics on the test split, and draw its examples.
 
-    It is the model at hand where there is no best one: the monitored metric was never a number.
+    The current model is taken if the monitored metric was never a number, for then there is no best one.
     """
     best = tracker.folder / checkpoint.FOLDER / "best.pt"
     if state.best is not None and best.exists():
