@@ -22,7 +22,8 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     from mtl.runs.targets import check_targets
     from mtl.system.environment import seed_everything
     from mtl.tasks import loss_modules
-    from mtl.training.evaluation import evaluate, split_batches
+    from mtl.training.evaluation import evaluate
+    from mtl.training.loaders import eval_batches
 
     content = checkpoint.load(path)
     check_targets(path, content["config"])
@@ -35,7 +36,7 @@ def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> di
     parts = build_parts(cfg)
     parts.model.load_state_dict(content["ema"] or content["model"])
     loss_modules(parts.tasks).load_state_dict(content["losses"])
-    return evaluate(parts.engine, split_batches(parts.data, split, cfg, parts.tasks), parts.device)
+    return evaluate(parts.engine, eval_batches(parts.data, split, cfg, parts.tasks), parts.device)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The command mtl-train. torch is imported when a run is built, not before: help and mistakes answer at once."""
+"""The command mtl-train. torch is imported when a run is built, so that help and mistakes are answered at once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from mtl import report
 from mtl.config import CONF, check
 from mtl.config.build import build
-from mtl.distributed.ranks import has_several_ranks
+from mtl.distributed.ranks import has_several_ranks, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
 from mtl.jobs.overrides import config_to_record, name_tracker_run, overrides, save_config
@@ -23,12 +24,12 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     command_line: Sequence[str] | None = None,
 ) -> float | None:
-    """Train what ``cfg`` describes, record it in ``folder``, and return the monitored metric's best value.
+    """Train the model that ``cfg`` describes, record the run in ``folder``, return the monitored metric's best value.
 
-    With ``trainer.devices`` above 1 it starts that many processes, each of which does the same with a part of the data.
-    Callable without Hydra's command line: ``train(mtl.config.load(["seed=1"]), Path("here"))``. After each step
-    ``stop`` is asked whether to save and end (mtl.system.signals); ``command_line`` is kept with the configuration.
-    ConfigError (a ValueError), before anything is trained, for every mistake in the configuration.
+    Callable without Hydra's command line: ``train(mtl.config.load(["seed=1"]), Path("here"))``. With
+    ``trainer.devices`` above 1 it starts that many processes, and each trains on a part of every batch. After each step
+    ``stop`` is asked whether to save and end (mtl.system.signals). ``command_line``, a list of overrides, is saved with
+    the configuration. A mistake in the configuration is a ConfigError (a ValueError), before anything is trained.
     """
     check(cfg)
     check_devices(cfg.trainer.devices)
@@ -54,7 +55,9 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line
     with make_tracker(folder, cfg.tracker, config, wandb_id(cfg, found)) as tracker, explained(state):
         test = fit(state, parts, cfg, tracker, stop)
         tracker.summarise(run_summary(state, test, folder))
-    tracker.show()
+    if rank() == 0:
+        report.draw_run(folder)
+        print(report.final_report(folder))
     return state.best
 
 
@@ -64,7 +67,7 @@ def _job(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """The command line: Hydra composes the configuration, one job or a sweep of them runs it."""
+    """Compose the configuration from the command line, and run it as one job or as a sweep."""
     command(_job)
 
 

@@ -13,7 +13,7 @@ from mtl.config.build import build
 from mtl.data.loader import closing
 from mtl.jobs.overrides import config_to_record
 from mtl.runs.tracker import make_tracker
-from mtl.training.evaluation import split_batches
+from mtl.training.loaders import eval_batches
 from mtl.training.loop import fit
 from mtl.training.state import Parts, TrainState
 
@@ -49,7 +49,7 @@ class Bare:
 
     def __init__(self, state: TrainState, parts: Parts, cfg: Any) -> None:
         self.state, self.steps = state, 0
-        with closing(split_batches(parts.data, "train", cfg, state.tasks)) as batches:
+        with closing(eval_batches(parts.data, "train", cfg, state.tasks)) as batches:
             self.batches = itertools.cycle(list(itertools.islice(batches, CHUNK)))
         self.loop: list[float] = []  # seconds of CHUNK steps each
         self.bare: list[float] = []

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mtl import report
 from mtl.distributed.ranks import rank
 from mtl.runs.files import finite_or_null, write_json
 from mtl.runs.record import Record
@@ -66,11 +65,6 @@ class Tracker:
         write_json(self.folder / "summary.json", summary)
         self._wandb.summarise(summary)
 
-    def show(self) -> None:
-        """Draw run.png of a run that is finished, and print what it came to."""
-        report.draw_run(self.folder)
-        print(report.final_report(self.folder))
-
 
 class NullTracker:
     """The tracker of every rank but 0, which alone records the run: it does nothing."""
@@ -89,7 +83,7 @@ class NullTracker:
     def log(self, *_: Any) -> None:
         """Do nothing."""
 
-    image = summarise = show = log
+    image = summarise = log
 
 
 def make_tracker(folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None) -> Tracker | NullTracker:

@@ -1,15 +1,15 @@
-"""Pictures of a trained model's predictions beside the targets, for data of images.
+"""Pictures of a trained model's predictions beside their targets, for data sets of images.
 
-The kind of a target, ``data.kinds[target]``, says how the two are drawn:
+``data.kinds[target]`` is the kind of a target, and decides how target and prediction are drawn:
 
 - ``segmentation``: classes ``[H, W]`` and logits ``[C, H, W]``, a colour for each class;
-- ``depth``: ``[1, H, W]``, both in colours from the least to the most of the target;
-- ``normals``: ``[3, H, W]``, their axes as red, green and blue;
-- ``mask``: numbers from 0 to 1 and logits, ``[1, H, W]``, in grey;
-- ``class``: a class and logits ``[C]``, or numbers 0 and 1 and as many logits; as text;
+- ``depth``: ``[1, H, W]``, in colours from the target's minimum to its maximum;
+- ``normals``: ``[3, H, W]``, the axes as red, green and blue;
+- ``mask``: values from 0 to 1 and logits, ``[1, H, W]``, in grey;
+- ``class``: a class and logits ``[C]``, or values 0 and 1 and as many logits; as text;
 - ``value``: numbers, as text.
 
-Where there is no label the target is black.
+A target's pixels without a label are black.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from mtl.data.loader import Batches
 from mtl.distributed.collectives import get_rank
 from mtl.engine.engine import Engine
 from mtl.errors import first_line
 from mtl.runs.files import write_atomic
-from mtl.tasks import present_tasks, where_labelled
+from mtl.tasks import where_labelled
+from mtl.training.evaluation import inference, predictions
+from mtl.training.loaders import to_device
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +47,14 @@ def write_examples(folder: Path, engine: Engine, data: Any, device: torch.device
     """Draw ``count`` samples, spread evenly over the test split, into ``examples/`` of a run's folder.
 
     ``examples.json`` lists them: ``[{"index", "split", "image", "tasks": {task: {"kind", "target", "prediction"}}}]``.
-    The image is the name of a PNG, a target and a prediction are one or text. Data that do not say of what kind their
-    targets are have none. This never fails: what goes wrong is logged.
+    The image is the name of a PNG file; a target and a prediction are one, or text. Nothing is drawn for data without
+    ``kinds``. An error is logged and not raised: pictures must not fail a run that has been trained.
     """
     kinds = getattr(data, "kinds", None)
     if not kinds or not count:
         return
     try:
-        # Every process runs the model, which may be spread over them; one of them draws.
+        # Every rank runs the model, which may be sharded over them; rank 0 draws.
         predicted = list(_predict(engine, data.test, kinds, device, count))
         if get_rank() == 0:
             _write(folder / FOLDER, predicted)
@@ -61,17 +62,17 @@ def write_examples(folder: Path, engine: Engine, data: Any, device: torch.device
         log.warning("No pictures of examples: %s: %s", type(error).__name__, first_line(error))
 
 
-def show(kind: str, target: Tensor, prediction: Tensor, labelled: Tensor | None = None) -> Drawn:
-    """One sample's target and prediction as pixels, or as text, by their kind; ``labelled``: where the target holds."""
+def draw(kind: str, target: Tensor, prediction: Tensor, labelled: Tensor | None = None) -> Drawn:
+    """One sample's target and prediction, as pixels or as text; ``labelled`` is the mask of the target's labels."""
     if kind in ("class", "value"):
         return _as_text(kind, target, prediction)
     target, prediction = target.float(), prediction.float()
     if kind == "segmentation":
-        pictures = [_coloured(x / 19, "tab20") for x in (target % 20, prediction.argmax(0) % 20)]
+        pictures = [_colour_mapped(x / 19, "tab20") for x in (target % 20, prediction.argmax(0) % 20)]
     elif kind == "depth":
         known = target[0] if labelled is None else target[0][labelled[0]]
         low, span = known.min(), (known.max() - known.min()).clamp_min(1e-6)
-        pictures = [_coloured((x[0] - low) / span, "viridis") for x in (target, prediction)]
+        pictures = [_colour_mapped((x[0] - low) / span, "viridis") for x in (target, prediction)]
     elif kind == "normals":
         pictures = [_pixels(torch.nn.functional.normalize(x, dim=0) / 2 + 0.5) for x in (target, prediction)]
     elif kind == "mask":
@@ -85,13 +86,13 @@ def show(kind: str, target: Tensor, prediction: Tensor, labelled: Tensor | None 
 
 def _as_text(kind: str, target: Tensor, prediction: Tensor) -> Drawn:
     if kind == "value":
-        return {name: _words(x) for name, x in (("target", target), ("prediction", prediction))}
-    # Logits of one class, or of attributes that are there or not.
+        return {name: _join(x) for name, x in (("target", target), ("prediction", prediction))}
+    # Binary attributes have one logit each, classes one logit a class.
     found = (prediction > 0).long() if target.is_floating_point() else prediction.argmax(0)
-    return {"target": _words(target), "prediction": _words(found)}
+    return {"target": _join(target), "prediction": _join(found)}
 
 
-def _words(values: Tensor) -> str:
+def _join(values: Tensor) -> str:
     return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
@@ -102,39 +103,34 @@ def _predict(
     device: torch.device,
     count: int,
 ) -> Iterator[tuple[int, dict[str, Tensor], dict[str, tuple]]]:
-    """Of each sample its index, its images (by task, where each has its own), and what ``show`` takes, by task."""
-    model = engine.model
-    training = model.training
-    model.eval()
-    with engine.eager_unsharded(), torch.inference_mode():
+    """For each sample: its index, its images (by task, if each has its own), and the arguments of ``draw`` by task."""
+    with inference(engine):
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             for inputs, targets in Batches(dataset, [(0, [index])], 0, split="test", on_error="skip"):
-                features = engine.features(pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs))
-                shown = {}
-                for task in present_tasks(engine.tasks, targets):
-                    target, prediction = targets[task.name], engine.predict(task.name, features)
+                arguments = {}
+                for task, prediction in predictions(engine, to_device(inputs, device), targets):
+                    target = targets[task.name]
                     mask = where_labelled(task, target)
-                    shown[task.name] = (
+                    arguments[task.name] = (
                         kinds[task.name], target[0], prediction[0].float().cpu(), None if mask is None else mask[0]
                     )  # fmt: skip
                 images = inputs if isinstance(inputs, dict) else {"": inputs}
-                yield index, {name: image[0] for name, image in images.items()}, shown
-    model.train(training)
+                yield index, {name: image[0] for name, image in images.items()}, arguments
 
 
 def _write(folder: Path, predicted: list[tuple[int, dict[str, Tensor], dict[str, tuple]]]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that ended here before
+    shutil.rmtree(folder, ignore_errors=True)  # a resumed run has written it before
     folder.mkdir()
     entries: list[dict[str, Any]] = []
-    for index, images, shown in predicted:
+    for index, images, by_task in predicted:
         for own, image in images.items():
             number, tasks = len(entries), {}
-            for task, what in shown.items():
+            for task, arguments in by_task.items():
                 if own in ("", task):
-                    drawn = {n: _save(folder, f"{number}_{task}_{n}", x) for n, x in show(*what).items()}
-                    tasks[task] = {"kind": what[0], **drawn}
+                    drawn = {n: _save(folder, f"{number}_{task}_{n}", x) for n, x in draw(*arguments).items()}
+                    tasks[task] = {"kind": arguments[0], **drawn}
             if tasks:
-                picture = _save(folder, f"{number}_image", _photograph(image))
+                picture = _save(folder, f"{number}_image", _normalised_image(image))
                 entries.append({"index": index, "split": "test", "image": picture, "tasks": tasks})
     write_atomic(folder / FILE, json.dumps(entries, indent=1) + "\n")
 
@@ -148,8 +144,8 @@ def _save(folder: Path, name: str, drawn: Pixels | str) -> str:
     return f"{name}.png"
 
 
-def _photograph(image: Tensor) -> Pixels:
-    """A normalised image ``[1 or 3, H, W]``, from its darkest to its brightest number."""
+def _normalised_image(image: Tensor) -> Pixels:
+    """An image ``[1 or 3, H, W]`` whose least value becomes black and whose greatest becomes white."""
     if image.dim() != 3 or len(image) not in (1, 3):
         raise ValueError(f"an input of the shape {list(image.shape)} is no image [1 or 3, H, W]")
     image = image.float()
@@ -162,8 +158,8 @@ def _pixels(values: Tensor) -> Pixels:
     return (clean * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def _coloured(values: Tensor, colours: str) -> Pixels:
-    """``[H, W]`` from 0 to 1 in the colours of a matplotlib map."""
+def _colour_mapped(values: Tensor, colours: str) -> Pixels:
+    """``[H, W]`` from 0 to 1 in the colours of one of matplotlib's maps."""
     from matplotlib import colormaps
 
     return colormaps[colours](values.nan_to_num(0).clamp(0, 1).numpy(), bytes=True)[..., :3].copy()

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: found before anything learns from them, named, and stopped or skipped."""
+"""Losses and gradients that are not finite: find them before anything learns from them, and name their cause."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch.utils import _pytree as pytree
 from mtl.distributed.collectives import is_distributed
 from mtl.distributed.sharding import full_tensor, is_sharded
 from mtl.engine.engine import Engine
+from mtl.engine.result import StepResult
 from mtl.gradients.cut import Cut
 from mtl.model import MultiTaskModel
-from mtl.strategies import StepResult
 from mtl.tasks import Task, loss_modules, present_tasks
 
 log = logging.getLogger(__name__)
 
 
 def clip(parameters: Sequence[nn.Parameter], max_norm: float, norm: Tensor) -> None:
-    """Scale the gradients down to ``max_norm`` where their total ``norm`` is above it."""
-    for group in _apart(parameters):
+    """Scale the gradients down to ``max_norm`` if their total ``norm`` is larger."""
+    for group in _by_sharding(parameters):
         nn.utils.clip_grads_with_norm_(group, max_norm, norm)
 
 
 def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The norm of the parameters' gradients, in float64 where their squares leave float32's range."""
-    norms = [_norm([p.grad for p in group if p.grad is not None]) for group in _apart(parameters)]
+    """The norm of all gradients together; in float64 if their squares overflow float32."""
+    norms = [_norm([p.grad for p in group if p.grad is not None]) for group in _by_sharding(parameters)]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
-def _apart(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Those that are spread over several processes apart from the others: torch does not take them together."""
+def _by_sharding(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Unsharded and sharded parameters in two groups, for torch takes no norm of a mixture."""
     groups = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
     return [group for group in groups if group] or [[]]
 
@@ -48,16 +48,16 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 
 def all_finite(result: StepResult, grad_norm: Tensor) -> bool:
-    """Whether a step's losses and the norm of its gradient are finite; one answer from the device."""
+    """Whether a step's losses and its gradient norm are finite; one transfer from the device."""
     values = [value.double() for value in result.losses.values()]
     return bool(torch.stack([*values, grad_norm.double().to(values[0].device if values else "cpu")]).isfinite().all())
 
 
 class StepSnapshot:
-    """What ``on_nan=skip`` needs: a step that is taken back as if it had not been.
+    """A copy of the state that a step changes before its gradient is checked, to undo a step that is skipped.
 
-    The parameters and the optimizer wait for the check, but a step has already moved what it counts and averages: the
-    model's and the losses' buffers, and the strategy with its weighting and rule. These are copied before each step.
+    That state is the buffers of the model and of the losses (running statistics), and the strategy with its weighting
+    and rule. The parameters and the optimizer change after the check only.
     """
 
     def __init__(self, model: MultiTaskModel, tasks: Sequence[Task], strategy: nn.Module) -> None:
@@ -65,15 +65,15 @@ class StepSnapshot:
         self._buffers = [*model.buffers(), *loss_modules(tasks).buffers()]
 
     def save(self) -> None:
-        """Copy what the coming step may move."""
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        """Copy the state, before a step."""
+        self._saved = [buffer.clone() for buffer in self._buffers]
         self._state = copy.deepcopy(self._strategy.state_dict())
 
     def restore(self) -> None:
-        """Put it back as it was."""
+        """Bring the state back to the latest copy."""
         with torch.no_grad():
-            for buffer, kept in zip(self._buffers, self._kept, strict=True):
-                buffer.copy_(kept)
+            for buffer, saved in zip(self._buffers, self._saved, strict=True):
+                buffer.copy_(saved)
         self._strategy.load_state_dict(self._state)
 
 
@@ -84,26 +84,27 @@ def diagnose(
     result: StepResult,
     indices: Sequence[int],
 ) -> str:
-    """Name what broke a step, task by task: a loss, a task's gradient at the features, or a parameter's gradient.
+    """Say in words which losses of a step are not finite; if all are, which tasks' gradients, or which parameters'.
 
-    The gradients of the tasks are computed again, one by one; the model's buffers and gradients are the worse for it.
-    ``indices`` are the samples of the batch, to name those whose inputs are the cause.
+    The tasks' gradients with respect to the features are computed again, one by one, which changes the model's buffers
+    and gradients. ``indices`` are the samples of the batch; those whose inputs are not finite are named.
     """
-    finite = _samples(inputs)
+    finite = _finite_samples(inputs)
     bad = [index for index, good in zip(indices, finite, strict=True) if not good] if finite else []
     cause = f" (the inputs of the samples {_few(bad)} are not finite)" if bad else ""
     losses = [f"the loss of {name} is {loss.item()}" for name, loss in result.losses.items() if not loss.isfinite()]
     if losses:
         return " and ".join(losses) + cause
     named = [name for name, parameter in engine.model.named_parameters() if not _finite(parameter.grad)]
-    # With several processes not all of them have all tasks, and one would wait for what another does not run.
-    rows = [] if is_distributed() else _rows_not_finite(engine, inputs, targets)
-    if rows:
-        return f"the gradient of {' and '.join(rows)} with respect to the features is not finite{cause}"
+    # Ranks differ in the tasks of their batches: a rank without a task would keep the others waiting.
+    guilty = [] if is_distributed() else _tasks_not_finite(engine, inputs, targets)
+    if guilty:
+        return f"the gradient of {' and '.join(guilty)} with respect to the features is not finite{cause}"
     return f"the gradient of {_few(named) or 'a parameter'} is not finite, though every loss is{cause}"
 
 
-def _rows_not_finite(engine: Engine, inputs: Any, targets: Mapping[str, Any]) -> list[str]:
+def _tasks_not_finite(engine: Engine, inputs: Any, targets: Mapping[str, Any]) -> list[str]:
+    """The tasks whose gradients with respect to the features are not finite."""
     guilty = []
     with torch.random.fork_rng():
         cut = Cut(engine.features(inputs))
@@ -118,7 +119,7 @@ def _rows_not_finite(engine: Engine, inputs: Any, targets: Mapping[str, Any]) ->
     return guilty
 
 
-def _samples(inputs: Any) -> list[bool]:
+def _finite_samples(inputs: Any) -> list[bool]:
     """For each sample of a batch, whether all of its numbers are finite."""
     answers = [
         leaf.detach().isfinite().flatten(1).all(1) if leaf.dim() > 1 else leaf.isfinite()

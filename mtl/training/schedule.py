@@ -1,8 +1,9 @@
-"""How many steps a run has, what is due when, and the learning rate's schedule."""
+"""How many steps a run has, which of them log, evaluate and save, and the learning rate's schedule."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import timm.scheduler
@@ -11,48 +12,100 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that follow from the data and the trainer's settings. All but the last two are counts of steps."""
+    """The numbers that follow from the data and the settings. They count optimizer steps, but for the last two."""
 
     per_epoch: int
     steps: int
+    log_every: int
+    measure_every: int | None  # conflict between the tasks' gradients; None: never
+    audit_every: int | None  # feature space against parameter space; None: never
     val_every: int
     checkpoint_every: int
-    batch_size: int  # samples of a batch, over all processes
+    patience: int | None  # steps without a better model after which the run ends; None: never
+    batch_size: int  # samples of a batch, over all ranks
     batches: int  # of an optimizer step
+
+    @classmethod
+    def from_data(cls, data: Any, trainer: Any, conflict: Any) -> Plan:
+        """Plan a run over ``data`` from ``cfg.trainer`` and ``cfg.conflict``.
+
+        ValueError where an epoch has too few batches for one optimizer step.
+        """
+        accumulated = trainer.accumulate_grad_batches
+        per_epoch = _steps_per_epoch(data, trainer)
+        limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * per_epoch]
+        val_every = trainer.val_every or per_epoch
+        exact = trainer.accumulate == "exact"  # one batch that is as large as all that are accumulated
+        return cls(
+            per_epoch=per_epoch,
+            steps=1 if trainer.fast_dev_run else min(limit for limit in limits if limit is not None),
+            log_every=trainer.log_every,
+            measure_every=conflict.every,
+            audit_every=conflict.audit_every,
+            val_every=val_every,
+            checkpoint_every=trainer.checkpoint_every or val_every,
+            patience=None if trainer.patience is None else trainer.patience * val_every,
+            batch_size=data.batch_size * accumulated if exact else data.batch_size,
+            batches=1 if exact else accumulated,
+        )
+
+    @property
+    def samples_per_step(self) -> int:
+        """The samples of an optimizer step, over all ranks."""
+        return self.batch_size * self.batches
 
     def epoch(self, step: int) -> float:
         """How many passes over the training data ``step`` steps are."""
         return step / self.per_epoch
 
+    def measures(self, step: int) -> bool:
+        """Whether a step measures the conflict between the tasks' gradients."""
+        return self.measure_every is not None and self._is_due(step, self.measure_every)
+
+    def audits(self, step: int) -> bool:
+        """Whether a step compares feature space with parameter space."""
+        return self.audit_every is not None and step % self.audit_every == 0
+
+    def logs(self, step: int) -> bool:
+        """Whether a step's metrics are logged."""
+        return self.measures(step) or self.audits(step) or self._is_due(step, self.log_every)
+
+    def prints(self, step: int) -> bool:
+        """Whether a step's metrics are printed as a line, where there is no progress bar."""
+        return self._is_due(step, 10 * self.log_every)
+
+    def validates(self, step: int) -> bool:
+        """Whether the model is evaluated after a step."""
+        return step % self.val_every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step."""
+        return step % self.checkpoint_every == 0
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step in (1, self.steps)
+
 
 def plan(data: Any, trainer: Any) -> Plan:
-    """Work out how many steps there are, and between what. ValueError where an epoch has too few batches for a step."""
+    """Plan.from_data without the conflict's settings, for build()."""
+    return Plan.from_data(data, trainer, SimpleNamespace(every=None, audit_every=None))
+
+
+def _steps_per_epoch(data: Any, trainer: Any) -> int:
     samples, accumulated = len(data.train), trainer.accumulate_grad_batches
     batches = max(1, samples // data.batch_size)  # the last, smaller batch of an epoch is dropped
     for limit in (trainer.limit_train_batches, trainer.overfit_batches):
         batches = min(batches, limit or batches)
-    per_epoch = batches // accumulated  # and so are the last batches, where they are too few for a step
-    if not per_epoch:
+    if batches < accumulated:
         raise ValueError(
             f"trainer.accumulate_grad_batches={accumulated} must be at most {batches}, the batches of an epoch "
             f"({samples} samples in batches of {data.batch_size})."
         )
-    limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * per_epoch]
-    steps = 1 if trainer.fast_dev_run else min(limit for limit in limits if limit is not None)
-    val_every = trainer.val_every or per_epoch
-    batch_size, batches = data.batch_size, accumulated
-    if trainer.accumulate == "exact":
-        batch_size, batches = data.batch_size * accumulated, 1
-    return Plan(per_epoch, steps, val_every, trainer.checkpoint_every or val_every, batch_size, batches)
-
-
-def is_due(step: int, every: int, last: int) -> bool:
-    """Whether it is time for what happens every so many steps, and at the first and the last one."""
-    return step % every == 0 or step in (1, last)
+    return batches // accumulated  # the last batches are dropped as well, where they are too few for a step
 
 
 def step_scheduler(scheduler: Any, step: int) -> None:
-    """After an optimizer step: a schedule of steps moves on."""
+    """Move a schedule that counts steps on, after optimizer step ``step``."""
     if isinstance(scheduler, timm.scheduler.scheduler.Scheduler):
         scheduler.step_update(step)
     elif not isinstance(scheduler, ReduceLROnPlateau):
@@ -60,7 +113,7 @@ def step_scheduler(scheduler: Any, step: int) -> None:
 
 
 def step_plateau(scheduler: Any, evaluation: int, value: float) -> None:
-    """After an evaluation: a schedule that follows a metric sees its ``value``."""
+    """Show a schedule that follows a metric its ``value``, after evaluation number ``evaluation``."""
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step(value)
     elif isinstance(scheduler, timm.scheduler.PlateauLRScheduler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import timm.scheduler
@@ -22,14 +22,13 @@ from mtl.training.step_metrics import CosineAverage
 
 # What torch's and timm's schedulers call the length of the run, in steps.
 RUN_LENGTHS = ("t_initial", "T_max", "total_steps")
-# The plain numbers of a TrainState.
-DEFAULT_SKIPS = {"total": 0, "in_a_row": 0, "overflow": 0}
-COUNTED = ("step", "best", "best_step", "best_metrics", "skips", "unreadable", "peak_memory", "seconds")
+# The attributes of a TrainState that are saved as they are.
+PLAIN = ("step", "best", "best_step", "best_metrics", "peak_memory", "seconds")
 
 
 @dataclass
 class Parts:
-    """What a configuration comes to before anything is trained: all that an evaluation needs."""
+    """What is built of a configuration for an evaluation; TrainState has what training adds."""
 
     data: Any
     engine: Engine
@@ -48,6 +47,15 @@ class Parts:
 
 
 @dataclass
+class SkipCounts:
+    """The steps that were skipped because a loss or a gradient was not finite."""
+
+    total: int = 0
+    in_a_row: int = 0
+    overflow: int = 0  # of float16; not in the other two, for it is how the loss scale is found
+
+
+@dataclass
 class TrainState:
     """Everything that a resumed run needs. The place in the data follows from ``step``."""
 
@@ -55,15 +63,15 @@ class TrainState:
     strategy: Strategy
     optimizer: torch.optim.Optimizer
     scheduler: Any
-    ema: ModelEmaV3 | None = None  # the running average of the model's weights, where there is one
+    ema: ModelEmaV3 | None = None  # the moving average of the model's weights
     step: int = 0
     best: float | None = None
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
-    skips: dict[str, int] = field(default_factory=DEFAULT_SKIPS.copy)  # steps that were not finite
-    unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, the samples that were left out
-    peak_memory: int | None = None  # bytes above the parameters in a step on the CPU
-    seconds: float = 0.0  # of training, over all the processes it took
+    skips: SkipCounts = field(default_factory=SkipCounts)
+    unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, samples that could not be read
+    peak_memory: int | None = None  # bytes that one step on the CPU allocates at most
+    seconds: float = 0.0  # of training, over all the processes that the run took
 
     def __post_init__(self) -> None:
         self.conflicts = CosineAverage([task.name for task in self.tasks])
@@ -95,12 +103,13 @@ class TrainState:
             "conflicts": self.conflicts.state_dict(),
             "scaler": None if self.engine.precision.scaler is None else self.engine.precision.scaler.state_dict(),
             "rng": all_gather_object(environment.rng_state()),  # by rank
-            **{name: getattr(self, name) for name in COUNTED},
-            "unreadable": self.unreadable_anywhere(),
+            "skips": asdict(self.skips),
+            "unreadable": self.unreadable_on_all_ranks(),
+            **{name: getattr(self, name) for name in PLAIN},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up another run's state; ValueError if it belongs to another model."""
+        """Load a state that a run has saved; ValueError if it belongs to another configuration."""
         try:
             load_full_state_dict(self.model, state["model"])
             if self.ema is not None:
@@ -114,25 +123,28 @@ class TrainState:
             raise ValueError(f"The checkpoint is of another configuration: {first_line(error)}") from error
         if state["conflicts"] is not None:
             self.conflicts.load_state_dict(state["conflicts"])
-        for name in COUNTED:
+        self.skips = SkipCounts(**state["skips"])
+        self.unreadable = copy.deepcopy(state["unreadable"])
+        for name in PLAIN:
             setattr(self, name, copy.deepcopy(state[name]))
         if state["scaler"] is not None and self.engine.precision.scaler is not None:
             self.engine.precision.scaler.load_state_dict(state["scaler"])
-        if get_rank() < len(state["rng"]):  # else it was made by fewer processes, and this one begins anew
+        if get_rank() < len(state["rng"]):  # a rank that the saved run did not have keeps its own
             environment.set_rng_state(state["rng"][get_rank()])
 
-    def unreadable_anywhere(self) -> dict[str, list[int]]:
-        """By split, the samples that any rank has left out: each reads its own part."""
-        found: dict[str, list[int]] = {}
-        for split, indices in (item for own in all_gather_object(self.unreadable) for item in own.items()):
-            found[split] = [*found.get(split, []), *(index for index in indices if index not in found.get(split, []))]
-        return found
+    def unreadable_on_all_ranks(self) -> dict[str, list[int]]:
+        """By split, the samples that could not be read on any rank: each reads a part of every batch."""
+        found: dict[str, dict[int, None]] = {}  # a dict for a set that keeps its order
+        for own in all_gather_object(self.unreadable):
+            for split, indices in own.items():
+                found.setdefault(split, {}).update(dict.fromkeys(indices))
+        return {split: list(indices) for split, indices in found.items()}
 
     def _load_scheduler(self, name: str, state: dict[str, Any]) -> None:
         if name != type(self.scheduler).__name__:
             raise ValueError(f"its scheduler is {name}, not {type(self.scheduler).__name__}.")
-        # The run may have been made longer: its length is the new plan's, and not what was saved. timm's schedules are
-        # functions of the step; torch's go on from the last learning rate, which may be zero by now.
+        # A resumed run may be longer: its length comes from the new plan, not from the checkpoint. timm's schedules are
+        # functions of the step; torch's start from the last learning rate, which may be zero by now.
         lengths = {key: value for key, value in vars(self.scheduler).items() if key in RUN_LENGTHS}
         changed = [f"{key} from {state[key]} to {value}" for key, value in lengths.items() if state.get(key) != value]
         if changed and not isinstance(self.scheduler, timm.scheduler.scheduler.Scheduler):

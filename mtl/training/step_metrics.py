@@ -1,36 +1,61 @@
-"""What is logged of a step: its losses and weights, and how the tasks' gradients agree."""
+"""The metrics of a training step, as they are logged: a new one is added to ``step_metrics`` and nowhere else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.strategies import AuditResult, StepResult
+from mtl.system.timer import StepTimer
 
 
-def loss_metrics(result: StepResult) -> dict[str, float]:
-    """The losses and weights of a step by their logged names, fetched from the device at once."""
+@dataclass(frozen=True)
+class Outcome:
+    """One optimizer step: the strategy's result, the gradient's norm before clipping, the learning rate of the heads.
+
+    ``applied``: False where the step was skipped, because a loss or a gradient was not finite.
+    """
+
+    result: StepResult
+    applied: bool
+    grad_norm: Tensor
+    lr: float
+
+
+def step_metrics(outcome: Outcome, conflicts: CosineAverage, timer: StepTimer) -> dict[str, float]:
+    """Every metric of a step by its logged name; the cosines are added to ``conflicts``, and the timer starts anew."""
+    result = outcome.result
+    metrics = _losses_and_weights(result) | {"grad_norm": outcome.grad_norm.item(), "lr": outcome.lr}
+    if result.gram is not None:
+        metrics |= conflicts.update(result.gram, result.measured or list(result.losses))
+    if result.audit is not None:
+        metrics |= _audit_metrics(result.audit)
+    return metrics | timer.read()
+
+
+def _losses_and_weights(result: StepResult) -> dict[str, float]:
     names = list(result.losses)
     if not names:
         return {}
+    # One transfer from the device for all of them.
     values = torch.stack([*result.losses.values(), *result.weights.values()]).tolist()
     losses, weights = values[: len(names)], values[len(names) :]
-    row = {f"loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
-    row["loss/total"] = sum(losses)
-    return row | {f"weight/{name}": weight for name, weight in zip(names, weights, strict=True)}
+    metrics = {f"loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
+    metrics["loss/total"] = sum(losses)
+    return metrics | {f"weight/{name}": weight for name, weight in zip(names, weights, strict=True)}
 
 
-def audit_metrics(audit: AuditResult) -> dict[str, float]:
-    """What a parameter-space check found, by the logged names."""
+def _audit_metrics(audit: AuditResult) -> dict[str, float]:
     assert audit.features is not None and audit.parameters is not None
     return agreement_metrics(audit.features, audit.parameters, audit.tasks, audit.weights)
 
 
 class CosineAverage:
-    """The tasks' cosines, averaged since they were last asked for."""
+    """The mean cosine of every pair of tasks' gradients, over the steps since it was last read."""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = list(tasks)
@@ -46,17 +71,17 @@ class CosineAverage:
         return conflict_metrics(gram, present)
 
     def mean(self) -> Tensor | None:
-        """The mean cosine of every pair ``[K, K]``, NaN where there is none; None if nothing was measured."""
+        """Read and start anew: ``[K, K]``, NaN for a pair that was never measured; None if no pair was."""
         matrix = self._sum / self._count if self._count.any() else None
         self._clear()
         return matrix
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The cosines since they were last asked for: their sums and their numbers."""
+        """The sums of the cosines, and how many they are."""
         return {"sum": self._sum.clone(), "count": self._count.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from another run's."""
+        """Load what another average has saved."""
         self._sum, self._count = state["sum"].clone(), state["count"].clone()
 
     def _clear(self) -> None:

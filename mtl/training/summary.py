@@ -1,4 +1,4 @@
-"""What a run comes to: the content of summary.json."""
+"""The content of summary.json."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mtl.training.state import TrainState
 
 
 def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict[str, Any]:
-    """The content of summary.json."""
-    unreadable = state.unreadable_anywhere()
+    """The run in ``folder`` in numbers: steps, metrics, parameters, skips, times, memory, versions."""
+    unreadable = state.unreadable_on_all_ranks()
     train, val = report.read_metrics(folder, "train"), report.read_metrics(folder, "val")
     last = train[-1] if train else {}
     return {
@@ -37,7 +37,7 @@ def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict
             "heads": {name: sum(p.numel() for p in head.parameters()) for name, head in state.model.heads.items()},
         },
         "skipped": {
-            "steps": state.skips["total"],
+            "steps": state.skips.total,
             "samples": {split: sorted(indices) for split, indices in unreadable.items() if indices},
         },
         "seconds": {"total": state.seconds, "step": last.get("time/step"), "data": last.get("time/data")},

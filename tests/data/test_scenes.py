@@ -285,11 +285,12 @@ def test_absent_tasks_are_in_no_conflict_metric(tmp_path):
 
 
 def test_an_evaluation_is_over_what_has_a_label():
-    from mtl.training.evaluation import evaluate, split_batches
+    from mtl.training.evaluation import evaluate
+    from mtl.training.loaders import eval_batches
 
     cfg = load([*GAPPY, "data.size=35"])
     parts, state = build(cfg)
-    found = evaluate(parts.model, parts.tasks, split_batches(parts.data, "val", cfg, parts.tasks), parts.device)
+    found = evaluate(parts.model, parts.tasks, eval_batches(parts.data, "val", cfg, parts.tasks), parts.device)
     images, targets = parts.data.val.batch(list(range(7)), 0)
     with torch.no_grad():
         predictions = state.model.eval()(images)

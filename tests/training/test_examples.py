@@ -13,7 +13,7 @@ from mtl.data.digits import Digits
 from mtl.data.office import make_fixture
 from mtl.data.scenes import Scenes
 from mtl.errors import ConfigError
-from mtl.training.examples import show, write_examples
+from mtl.training.examples import draw, write_examples
 
 DENSE = ["data=scenes", "data.image_size=16", "data.size=20", "data.batch_size=2", "device=cpu"]
 
@@ -33,7 +33,7 @@ def pixels(folder, name):
 def test_a_class_has_one_colour_and_no_label_is_black():
     target = torch.tensor([[0, 1, 2], [2, 1, -1]])
     logits = torch.nn.functional.one_hot(target.clamp(0), 3).permute(2, 0, 1).float()
-    drawn = show("segmentation", target, logits, target >= 0)
+    drawn = draw("segmentation", target, logits, target >= 0)
     a, b = drawn["target"], drawn["prediction"]
     assert a.shape == (2, 3, 3) and a.dtype == np.uint8
     assert (a[1, 2] == 0).all() and (b[1, 2] == b[0, 0]).all()
@@ -44,7 +44,7 @@ def test_a_class_has_one_colour_and_no_label_is_black():
 def test_depths_share_the_targets_scale():
     target = torch.tensor([[[1.0, 2.0, 3.0, 0.0]]])
     prediction = torch.tensor([[[1.0, 9.0, -5.0, 2.0]]])
-    drawn = show("depth", target, prediction, target > 0)
+    drawn = draw("depth", target, prediction, target > 0)
     a, b = drawn["target"][0], drawn["prediction"][0]
     assert (a[3] == 0).all()
     assert (b[0] == a[0]).all() and (b[3] == a[1]).all()
@@ -55,28 +55,28 @@ def test_depths_share_the_targets_scale():
 def test_normals_are_their_axes_as_colours_whatever_their_length():
     target = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
     prediction = torch.tensor([[[5.0, 0.0]], [[0.0, -2.0]], [[0.0, 0.0]]])
-    drawn = show("normals", target, prediction, (target != 0).any(0))
+    drawn = draw("normals", target, prediction, (target != 0).any(0))
     assert drawn["target"].tolist() == [[[255, 128, 128], [0, 0, 0]]]
     assert drawn["prediction"].tolist() == [[[255, 128, 128], [128, 0, 128]]]
 
 
 def test_masks_are_probabilities():
-    drawn = show("mask", torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[-100.0, 0.0]]]))
+    drawn = draw("mask", torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[-100.0, 0.0]]]))
     assert drawn["target"].tolist() == [[[0, 0, 0], [255, 255, 255]]]
     assert drawn["prediction"].tolist() == [[[0, 0, 0], [128, 128, 128]]]
 
 
 def test_classes_attributes_and_values_are_text():
-    assert show("class", torch.tensor(3), torch.tensor([0.1, 2.0, 1.0])) == {"target": "3", "prediction": "1"}
-    attributes = show("class", torch.tensor([1.0, 0.0]), torch.tensor([-0.2, 0.3]))
+    assert draw("class", torch.tensor(3), torch.tensor([0.1, 2.0, 1.0])) == {"target": "3", "prediction": "1"}
+    attributes = draw("class", torch.tensor([1.0, 0.0]), torch.tensor([-0.2, 0.3]))
     assert attributes == {"target": "1, 0", "prediction": "0, 1"}
-    value = show("value", torch.tensor([1.25]), torch.tensor([0.123456]))
+    value = draw("value", torch.tensor([1.25]), torch.tensor([0.123456]))
     assert value == {"target": "1.25", "prediction": "0.1235"}
 
 
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="kind=map must be one of segmentation"):
-        show("map", torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))
+        draw("map", torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))
 
 
 # ----------------------------------------------------------------------------------------------------- files

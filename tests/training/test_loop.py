@@ -4,17 +4,10 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from mtl.config import load
-from mtl.conflict import conflict_metrics
-from mtl.model import MultiTaskModel
 from mtl.report import read_metrics
 from mtl.runs.checkpoint import load as load_checkpoint
-from mtl.tasks import Task
-from mtl.training.evaluation import evaluate, to_device
-from mtl.training.schedule import plan
-from mtl.training.step_metrics import CosineAverage
 
 TRAIN_NAMES = {
     "loss/left", "loss/right", "loss/total", "weight/left", "weight/right", "lr", "grad_norm",
@@ -135,22 +128,6 @@ def test_a_scheduler_on_plateau_is_told_the_monitored_metric(train_tiny):
     assert rates <= {0.5 / 2**i for i in range(13)} and len(rates) > 1
 
 
-def test_epochs_and_limits():
-    data = type("Data", (), {"train": range(100), "batch_size": 8})
-
-    def planned(*overrides):
-        p = plan(data, load(["trainer.max_steps=null", "trainer.val_every=null", *overrides]).trainer)
-        return p.per_epoch, p.steps, p.val_every, p.checkpoint_every
-
-    assert planned("trainer.max_epochs=3") == (12, 36, 12, 12)
-    assert planned("trainer.max_epochs=3", "trainer.max_steps=20") == (12, 20, 12, 12)
-    assert planned("trainer.max_epochs=3", "trainer.limit_train_batches=5") == (5, 15, 5, 5)
-    assert planned("trainer.max_steps=7", "trainer.val_every=2", "trainer.checkpoint_every=3") == (12, 7, 2, 3)
-    assert planned("trainer.fast_dev_run=true")[1] == 1
-    data.batch_size = 1000
-    assert planned("trainer.max_epochs=2")[:2] == (1, 2)
-
-
 def test_overfitting_trains_and_evaluates_on_the_same_batches(train_tiny):
     folder = train_tiny(
         "trainer.overfit_batches=1", "trainer.max_steps=60", "trainer.val_every=30", "scheduler=constant"
@@ -163,35 +140,6 @@ def test_a_fast_dev_run_is_one_step(train_tiny):
     folder = train_tiny("trainer.fast_dev_run=true", "trainer.max_steps=100")
     assert [row["step"] for row in read_metrics(folder, "train")] == [1]
     assert len(read_metrics(folder, "val")) == len(read_metrics(folder, "test")) == 1
-
-
-def test_an_evaluation_weighs_batches_by_their_size_and_leaves_absent_tasks_out():
-    model = MultiTaskModel(nn.Identity(), {"a": nn.Identity(), "b": nn.Identity(), "never": nn.Identity()})
-    tasks = [Task(name, nn.MSELoss()) for name in model.heads]
-    batches = [
-        (torch.zeros(3), {"a": torch.ones(3), "b": torch.ones(3) * 2}),
-        (torch.zeros(1), {"a": torch.ones(1) * 3, "never": torch.full((1,), float("nan"))}),
-    ]
-    model.train()
-    results = evaluate(model, tasks, batches, torch.device("cpu"))
-    assert results == {"loss/a": (3 * 1 + 9) / 4, "loss/b": 4.0, "loss/total": 7.0}
-    assert model.training
-
-
-def test_cosines_are_averaged_over_the_steps_in_which_both_tasks_were_there():
-    conflicts = CosineAverage(["a", "b", "c"])
-    assert conflicts.mean() is None
-    first, second = torch.tensor([[1.0, 0.5], [0.5, 1.0]]), torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    assert conflicts.update(first, ["a", "c"]) == conflict_metrics(first, ["a", "c"])
-    conflicts.update(second, ["a", "c"])
-    mean = conflicts.mean()
-    assert mean[0, 2] == mean[2, 0] == -0.25 and torch.isnan(mean[0, 1]) and mean[0, 0] == 1
-    assert conflicts.mean() is None
-
-
-def test_every_tensor_of_a_nesting_moves():
-    moved = to_device(({"a": torch.ones(1)}, [torch.ones(1), "text"]), torch.device("meta"))
-    assert moved[0]["a"].device.type == moved[1][0].device.type == "meta" and moved[1][1] == "text"
 
 
 @pytest.mark.parametrize("strategy", ["naive", "detached"])

@@ -1,0 +1,94 @@
+"""One optimizer step, from its batches to the learning rate's schedule."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from mtl.engine.accumulation import accumulate
+from mtl.engine.setup import RecompileWarning
+from mtl.engine.weighting import observe_after_update
+from mtl.system.timer import StepTimer
+from mtl.training.loaders import DeviceBatches
+from mtl.training.nonfinite import StepSnapshot, all_finite, clip, diagnose, total_norm
+from mtl.training.schedule import Plan, step_scheduler
+from mtl.training.state import TrainState
+from mtl.training.step_metrics import Outcome
+
+log = logging.getLogger(__name__)
+
+
+class Update:
+    """Takes optimizer steps: the strategy's gradients, a check that they are finite, clipping, optimizer, schedule.
+
+    Nothing learns from a loss or a gradient that is not finite. With ``trainer.on_nan=skip`` the step is skipped, as
+    if it had not been; else it is a FloatingPointError that names the task or the parameter. A step that overflows
+    float16 is always skipped: this is how torch's GradScaler finds its scale.
+    """
+
+    def __init__(self, state: TrainState, device: torch.device, plan: Plan, trainer: Any, timer: StepTimer) -> None:
+        self._state, self._device, self._plan, self._trainer, self._timer = state, device, plan, trainer, timer
+        self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        skips = trainer.on_nan == "skip" or state.engine.precision.scaler is not None
+        self._snapshot = StepSnapshot(state.model, state.tasks, state.strategy) if skips else None
+        self._recompile_warning = RecompileWarning(state.model)
+
+    def __call__(self, batches: DeviceBatches, measure: bool = False, audit: bool = False) -> Outcome:
+        """Take the step after ``state.step``; ``measure`` the tasks' conflict in it, ``audit`` feature space."""
+        state, step, precision = self._state, self._state.step + 1, self._state.engine.precision
+        batch = next(batches)
+        state.optimizer.zero_grad()
+        if self._snapshot is not None:
+            self._snapshot.save()
+        precision.update_scale(self._device)
+        with self._timer.step():
+            result, batch = accumulate(
+                state, batch, lambda: next(batches), self._plan.batches, measure=measure, audit=audit
+            )
+            precision.unscale(state.optimizer)
+            grad_norm = total_norm(self._parameters)
+            finite = all_finite(result, grad_norm)
+            if finite:
+                if self._trainer.grad_clip_norm is not None:
+                    clip(self._parameters, self._trainer.grad_clip_norm, grad_norm)
+                state.optimizer.step()
+        outcome = Outcome(result, finite, grad_norm, lr=state.optimizer.param_groups[-1]["lr"])
+        overflow = not finite and precision.is_overflow(result)
+        if finite:
+            self._after_update(*batch)
+        elif overflow:
+            self._restore()
+            state.skips.overflow += 1
+        else:
+            self._skip_or_raise(f"step {step}: {diagnose(state.engine, *batch, result, batches.indices)}")
+        if not overflow:  # the schedule does not count a step that float16 could not hold
+            step_scheduler(state.scheduler, step - state.skips.overflow)
+        self._recompile_warning.check(step)
+        return outcome
+
+    def _after_update(self, inputs: Any, targets: Any) -> None:
+        state = self._state
+        state.skips.in_a_row = 0
+        if state.strategy.weighting.needs_losses_after_update:
+            observe_after_update(state.engine, state.strategy.weighting, inputs, targets)
+        if state.ema is not None:
+            state.ema.update(state.model)
+
+    def _skip_or_raise(self, cause: str) -> None:
+        skips, trainer = self._state.skips, self._trainer
+        if trainer.on_nan == "raise":
+            raise FloatingPointError(f"{cause}. Nothing was updated; trainer.on_nan=skip leaves such steps out.")
+        self._restore()
+        skips.total += 1
+        skips.in_a_row += 1
+        if skips.in_a_row > trainer.max_skips:
+            raise FloatingPointError(
+                f"{cause}; trainer.max_skips={trainer.max_skips} steps in a row were skipped before."
+            )
+        log.warning("SKIPPED: %s (%d skipped so far)", cause, skips.total)
+
+    def _restore(self) -> None:
+        assert self._snapshot is not None
+        self._snapshot.restore()
