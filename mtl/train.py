@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from mtl import report
 from mtl.config import CONF, check
 from mtl.config.build import build
-from mtl.distributed.ranks import has_several_ranks, rank
+from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
 from mtl.jobs.overrides import config_to_record, name_tracker_run, overrides, save_config
@@ -35,8 +35,6 @@ def train(
     check_devices(cfg.trainer.devices)
     if cfg.trainer.devices > 1 and not has_several_ranks():
         return launch(train, cfg, folder, command_line)
-    from mtl.distributed.ranks import process_group
-
     with process_group():
         return _train(cfg, folder, stop, command_line)
 

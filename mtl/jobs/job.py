@@ -41,9 +41,9 @@ class JobFailed(CompactHydraException):
 def run_job(body: Body, cfg: DictConfig) -> Any:
     """Run ``body(cfg, folder, stop)`` in Hydra's output folder, and record its log and its status there.
 
-    A user's mistake is logged in one line, any other error with its traceback. With ``skip_finished`` a finished run is
-    not run again. JobFailed refers to no other exception: Hydra keeps the exception of every failed job until the end
-    of a sweep, and a traceback would keep the job's model in memory.
+    A user's mistake is logged in one line, any other error with its traceback; both are raised as JobFailed. With
+    ``skip_finished`` a finished run is not run again. The frames of an error are cleared: Hydra keeps the exception of
+    every failed job until the end of a sweep, and the frames would keep the job's model in memory.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     stop = StopSignal()

@@ -20,13 +20,3 @@ def read_metrics(folder: Path, split: str) -> list[dict[str, Any]]:
     with (folder / "metrics.jsonl").open() as file:
         rows = [json.loads(line) for line in file if line.endswith("\n")]
     return [row for row in rows if row["split"] == split]
-
-
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's status.json; None if there is none."""
-    return read_json(folder / "status.json") or None
-
-
-def best_value(folder: Path) -> float | None:
-    """The best value of the monitored metric in a finished run."""
-    return read_json(folder / "summary.json").get("best", {}).get("monitor")

@@ -13,6 +13,7 @@ from mtl.errors import ConfigError
 from mtl.jobs.overrides import expand_resume, save_config
 from mtl.jobs.resume import is_finished, newest_run, restore
 from mtl.report import read_metrics
+from mtl.report.runs import read_run
 from mtl.runs import checkpoint
 from mtl.system.signals import Preempted
 from mtl.train import train
@@ -383,6 +384,7 @@ def test_the_command_line_is_the_one_the_run_was_started_with(tmp_path, monkeypa
     folder = tmp_path / "it's"
     (folder / "checkpoints").mkdir(parents=True)
     save_config(folder, {"seed": 1}, ["strategy=mgda", "seed=1", "+a.b=[1,2]", "resume=auto"])
+    assert read_run(folder, "run").overrides == ["strategy=mgda", "seed=1", "+a.b=[1,2]"], "the report reads them too"
     for named in (folder, folder / "checkpoints" / "last.pt"):
         assert expand_resume(["-cd", "conf", f"resume={named}", "seed=2", "++trainer.max_steps=9"]) == [
             "-cd", "conf", "strategy=mgda", "+a.b=[1,2]", "resume='" + str(named).replace("'", "\\'") + "'",

@@ -2,7 +2,15 @@
 
 import pytest
 
-from mtl.runs.files import finite_or_null, run_folder, write_atomic
+from mtl.runs.files import (
+    finite_or_null,
+    read_json,
+    read_overrides,
+    read_status,
+    run_folder,
+    write_atomic,
+    write_status,
+)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -25,6 +33,30 @@ def test_numbers_that_json_does_not_have_are_null():
         "a": [1, None, [None, "nan"]],
         "b": {"c": None, "d": True},
     }
+
+
+def test_a_status_is_read_as_it_was_written(tmp_path):
+    assert read_status(tmp_path) == read_json(tmp_path / "status.json") == {}
+    write_status(tmp_path, "failed", "\nthe first\nthe second")
+    status = read_status(tmp_path)
+    assert (status["status"], status["error"]) == ("failed", "the first")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('# overrides: ["seed=1", "+a=[1,2]"]\nseed: 1\n', ["seed=1", "+a=[1,2]"]),
+        ("# overrides: []\n", []),
+        ('# overrides: ["seed', None),
+        ("seed: 1\n", None),
+        (None, None),
+    ],
+    ids=["two", "none", "cut off", "not recorded", "no file"],
+)
+def test_the_overrides_are_in_the_first_line_of_the_configuration(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
+    assert read_overrides(tmp_path) == expected
 
 
 @pytest.mark.parametrize("known", ["status.json", "config.yaml", "metrics.jsonl", ".hydra"])
