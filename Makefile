@@ -19,10 +19,11 @@ test-slow: $(VENV)/.installed-test       ## the tests that take minutes
 bench: $(VENV)/.installed-bench          ## set up with the libraries it is compared with, then measure what a step costs
 	$(BIN)/python experiments/cost/benchmark.py
 
-lint: $(VENV)/.installed-test            ## ruff and mypy
+lint: $(VENV)/.installed-test            ## ruff, mypy, and the arrows between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV)

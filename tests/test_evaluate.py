@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mtl.engine.engine import Engine
 from mtl.evaluate import evaluate_checkpoint
 from mtl.losses import TokenCrossEntropy
 from mtl.model import MultiTaskModel
@@ -76,7 +77,7 @@ def test_a_batchs_loss_counts_by_its_labels():
     batches = [
         (logits[part], {name: target[part] for name, target in targets.items()}) for part in ([0, 1, 2, 3], [4, 5])
     ]
-    results = evaluate(model, tasks, batches, torch.device("cpu"))
+    results = evaluate(Engine(model, tasks), batches, torch.device("cpu"))
     for task in tasks:
         assert results[f"loss/{task.name}"] == pytest.approx(task.loss(logits, targets[task.name]).item(), rel=1e-6)
     by_samples = sum(len(z) * tasks[0].loss(z, y["a"]).item() for z, y in batches) / 6

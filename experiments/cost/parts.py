@@ -20,7 +20,7 @@ from mtl.weightings import Equal
 # What each part is, in the functions that do it; none calls another one of these.
 PARTS = {
     "trunk forward": ["mtl.engine.engine.Engine.features"],
-    "heads, forward and backward": ["mtl.engine.heads.Head.backward", "mtl.engine.packed.PackedHeads.backward"],
+    "heads, forward and backward": ["mtl.engine.head.Head.backward", "mtl.engine.packed.PackedHeads.backward"],
     "Gram matrix": ["mtl.gradients.rows.Rows.gram"],
     "rule": ["mtl.rules.MGDA.forward"],
     "direction": ["mtl.gradients.rows.Rows.combine"],

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from mtl.engine.engine import Engine
 from mtl.engine.result import AuditResult
 from mtl.gradients.cut import Cut, Tap, trunk_vjp
 from mtl.gradients.rows import ParameterRows
 from mtl.gradients.spaces import SPACES
-
-if TYPE_CHECKING:
-    from mtl.engine.engine import Engine
-
 
 ALL_TASKS = 4  # up to so many tasks every one is audited; above, one pair at a time
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtl.engine.heads import Head
+from mtl.engine.engine import Engine
+from mtl.engine.head import Collector, Head
+from mtl.engine.step import Step
 from mtl.engine.weighting import DeferredGradients, times
 from mtl.gradients.cut import Cut, split_positions
 from mtl.tasks import Task, where_labelled
-
-if TYPE_CHECKING:
-    from mtl.engine.engine import Engine
-    from mtl.engine.head_pass import HeadPass
-    from mtl.engine.step import Step
 
 
 class ChunkedHead(Head):
@@ -25,13 +22,13 @@ class ChunkedHead(Head):
     The weight may depend on the loss, which is complete after the last chunk: it multiplies the chunks' gradients then.
     """
 
-    def __init__(self, heads: HeadPass, task: Task, shares: Sequence[float]) -> None:
-        super().__init__(heads, task)
-        self.chunk_shares = shares
+    def __init__(self, collector: Collector, task: Task, shares: Sequence[float]) -> None:
+        super().__init__(collector, task)
+        self._chunk_shares = shares
 
     def _forward_backward(self, step: Step, cut: Cut) -> tuple[Tensor, Tensor]:
-        name, engine = self.task.name, step.engine
-        own = DeferredGradients(engine.model, [self.task])
+        name, engine = self._task.name, step.engine
+        own = DeferredGradients(engine.model, [self._task])
         mix, read = split_head(engine.model.heads[name])
         with engine.autocast():
             inner = Cut(mix(cut.features))
@@ -48,16 +45,16 @@ class ChunkedHead(Head):
 
     def _run_chunks(self, engine: Engine, inner: Cut, read: Callable, target: Tensor) -> Tensor:
         loss = torch.zeros((), device=target.device)
-        count = len(self.chunk_shares)
+        count = len(self._chunk_shares)
         targets = split_positions(target, count, inner.positions)
-        for features, own, share in zip(inner.chunks(count), targets, self.chunk_shares, strict=True):
+        for features, own, share in zip(inner.chunks(count), targets, self._chunk_shares, strict=True):
             if share:  # a mean over no label is no number
                 loss = loss + self._run_chunk(engine, read, features, own, share)
         return loss
 
     def _run_chunk(self, engine: Engine, read: Callable, features: Tensor, target: Tensor, share: float) -> Tensor:
         with engine.autocast():
-            loss = self.task.loss(read(features), target) * share
+            loss = self._task.loss(read(features), target) * share
         if loss.requires_grad:
             loss.backward(torch.full_like(loss, engine.precision.scale))
         return loss.detach()

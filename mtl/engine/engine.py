@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from mtl.distributed.data_parallel import no_sync
 from mtl.distributed.reducer import Reducer
-from mtl.distributed.sharding import unsharded
+from mtl.distributed.sharding import is_sharded, unsharded
+from mtl.distributed.sync_batchnorm import waits
 from mtl.engine.precision import Precision
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task
@@ -71,6 +73,14 @@ class Engine:
         """Zero, in the type that losses are summed in on every rank: the parameters' own, float32 or better."""
         own = next(self.model.parameters())
         return torch.zeros((), dtype=torch.promote_types(own.dtype, torch.float32), device=own.device)
+
+    def zero_head_loss(self, task: Task, features: Any) -> Tensor | None:
+        """A zero loss connected to the head's output, so that its collectives run on this rank; None if it has none."""
+        head = self.model.heads[task.name]
+        if not (waits(head) or is_sharded(*head.parameters())):
+            return None
+        outputs = [output for output in pytree.tree_leaves(self.predict(task.name, features)) if output.requires_grad]
+        return torch.stack([output.flatten()[:0].sum() for output in outputs]).sum()
 
     def trained_shared_parameters(self) -> list[nn.Parameter]:
         """The parameters that the tasks share and that are trained."""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from mtl.distributed.data_parallel import GradientReducer
 from mtl.distributed.sharding import is_sharded
-from mtl.tasks import loss_modules
-
-if TYPE_CHECKING:
-    from mtl.engine.engine import Engine
-    from mtl.tasks import Task
+from mtl.engine.engine import Engine
+from mtl.tasks import Task, loss_modules
 
 
 class HeadReduction:

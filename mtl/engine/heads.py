@@ -1,62 +1,72 @@
-"""One head, forward and backward on the cut features."""
+"""All heads of one step, in turn."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from mtl.distributed.sharding import is_sharded
-from mtl.distributed.sync_batchnorm import waits
-from mtl.engine.weighting import times
+from mtl.engine.chunks import ChunkedHead, chunk_shares
+from mtl.engine.head import AbsentHead, Collector, Head
+from mtl.engine.head_reduction import HeadReduction
+from mtl.engine.packed import PackedHeads, can_be_packed
+from mtl.engine.step import Step
+from mtl.engine.weighting import DeferredGradients
 from mtl.gradients.cut import Cut
-from mtl.tasks import Task
-
-if TYPE_CHECKING:
-    from mtl.engine.engine import Engine
-    from mtl.engine.head_pass import HeadPass
-    from mtl.engine.step import Step
 
 
-class Head:
-    """One task's head."""
+class Heads:
+    """The heads of a step on the cut features: iterate, call ``backward()`` of each, then ``release()`` once.
 
-    def __init__(self, heads: HeadPass, task: Task) -> None:
-        self.heads, self.task = heads, task
+    ``hold``: the heads' own gradients are kept back until ``release`` says each task's weight by the rule. ``factors``
+    multiply what a head sends into the trunk, where the rule's weights are known before.
+    """
 
-    def backward(self) -> None:
-        """``loss(head(d), y).backward()``, times the task's weight and this rank's share of its labels."""
-        loss, weight = self._forward_backward(self.heads.step, self.heads.cut)
-        self.heads.collect(self.task.name, loss, weight)
+    def __init__(self, step: Step, cut: Cut, hold: bool = False, factors: Mapping[str, float] | None = None) -> None:
+        self._step, self._cut = step, cut
+        hold = hold or step.task_weights.deferred
+        deferred = DeferredGradients(step.engine.model, step.tasks) if hold else None
+        self._collector = Collector(step, cut, deferred, factors)
+        self._losses: dict[str, Tensor] | None = None
 
-    def _forward_backward(self, step: Step, cut: Cut) -> tuple[Tensor, Tensor]:
-        # A function of its own, so that nothing refers to this head's graph when the next head runs.
-        name, share = self.task.name, step.shares[self.task.name]
-        loss = step.engine.loss(self.task, cut.features, step.targets[name])
-        weight = step.task_weights.weight(name, loss)
-        if loss.requires_grad:  # not where a head without parameters ignores the features
-            loss.backward(times(weight, step.engine.precision.scale * share))
-        # A copy: the storage of torch's mean squared error is as large as the tensor that it is the mean of.
-        return times(loss.detach().clone(), share), weight
+    def __iter__(self) -> Iterator[Head | PackedHeads]:
+        step = self._step
+        here = [task for task in step.tasks if step.shares[task.name]]
+        whole = len(here) == len(step.tasks) and step.token_chunks == 1
+        if whole and can_be_packed(step.engine.model, here, step.targets, self._cut.features):
+            yield PackedHeads(self._collector)
+            return
+        shares = {}
+        if step.token_chunks > 1:
+            shares = chunk_shares(here, step.targets, self._cut.positions, step.token_chunks)
+        for task in step.tasks:
+            if not step.shares[task.name]:
+                yield AbsentHead(self._collector, task)
+            elif task.name in shares:
+                yield ChunkedHead(self._collector, task, shares[task.name])
+            else:
+                yield Head(self._collector, task)
 
+    def losses(self) -> dict[str, Tensor]:
+        """The losses of the whole batch, in one sum over the ranks; deferred weights are applied to the rows."""
+        if self._losses is None:
+            step = self._step
+            self._losses = step.engine.reducer.sum_losses(self._collector.parts)
+            if step.task_weights.deferred:
+                step.weights = step.task_weights.deferred_weights(self._losses)
+                self._cut.reweigh([step.weights[name] for name in step.names])
+        return self._losses
 
-class AbsentHead(Head):
-    """A head whose task has labels on other ranks only: it takes part in their collectives and learns nothing here."""
-
-    def _forward_backward(self, step: Step, cut: Cut) -> tuple[Tensor, Tensor]:
-        loss = zero_head_loss(step.engine, self.task, cut.features)
-        if loss is not None:
-            loss.backward()
-        loss = step.engine.zero_loss()
-        return loss, step.task_weights.weight(self.task.name, loss)
-
-
-def zero_head_loss(engine: Engine, task: Task, features: Any) -> Tensor | None:
-    """A zero loss connected to the head's output, so that its collectives run on this rank; None if it has none."""
-    head = engine.model.heads[task.name]
-    if not (waits(head) or is_sharded(*head.parameters())):
-        return None
-    outputs = [output for output in pytree.tree_leaves(engine.predict(task.name, features)) if output.requires_grad]
-    return torch.stack([output.flatten()[:0].sum() for output in outputs]).sum()
+    def release(self, by_rule: Mapping[str, float] | None = None) -> None:
+        """Give the heads their gradients, and start to sum them over the ranks."""
+        step, collector = self._step, self._collector
+        if step.task_weights.deferred:
+            self.losses()
+        if collector.deferred is not None:
+            weights: dict[str, Tensor | float] = dict.fromkeys(step.names, 1.0)
+            if step.task_weights.deferred:
+                weights = dict(step.weights)
+            collector.deferred.apply({n: w if by_rule is None else by_rule[n] * w for n, w in weights.items()})
+        losses = collector.parts if self._losses is None else {}  # they travel with the gradients, if still unknown
+        step.losses = self._losses or {}
+        step.reduction = HeadReduction(step.engine, step.tasks, losses)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.modules.module import _has_any_global_hook
 
+from mtl.engine.head import Collector
 from mtl.gradients.cut import Cut
 from mtl.gradients.rows import OuterProductRows
 from mtl.losses import MaskedBCE, MaskedL1, MaskedL2
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task
-
-if TYPE_CHECKING:
-    from mtl.engine.head_pass import HeadPass
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 OWN = {"weight", "bias"}  # the parameters of nn.Linear; torch's older weight_norm has others
@@ -73,14 +71,14 @@ def _is_watched(module: Mapping[str, Any]) -> bool:
 class PackedHeads:
     """All heads of a step at once, K of them with O outputs on features [..., D]: as one Head after the other."""
 
-    def __init__(self, heads: HeadPass) -> None:
-        self.heads = heads
-        self._modules: list[Any] = [heads.step.engine.model.heads[name] for name in heads.step.names]
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._modules: list[Any] = [collector.step.engine.model.heads[name] for name in collector.step.names]
 
     def backward(self) -> None:
         """The losses and gradients of every head, each times the task's weight and this rank's share of its labels."""
-        heads, step = self.heads, self.heads.step
-        leaf, scale = heads.cut.leaves[0], step.engine.precision.scale
+        collector, step = self._collector, self._collector.step
+        leaf, scale = collector.cut.leaves[0], step.engine.precision.scale
         weight = torch.cat([module.weight.detach() for module in self._modules])  # [K O, D]
         output, losses = self._forward(leaf, weight)
         parts = losses.detach()
@@ -91,14 +89,14 @@ class PackedHeads:
         into = torch.stack(list(step.weights.values())).to(parts) * shares * scale
         errors = torch.autograd.grad(losses, output, into)[0].flatten(0, -2)  # [N, K O]
         self._add_gradients(errors, leaf)
-        factors = None if heads.factors is None else [heads.factors[name] for name in step.names]
-        _collect(heads.cut, errors, weight, len(self._modules), factors)
+        factors = None if collector.factors is None else [collector.factors[name] for name in step.names]
+        _collect(collector.cut, errors, weight, len(self._modules), factors)
         kind = step.engine.zero_loss().dtype
-        heads.parts = dict(zip(step.names, (parts * shares).to(kind).unbind(), strict=True))
+        collector.parts = dict(zip(step.names, (parts * shares).to(kind).unbind(), strict=True))
 
     def _forward(self, leaf: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs [..., K O], a leaf, and the losses [K] of them."""
-        step, modules = self.heads.step, self._modules
+        step, modules = self._collector.step, self._modules
         bias = None if modules[0].bias is None else torch.cat([module.bias.detach() for module in modules])
         with step.engine.autocast():
             output = linear(leaf.detach(), weight, bias).requires_grad_()
@@ -113,12 +111,14 @@ class PackedHeads:
         size, kind = self._modules[0].out_features, self._modules[0].weight.dtype
         of_weights = (errors.T @ leaf.detach().flatten(0, -2).to(errors.dtype)).to(kind).split(size)
         of_biases = errors.sum(0).to(kind).split(size)
-        for name, module, *gradients in zip(self.heads.step.names, self._modules, of_weights, of_biases, strict=True):
+        for name, module, *gradients in zip(
+            self._collector.step.names, self._modules, of_weights, of_biases, strict=True
+        ):
             for parameter, gradient in zip((module.weight, module.bias), gradients, strict=True):
                 if parameter is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-            if self.heads.deferred is not None:  # before the next head, which may share a parameter
-                self.heads.deferred.stash(name)
+            if self._collector.deferred is not None:  # before the next head, which may share a parameter
+                self._collector.deferred.stash(name)
 
 
 def _collect(cut: Cut, errors: Tensor, weight: Tensor, count: int, factors: Sequence[float] | None) -> None:

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from mtl.engine.audit import Audit
 from mtl.engine.engine import Engine
-from mtl.engine.head_pass import HeadPass
 from mtl.engine.head_reduction import HeadReduction
-from mtl.engine.heads import zero_head_loss
 from mtl.engine.result import AuditResult, StepResult
 from mtl.engine.shares import label_shares
 from mtl.engine.weighting import TaskWeights, times
@@ -75,10 +73,6 @@ class Step:
         cut = Cut(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed)
         return self._prepared(cut)
 
-    def heads(self, cut: Cut, hold: bool = False, factors: Mapping[str, float] | None = None) -> HeadPass:
-        """The heads, to run one by one on the cut; see HeadPass."""
-        return HeadPass(self, cut, hold, factors)
-
     def tap(self) -> Tap:
         """The features of the batch, in the graph."""
         rows, engine = Rows() if self.measured else None, self.engine
@@ -89,7 +83,7 @@ class Step:
         """This rank's part of a task's loss, its graph alive; None where the rank has no label and nobody waits."""
         share = self.shares[task.name]
         if not share:
-            return zero_head_loss(self.engine, task, tap.features)
+            return self.engine.zero_head_loss(task, tap.features)
         return times(self.engine.loss(task, tap.features, self.targets[task.name]), share)
 
     def weigh(self, parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

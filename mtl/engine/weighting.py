@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtl.distributed.sync_batchnorm import waits
+from mtl.engine.engine import Engine
 from mtl.engine.shares import label_shares
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task, loss_modules
 from mtl.weightings import Weighting, weight_of
-
-if TYPE_CHECKING:
-    from mtl.engine.engine import Engine
 
 
 class TaskWeights:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.engine.heads import Heads
 from mtl.engine.result import AuditResult
 from mtl.engine.step import Step
 from mtl.gradients.cut import Cut, Direction
@@ -95,7 +96,7 @@ class Balanced(Strategy):
         keep = due or step.keeps_rows or (self.space == "parameters" and step.is_partial)
         last = self._by_task(step.names, self._last(step.names))
         cut = step.cut(self._rows if keep else None)  # the buffers of the rows are kept from step to step
-        heads = step.heads(cut, hold=self.head_scale == "weights", factors=None if keep else last)
+        heads = Heads(step, cut, hold=self.head_scale == "weights", factors=None if keep else last)
         for head in heads:
             head.backward()  # the row g_i = dL_i / dz is collected on the cut
         losses = heads.losses()  # of the whole batch

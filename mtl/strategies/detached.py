@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from mtl.engine.heads import Heads
 from mtl.engine.result import Measured
 from mtl.engine.step import Step
 from mtl.strategies.base import Strategy
@@ -27,7 +28,7 @@ class Detached(Strategy):
     def backward(self, step: Step) -> None:
         """Gloeckle et al. 2024, figure 2."""
         cut = step.cut()  # z = backbone(x); d = z.detach(): the heads' gradients stop here
-        heads = step.heads(cut)
+        heads = Heads(step, cut)
         for head in heads:  # forward AND backward, one head at a time:
             head.backward()  # loss(head(d), y).backward(); its graph is freed before the next head runs
         heads.release()  # to the optimizer, and to the other ranks

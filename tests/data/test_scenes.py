@@ -290,7 +290,7 @@ def test_an_evaluation_is_over_what_has_a_label():
 
     cfg = load([*GAPPY, "data.size=35"])
     parts, state = build(cfg)
-    found = evaluate(parts.model, parts.tasks, eval_batches(parts.data, "val", cfg, parts.tasks), parts.device)
+    found = evaluate(parts.engine, eval_batches(parts.data, "val", cfg, parts.tasks), parts.device)
     images, targets = parts.data.val.batch(list(range(7)), 0)
     with torch.no_grad():
         predictions = state.model.eval()(images)

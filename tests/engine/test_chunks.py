@@ -84,7 +84,7 @@ def test_slices_that_count_alike_whatever_their_labels_would_be_seen(monkeypatch
     setting = made("tokens")
     expected, _ = gradients(Naive(Equal()), *setting)
     monkeypatch.setattr(
-        "mtl.engine.head_pass.chunk_shares",
+        "mtl.engine.heads.chunk_shares",
         lambda tasks, targets, z, n: {t.name: [1e-9] + [1 / n] * (n - 1) for t in tasks},
     )
     found, _ = gradients(Detached(Equal(), token_chunks=2), *setting)

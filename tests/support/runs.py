@@ -14,6 +14,7 @@ from mtl.config import load
 from mtl.distributed.collectives import get_rank, is_distributed
 from mtl.distributed.ranks import rank
 from mtl.distributed.sharding import shard
+from mtl.engine.engine import Engine
 from mtl.errors import ConfigError
 from mtl.metrics import classification
 from mtl.model import MultiTaskModel
@@ -84,7 +85,7 @@ def evaluation_with_an_absent_task():
     some = torch.where(torch.arange(5) < 3, labels, -100)
     batches = [(inputs[i : i + 2], {"a": labels[i : i + 2], "b": some[i : i + 2]}) for i in (0, 2, 4)]
     own = batches if not is_distributed() else batches[:2] if get_rank() == 0 else batches[2:]
-    return evaluate(model, tasks, own, torch.device("cpu"))
+    return evaluate(Engine(model, tasks), own, torch.device("cpu"))
 
 
 def mistake(*overrides):
