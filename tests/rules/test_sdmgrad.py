@@ -5,7 +5,7 @@ import torch
 
 from mtl.rules import SDMGrad
 
-GRAM = torch.tensor([[0.25, 0.0], [0.0, 2.25]])  # norms 1/2 and 3/2: their mean, the unit, is 1
+GRAM = torch.tensor([[1.0, 0.0], [0.0, 9.0]])  # norms 1 and 3; in units of their mean G = diag(1, 9) / 4
 
 
 # One: w = P((0.5, 0.5) - 0.1 G (1, 1)) = P(0.475, 0.275) = (0.6, 0.4).
