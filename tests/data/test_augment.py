@@ -120,5 +120,5 @@ def test_image_and_targets_stay_in_register(axis):
 
 
 def test_scales_below_one_are_refused():
-    with pytest.raises(ValueError, match=r"scales=\[0.5\] must be one number or more, each of 1 or more"):
+    with pytest.raises(ValueError, match=r"scales=\[0.5\] must be a list of numbers, each 1 or more"):
         ScaleCrop([0.5])

@@ -1,4 +1,4 @@
-"""Samples that cannot be read and targets that a loss cannot take: named, before they become something worse."""
+"""Unreadable samples and targets that a loss does not accept: named early, before a device-side assert."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What all data sets of files have in common, on their fixtures: they train, split, and say what is missing."""
+"""Common behaviour of all data sets of files, on their fixtures: training, splits, messages for missing files."""
 
 import inspect
 import subprocess

@@ -1,4 +1,4 @@
-"""Rendered scenes against sphere tracing, and dense training on them, also where labels are missing."""
+"""Rendered scenes against sphere tracing, and dense training on them, with missing labels too."""
 
 import math
 
@@ -9,9 +9,8 @@ import torch
 from mtl.config import load
 from mtl.config.build import build
 from mtl.data import scenes
-from mtl.data.labels import IGNORED
 from mtl.data.scenes import CLASSES, Scenes, borders, draw, render
-from mtl.losses import CosineNormals, MaskedL1
+from mtl.losses import IGNORED, CosineNormals, MaskedL1
 from mtl.report import only_metrics, read_metrics
 from mtl.strategies import Detached
 from mtl.train import train

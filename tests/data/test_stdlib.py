@@ -139,10 +139,10 @@ def test_a_wrong_argument_is_named(argument, message, tmp_path, monkeypatch):
 
 
 def test_a_path_without_text_is_named(tmp_path):
-    with pytest.raises(ValueError, match="has no text: of 0 files none is UTF-8 and not empty"):
+    with pytest.raises(ValueError, match="has no text: none of its 0 files is non-empty UTF-8"):
         Stdlib(path=str(tmp_path))
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="has no text: of 1 files"):
+    with pytest.raises(ValueError, match="has no text: none of its 1 files"):
         Stdlib(path=str(tmp_path))
     (tmp_path / "short.txt").write_bytes(b"short")
     with pytest.raises(ValueError, match="the text is too short, for one of its splits has 0 tokens"):

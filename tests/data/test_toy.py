@@ -1,4 +1,4 @@
-"""The toy problem's values, gradients and front, and that its study does what the ordinary command does."""
+"""The toy problem: values, gradients, Pareto front; and that its study equals the ordinary command."""
 
 import importlib.util
 import math

@@ -6,7 +6,7 @@ from support.rule_zoo import GRAMS, ROWS, rows_of, scaled
 
 from mtl import rules
 from mtl.rules import upgrad
-from mtl.rules.solvers import min_norm_weights, onto_dual_cone, unit_rows
+from mtl.rules.solvers import dual_cone_multipliers, min_norm_weights, unit_rows
 
 
 def reach(gram):
@@ -118,7 +118,7 @@ def test_upgrad_takes_the_slower_way_for_what_the_quick_one_leaves():
     rows = unit_rows(GRAMS["rank 20 of 40"].numpy())
     quick, solved = upgrad._exchange(rows.correlation, rounds=1)
     assert not solved.all()
-    slow = onto_dual_cone(rows.factor, rows.factor[:, 0])
+    slow = dual_cone_multipliers(rows.factor, rows.factor[:, 0])
     error = projection_error(torch.from_numpy(rows.correlation), 0, torch.from_numpy(slow))
     assert error <= 1e-8 < projection_error(torch.from_numpy(rows.correlation), 0, torch.from_numpy(quick[0]))
 

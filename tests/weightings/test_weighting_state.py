@@ -56,7 +56,7 @@ def test_an_object_without_the_state_does_not_go_on(name):
 @pytest.mark.parametrize("others", [["a", "b"], ["a", "b", "c", "d"], ["b", "a", "c"]], ids="+".join)
 def test_the_state_of_other_tasks_is_refused(name, others):
     state = BUILD[name](others).state_dict()
-    with pytest.raises(ValueError, match=rf"is of {len(others)} tasks .*, but there are 3 here \(a, b, c\)"):
+    with pytest.raises(ValueError, match=rf"has {len(others)} tasks .*, but the run has 3 \(a, b, c\)"):
         BUILD[name](TASKS).load_state_dict(state)
 
 
@@ -145,8 +145,8 @@ def test_weights_are_scalars_without_a_graph(name):
 
 
 @pytest.mark.parametrize("name", [name for name in BUILD if not BUILD[name](TASKS).needs_all_losses])
-def test_a_weighting_that_is_not_late_says_so(name):
-    with pytest.raises(TypeError, match="call it with that"):
+def test_a_weighting_that_needs_one_loss_says_so(name):
+    with pytest.raises(TypeError, match="call it with a task and its loss"):
         BUILD[name](TASKS).weights({"a": torch.tensor(1.0)})
 
 
