@@ -227,49 +227,37 @@ class MedianAngle(Metric):
         return (place + inside) * (180 / BINS)
 
 
-class LogitF1(BinaryF1Score):
+class FromLogits(Metric):
+    """Mixin for torchmetrics' binary metrics: logits, and targets 0, 1 or NaN."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        super().update(prediction.sigmoid(), _as_integers(target))
+
+
+class LogitF1(FromLogits, BinaryF1Score):
     """The F1 of one attribute's logits."""
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _as_integers(target))
 
-
-class LogitAccuracy(BinaryAccuracy):
+class LogitAccuracy(FromLogits, BinaryAccuracy):
     """The accuracy of one attribute's logits."""
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _as_integers(target))
 
-
-class LogitsF1(MultilabelF1Score):
+class LogitsF1(FromLogits, MultilabelF1Score):
     """The mean F1 of several attributes' logits."""
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _as_integers(target))
 
-
-class LogitsAccuracy(MultilabelAccuracy):
+class LogitsAccuracy(FromLogits, MultilabelAccuracy):
     """The mean accuracy of several attributes' logits."""
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _as_integers(target))
 
-
-class MaxF(BinaryPrecisionRecallCurve):
+class MaxF(FromLogits, BinaryPrecisionRecallCurve):
     """The best F1 over the whole set with one threshold on the probability."""
 
     higher_is_better = True
 
     def __init__(self, thresholds: int) -> None:
         super().__init__(thresholds=thresholds, ignore_index=IGNORED)
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _as_integers(target))
 
     def compute(self) -> Tensor:
         """The best value so far; 0 without positives."""

@@ -84,7 +84,7 @@ def test_listed_buildings_that_are_not_there_are_passed_over(own_root, caplog):
         (
             "segment_semantic",
             np.full((24, 24), 18, np.uint8),
-            "label 18; accepted are 0 to 17, and 0 for a missing",
+            "has the label 18; accepted are 0 to 17, and 0 for a missing label.",
         ),
         ("depth_zbuffer", np.zeros((24, 23), np.uint16), "has the shape [24, 23], but [24, 24] is expected."),
         ("normal", np.zeros((24, 24), np.uint8), "has the shape [24, 24], but [24, 24, 3] is expected."),

@@ -117,7 +117,7 @@ def test_a_strategy_file_builds_its_rule(name):
     assert scale == "tasks" or isinstance(scale, int | float)
 
 
-# Rules for which orthogonal gradients of one length call for the plain sum.
+# Rules with the sum as direction for orthogonal gradients of one norm.
 FAITHFUL = ["sum", "mgda", "pcgrad", "gradvac", "imtl_g", "aligned_mtl", "upgrad", "dualproj"]
 FAITHFUL += ["fairgrad", "config", "sdmgrad", "rotograd_scale"]
 
