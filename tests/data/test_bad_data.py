@@ -12,7 +12,7 @@ from mtl.data.loader import Batches, DataError, sequential
 
 
 class Files(Dataset):
-    """Ten samples, each a file with one number; what does not hold one cannot be read."""
+    """Ten samples, each a file with one number; a file without a number is unreadable."""
 
     def __init__(self, folder, **contents):
         self.folder = folder

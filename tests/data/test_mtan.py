@@ -46,7 +46,7 @@ def test_samples_are_in_the_order_of_their_numbers(own_root):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.uint8])
 def test_arrays_of_any_dtype_are_read(own_root, dtype):
-    """Images of whole numbers go to 255, and so do those of floats where the first one does."""
+    """Integer images range to 255, and float images do if the first one exceeds 1."""
     root = own_root("nyuv2")
     plain = NYUv2(str(root), augment=False).train[2]
     for number in range(10):

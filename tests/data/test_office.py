@@ -207,7 +207,7 @@ def test_a_rule_sees_the_space_that_it_is_told(space):
 
 
 def test_images_of_tasks_that_have_no_head_are_left_out():
-    """As for a single-task baseline: the trunk's batch statistics are then of that task alone."""
+    """As in a single-task baseline: the trunk's batch statistics are those of that task alone."""
     _, _, inputs, _ = tasks_and_batch()
     trunk = Concatenated(nn.Identity(), ["c", "a"])
     features, places = trunk(inputs)

@@ -55,7 +55,7 @@ def distances(scene, p):
 
 
 def trace(scene, row, column, side):
-    """March along a pixel's ray as far as nothing can be in the way: class, depth, normal in the camera's axes."""
+    """Sphere tracing along a pixel's ray: class, depth, and normal in the camera's axes."""
     left, up = scene["turn"]
     across, down = ((2 * (k + 0.5) / side - 1) * scene["lens"] for k in (column, row))
 
@@ -219,7 +219,7 @@ def test_the_experiment_learns(tmp_path):
 
 
 class Gappy(Scenes):
-    """Scenes whose depth is labelled in even samples only, and whose normals in every third."""
+    """Scenes with depth labels in even samples only, and normals in every third."""
 
     def __init__(self, **options):
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""What is refused, and in which words."""
+"""Errors of the rules and their messages; the strategy files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The rules on rows, against their formulas written out."""
+"""The rules on rows, against their formulas."""
 
 import pytest
 import torch

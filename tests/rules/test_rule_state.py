@@ -1,4 +1,4 @@
-"""State: into a fresh object and on, bit for bit, with tasks absent."""
+"""The rules' state: loaded into a new object, continued bit for bit, with absent tasks."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Every weighting by its configuration's name, and a stand-in for the strategy that drives it."""
+"""Every weighting by its configuration's name, and a stand-in for a strategy."""
 
 import torch
 
@@ -29,8 +29,7 @@ def scalars(tasks, values, dtype=torch.float32):
 
 
 def batch(step, tasks=TASKS, absent=()):
-    """Losses before and after an update, and the norms of the unscaled gradients; those of a task never depend on who
-    else is present."""
+    """Losses before and after an update, and norms of the unscaled gradients; independent of the absent tasks."""
     draws = torch.rand(3, len(tasks), generator=torch.Generator().manual_seed(step))
     before, after, norms = (0.5 + draws).tolist()
     return (
@@ -41,7 +40,7 @@ def batch(step, tasks=TASKS, absent=()):
 
 
 def drive(weighting, optimizer, step, tasks=TASKS, absent=()):
-    """One training step as a strategy and the loop would have it; returns the weights as numbers."""
+    """One training step, as by a strategy and the loop; returns the weights as numbers."""
     before, after, norms = batch(step, tasks, absent)
     if weighting.needs_all_losses:
         weights = weighting.weights(before) if before else {}

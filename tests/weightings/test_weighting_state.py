@@ -1,4 +1,4 @@
-"""A weighting's state goes on to the last bit in a fresh object, and is nobody else's."""
+"""A weighting's state: continued bit for bit in a new object, refused for other tasks."""
 
 import io
 
@@ -62,7 +62,7 @@ def test_the_state_of_other_tasks_is_refused(name, others):
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_nothing_learned_is_left_out_of_the_state(name):
-    """All tensors of the object are in the state, but for what the constructor's arguments say."""
+    """All tensors of the object are in the state, except those that follow from the constructor's arguments."""
     weighting = BUILD[name](TASKS)
     tensors = {key for key, _ in (*weighting.named_buffers(), *weighting.named_parameters())}
     assert tensors - {"min_losses"} == {key for key in weighting.state_dict() if not key.endswith("_extra_state")}
@@ -84,7 +84,7 @@ def test_an_absent_task_keeps_its_state(name):
 
 
 def entries(weighting, name):
-    """What is kept, as K numbers each; the losses of the running epoch and of this step are not yet learned."""
+    """The state, K numbers each, without the losses of the current epoch and step."""
     if name in LEARNED:
         return {"parameters": [parameter.item() for parameter in weighting.parameters()]}
     passing = ("sums", "counts" if name != "famo" else "", "before", "min_losses", "current" if name == "dwa" else "")
