@@ -1,8 +1,7 @@
-"""Conflict metrics: pure functions of the Gram matrix G of the tasks' gradients, G_ij = <g_i, g_j>.
+"""Conflict metrics: pure functions of the Gram matrix of the task gradients, ``G_ij = <g_i, g_j>``.
 
-They know nothing of configuration or logging and can be called from a notebook on any ``[K, K]`` tensor.
-A zero gradient has no direction: the pairs it is in have no cosine and are left out of what is made from
-cosines. A value that is not defined is not in the result.
+They need no configuration and accept any ``[K, K]`` tensor, in a notebook too. A zero gradient has no direction: its
+pairs have no cosine, and the metrics of cosines ignore them. An undefined value is absent from the result.
 """
 
 from __future__ import annotations
@@ -16,31 +15,33 @@ from torch import Tensor
 
 from mtl.rules.solvers import min_norm_weights
 
-# Gram matrices come from float32 gradients: eigenvalues below this share of the largest are rounding.
+# Gram matrices come from float32 gradients: eigenvalues below this share of the largest are rounding errors.
 RANK_TOLERANCE = 1e-6
 
 
 def cosines(gram: Tensor) -> Tensor:
-    """Pairwise cosines C_ij = G_ij / (n_i n_j), ``[K, K]``, float64; NaN in the rows of zero gradients."""
+    """Pairwise cosines ``C_ij = G_ij / (|g_i| |g_j|)``, ``[K, K]``, float64; NaN in the rows of zero gradients."""
     norms = gram.double().diagonal().clamp(min=0).sqrt()
     scaled = gram.double() / norms[:, None] / norms[None, :]  # not by the product, which may underflow
     return scaled.clamp(-1, 1)
 
 
 def conflict_metrics(gram: Tensor, tasks: Sequence[str]) -> dict[str, float]:
-    """Every conflict metric of one step, by the name it is logged under.
+    """All conflict metrics of one step, by their logged names.
 
-    With n_i = |g_i| and K tasks:
+    With the norms ``n_i = |g_i|`` and K tasks:
 
     - ``conflict/cos/<a>~<b>``, ``cos_mean``, ``cos_min``: the cosines of the pairs, in the order of ``tasks``
-    - ``conflict/fraction``: share of pairs with a negative cosine (Yu et al. 2020, definition 1)
-    - ``conflict/magnitude_similarity``: mean of 2 n_i n_j / (n_i^2 + n_j^2) (Yu et al. 2020, definition 2)
-    - ``conflict/norm/<task>``: n_i
-    - ``conflict/condition_number``: sqrt(lambda_max / lambda_min) over the eigenvalues of G that are not
-      rounding (Senushkin et al. 2023, section 3); ``conflict/rank``: how many those are
-    - ``conflict/stationarity``: |sum a_i g_i| / mean n with the min-norm weights a of MGDA; 0 means that no
-      direction helps every task (Désidéri 2012)
-    - ``conflict/cancellation``: |sum g_i| / sum n_i; 1 where all agree, 0 where they cancel
+    - ``conflict/fraction``: the share of pairs with a negative cosine (Yu et al. 2020, definition 1)
+    - ``conflict/magnitude_similarity``: the mean of ``2 n_i n_j / (n_i^2 + n_j^2)`` (Yu et al. 2020, definition 2)
+    - ``conflict/norm/<task>``: ``n_i``
+    - ``conflict/condition_number``: ``sqrt(lambda_max / lambda_min)`` over the eigenvalues of G above rounding errors
+      (Senushkin et al. 2023, section 3); ``conflict/rank``: the number of these eigenvalues
+    - ``conflict/stationarity``: ``|sum_i a_i g_i| / mean(n)`` with the min-norm weights a of MGDA; 0 means that no
+      direction improves every task (Désidéri 2012)
+    - ``conflict/cancellation``: ``|sum_i g_i| / sum_i n_i``; 1 if all gradients agree, 0 if they cancel
+
+    ValueError if the matrix is not ``[K, K]``.
     """
     gram = gram.detach().double().cpu()
     if gram.shape != (len(tasks), len(tasks)):
@@ -57,22 +58,22 @@ def conflict_metrics(gram: Tensor, tasks: Sequence[str]) -> dict[str, float]:
         weights = min_norm_weights(gram)
         metrics["conflict/condition_number"] = (eigenvalues[-1] / eigenvalues[0]).sqrt().item()
         metrics["conflict/rank"] = len(eigenvalues)
-        metrics["conflict/stationarity"] = (_length(unit, weights) / relative.mean()).item()
-        metrics["conflict/cancellation"] = (_length(unit, torch.ones_like(norms)) / relative.sum()).item()
+        metrics["conflict/stationarity"] = (_norm(unit, weights) / relative.mean()).item()
+        metrics["conflict/cancellation"] = (_norm(unit, torch.ones_like(norms)) / relative.sum()).item()
     return metrics
 
 
 def agreement_metrics(
     features: Tensor, parameters: Tensor, tasks: Sequence[str], weights: tuple[Tensor, Tensor] | None = None
 ) -> dict[str, float]:
-    """How well the Gram matrix at the features [K, K] predicts that at the trunk's parameters [K, K].
+    """The agreement of the Gram matrix at the features with that at the trunk's parameters, both ``[K, K]``.
 
     - ``audit/cos/<a>~<b>``: the cosines in parameter space
-    - ``audit/cos_correlation``: Pearson's correlation of the cosines in both spaces over the pairs, of three tasks on
-    - ``audit/cos_error``: their mean absolute difference
-    - ``audit/sign_agreement``: share of pairs that agree on whether they conflict
-    - ``audit/update_cosine``: with what a rule makes of each matrix given as ``weights``, the cosine between the two
-      updates of the parameters
+    - ``audit/cos_correlation``: Pearson's correlation over the pairs between the cosines in both spaces, if K > 2
+    - ``audit/cos_error``: the mean absolute difference of the cosines
+    - ``audit/sign_agreement``: the share of pairs whose cosine has the same sign in both spaces
+    - ``audit/update_cosine``: the cosine between the two parameter updates that follow from ``weights``, a rule's
+      weights for the first and for the second matrix
     """
     here, there = cosines(features), cosines(parameters)
     pairs = [(i, j) for i, j in combinations(range(len(tasks)), 2) if torch.isfinite(here[i, j] + there[i, j])]
@@ -85,7 +86,7 @@ def agreement_metrics(
     if len(pairs) > 2 and a.std() > 0 and b.std() > 0:
         metrics["audit/cos_correlation"] = torch.corrcoef(torch.stack([a, b]))[0, 1].item()
     if weights is not None:
-        lengths = [_length(parameters.double(), w) for w in weights]
+        lengths = [_norm(parameters.double(), w) for w in weights]
         if min(lengths) > 0:
             cosine = weights[0] @ parameters.double() @ weights[1] / lengths[0] / lengths[1]
             metrics["audit/update_cosine"] = cosine.clamp(-1, 1).item()
@@ -109,11 +110,11 @@ def _pair_metrics(gram: Tensor, norms: Tensor, tasks: Sequence[str]) -> dict[str
 
 @lru_cache(maxsize=16)
 def _pairs(tasks: tuple[str, ...]) -> tuple[Tensor, list[str]]:
-    """The pairs' indices [P, 2] and names: of 40 tasks there are 780, the same at every step."""
+    """The indices ``[P, 2]`` and names of all pairs; cached, because 40 tasks have 780 pairs."""
     names = [f"conflict/cos/{a}~{b}" for a, b in combinations(tasks, 2)]
     return torch.combinations(torch.arange(len(tasks))), names
 
 
-def _length(gram: Tensor, weights: Tensor) -> Tensor:
-    """|sum w_i g_i| from the Gram matrix; rounding below zero counts as zero."""
+def _norm(gram: Tensor, weights: Tensor) -> Tensor:
+    """The norm ``|sum_i w_i g_i|`` from the Gram matrix; a negative rounding error counts as zero."""
     return (weights @ gram @ weights).clamp(min=0).sqrt()

@@ -18,6 +18,12 @@ def require(name: str, value: Any, accepted: str, holds: bool) -> None:
         raise ValueError(f"{name}={value} must be {accepted}.")
 
 
+def require_positive(**sizes: int) -> None:
+    """Raise ``ValueError`` for the first of the named whole numbers that is below 1."""
+    for name, size in sizes.items():
+        require(name, size, "1 or more", size >= 1)
+
+
 def first_line(error: BaseException | str) -> str:
     """The error's message, cut to its first line; its class name if it has none."""
     text = str(error).strip() or type(error).__name__

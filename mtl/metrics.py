@@ -1,9 +1,10 @@
-"""The metrics of each kind of target, from torchmetrics, and those that it lacks.
+"""Metrics of each kind of target: those of torchmetrics, and some that it lacks.
 
-A function a kind, which gives fresh metrics by name. All accumulate sums over the whole set, in memory that does not
-grow with it, and those sums add up over processes. What is no label (see mtl.losses) counts nowhere. Names that end in
-``_batch_mean`` are the convention of MTAN, Nash-MTL and their successors, where every batch's own mean or median counts
-the same; the names without it, as LibMTL has them, count every pixel the same. They differ for the same model.
+There is one function per kind of target, which returns new metrics by name. All metrics accumulate sums over the whole
+set in constant memory, and the sums are added over processes. Missing labels (see mtl.losses) are ignored.
+
+Names that end in ``_batch_mean`` follow MTAN, Nash-MTL and their successors: the mean over batches of each batch's mean
+or median. Names without the suffix follow LibMTL: the mean over all pixels. The two differ for one and the same model.
 """
 
 from __future__ import annotations
@@ -26,26 +27,25 @@ from torchmetrics.classification import (
     MultilabelF1Score,
 )
 
-from mtl.data.labels import IGNORED
-from mtl.losses import is_label, is_normal
+from mtl.losses import IGNORED, is_label, is_normal
 
 WITHIN = (11.25, 22.5, 30)  # degrees
-BINS = 18000  # of an angle's error, a hundredth of a degree each
-THRESHOLDS = 101  # of a probability, from 0 to 1
+BINS = 18000  # of the angle histogram, a hundredth of a degree each
+THRESHOLDS = 101  # on a probability, from 0 to 1
 
 
 def classification(num_classes: int, ignore_index: int = IGNORED) -> dict[str, Metric]:
-    """For targets that are class indices: ``accuracy``, the share of samples whose top class is right."""
+    """For class indices: ``accuracy``, the share of correctly classified samples."""
     return {"accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=ignore_index)}
 
 
 def segmentation(num_classes: int, ignore_index: int = IGNORED) -> dict[str, Metric]:
     """For maps of class indices ``[B, H, W]`` and logits ``[B, C, H, W]``: ``miou`` and ``pixel_accuracy``.
 
-    Both from one confusion matrix over the whole set. ``miou`` is the mean over the classes that occur in it, in the
-    targets or in the predictions.
+    Both use one confusion matrix over the whole set. ``miou`` is the mean over the classes that occur in the targets or
+    in the predictions.
     """
-    options = dict(ignore_index=ignore_index, validate_args=False)  # the labels are checked where they are read
+    options = dict(ignore_index=ignore_index, validate_args=False)  # labels are checked when they are read
     return {
         "miou": MulticlassJaccardIndex(num_classes, **options),
         "pixel_accuracy": MulticlassAccuracy(num_classes, average="micro", **options),
@@ -53,7 +53,7 @@ def segmentation(num_classes: int, ignore_index: int = IGNORED) -> dict[str, Met
 
 
 def depth(invalid: float | None = 0.0, batch_mean: bool = False) -> dict[str, Metric]:
-    """For depth maps, prediction and target of one shape: ``abs_err``, ``rmse`` and ``rel_err``, |p - t| / t.
+    """For depth maps, prediction p and target t of one shape: ``abs_err``, ``rmse``, and ``rel_err``, ``|p - t| / t``.
 
     ``batch_mean`` adds ``abs_err_batch_mean`` and ``rel_err_batch_mean``. Lower is better.
     """
@@ -70,7 +70,7 @@ def depth(invalid: float | None = 0.0, batch_mean: bool = False) -> dict[str, Me
 
 
 def regression(invalid: float | None = None) -> dict[str, Metric]:
-    """For real numbers of any shape, as maps of keypoints or edge strengths: ``abs_err`` and ``rmse``."""
+    """For real numbers of any shape, such as maps of keypoints or edge strengths: ``abs_err`` and ``rmse``."""
     labelled = partial(is_label, invalid=invalid)
     return {"abs_err": MaskedMean(_absolute, labelled), "rmse": MaskedMean(_squared, labelled, root=True)}
 
@@ -79,7 +79,7 @@ def normals(batch_mean: bool = False) -> dict[str, Metric]:
     """For surface normals ``[B, 3, H, W]``: the angle between prediction and target, in degrees.
 
     ``angle_mean`` and ``angle_median`` (lower is better), and the shares of pixels ``within_11.25``, ``within_22.5``
-    and ``within_30`` degrees (higher). ``batch_mean`` adds all five by batch, as ``angle_median_batch_mean``.
+    and ``within_30`` degrees (higher). ``batch_mean`` adds all five by batch, such as ``angle_median_batch_mean``.
     """
     named = {
         "angle_mean": MaskedMean(angle, is_normal),
@@ -96,8 +96,8 @@ def normals(batch_mean: bool = False) -> dict[str, Metric]:
 def attributes(count: int | None = None) -> dict[str, Metric]:
     """For binary attributes, logits and targets 0, 1 or NaN: ``f1`` of the positives, and ``accuracy``.
 
-    ``count``: of one attribute, of any shape (None), or the mean over so many, ``[B, count]``. An attribute with
-    neither positives nor predicted ones has the F1 of 0.
+    With ``count=None`` the tensors are one attribute, of any shape; otherwise they are ``[B, count]`` and the metrics
+    are means over the attributes. An attribute without positives in targets and predictions has an F1 of 0.
     """
     if count is None:
         return {"f1": LogitF1(ignore_index=IGNORED), "accuracy": LogitAccuracy(ignore_index=IGNORED)}
@@ -108,23 +108,23 @@ def attributes(count: int | None = None) -> dict[str, Metric]:
 
 
 def edges() -> dict[str, Metric]:
-    """For maps of edges, logits and targets 0, 1 or NaN: ``max_f``, the best F over one threshold for the whole set.
+    """For edge maps, logits and targets 0, 1 or NaN: ``max_f``, the best F over one threshold for the whole set.
 
-    Not the ODS-F of the BSDS benchmark, which thins the edges and takes those within a distance for right.
+    It is not the ODS-F of the BSDS benchmark, which thins the edges and tolerates small displacements.
     """
     return {"max_f": MaxF(THRESHOLDS)}
 
 
 def saliency() -> dict[str, Metric]:
-    """For masks, logits and targets 0, 1 or NaN: ``max_f`` and ``max_iou``, the best over one threshold for the set."""
+    """For masks, logits and targets 0, 1 or NaN: ``max_f`` and ``max_iou``, each the best over one threshold."""
     return {"max_f": MaxF(THRESHOLDS), "max_iou": MaxIoU(THRESHOLDS)}
 
 
 class BitsPerByte(Metric):
-    """Bits that the predictions need for a byte of the text, where token ``i`` stands for ``lengths[i]`` bytes.
+    """Bits per byte of text: the cross-entropy of the targets in bits, divided by their length in bytes.
 
-    ``update(logits [B, T, V], targets [B, T])``; the cross-entropy in bits of all targets but those that are -100, over
-    the bytes that they stand for. Tokenizers can be compared by it, which they cannot be by the loss of a token.
+    ``update(logits [B, T, V], targets [B, T])``. Token ``i`` is ``lengths[i]`` bytes long; targets of -100 are ignored.
+    Unlike the loss per token, it is comparable between tokenizers.
     """
 
     higher_is_better = False
@@ -149,10 +149,10 @@ class BitsPerByte(Metric):
 
 
 class MaskedMean(Metric):
-    """The mean of ``error(prediction, target)`` over where ``labelled(target)``, or its root.
+    """The mean of ``error(prediction, target)`` over the labels, where ``labelled(target)``; ``root`` takes its root.
 
-    ``by_batch``: the mean over the batches of each batch's ``mean`` or ``median`` (the lower of two, as torch's); of
-    several processes each one's part of a batch counts as a batch.
+    ``by_batch``: the mean over batches of each batch's ``mean`` or ``median`` (torch's, the lower of two middle
+    values). Each rank's share of a batch counts as a batch.
     """
 
     higher_is_better = False
@@ -191,7 +191,7 @@ class MaskedMean(Metric):
 
 
 class Within(MaskedMean):
-    """The share of normals ``[B, 3, H, W]`` that are less than ``limit`` degrees from the target's."""
+    """The share of normals ``[B, 3, H, W]`` with an angle below ``limit`` degrees to the target."""
 
     higher_is_better = True
 
@@ -200,9 +200,9 @@ class Within(MaskedMean):
 
 
 class MedianAngle(Metric):
-    """The median angle between normals ``[B, 3, H, W]`` over the whole set, in degrees, from a histogram of the errors.
+    """The median angle between normals ``[B, 3, H, W]`` over the whole set, in degrees, from a histogram.
 
-    Within 0.01 degrees, the width of a bin, of the median of all pixels (the lower one of an even number).
+    It is within 0.01 degrees, the width of a bin, of the exact median (the lower of two middle values).
     """
 
     higher_is_better = False
@@ -227,69 +227,57 @@ class MedianAngle(Metric):
         return (place + inside) * (180 / BINS)
 
 
-class LogitF1(BinaryF1Score):
+class FromLogits(Metric):
+    """Mixin for torchmetrics' binary metrics: logits, and targets 0, 1 or NaN."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        super().update(prediction.sigmoid(), _as_integers(target))
+
+
+class LogitF1(FromLogits, BinaryF1Score):
     """The F1 of one attribute's logits."""
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _whole(target))
+
+class LogitAccuracy(FromLogits, BinaryAccuracy):
+    """The accuracy of one attribute's logits."""
 
 
-class LogitAccuracy(BinaryAccuracy):
-    """The share of one attribute's logits that have the right sign."""
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _whole(target))
-
-
-class LogitsF1(MultilabelF1Score):
+class LogitsF1(FromLogits, MultilabelF1Score):
     """The mean F1 of several attributes' logits."""
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _whole(target))
+
+class LogitsAccuracy(FromLogits, MultilabelAccuracy):
+    """The mean accuracy of several attributes' logits."""
 
 
-class LogitsAccuracy(MultilabelAccuracy):
-    """The mean share of several attributes' logits that have the right sign."""
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _whole(target))
-
-
-class MaxF(BinaryPrecisionRecallCurve):
-    """The best F1 that one threshold on the probability has over the whole set."""
+class MaxF(FromLogits, BinaryPrecisionRecallCurve):
+    """The best F1 over the whole set with one threshold on the probability."""
 
     higher_is_better = True
 
     def __init__(self, thresholds: int) -> None:
         super().__init__(thresholds=thresholds, ignore_index=IGNORED)
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        super().update(prediction.sigmoid(), _whole(target))
-
     def compute(self) -> Tensor:
-        """The best so far; 0 where nothing is positive."""
+        """The best value so far; 0 without positives."""
         right, wrong = self.confmat[:, 1, 1], self.confmat[:, 0, 1] + self.confmat[:, 1, 0]
         return (2 * right / (2 * right + wrong).clamp_min(1)).max()
 
 
 class MaxIoU(MaxF):
-    """The best intersection over union that one threshold on the probability has over the whole set."""
+    """The best intersection over union over the whole set with one threshold on the probability."""
 
     def compute(self) -> Tensor:
-        """The best so far; 0 where nothing is positive."""
+        """The best value so far; 0 without positives."""
         right, wrong = self.confmat[:, 1, 1], self.confmat[:, 0, 1] + self.confmat[:, 1, 0]
         return (right / (right + wrong).clamp_min(1)).max()
 
 
 def angle(prediction: Tensor, target: Tensor) -> Tensor:
-    """The degrees between vectors on axis 1, 90 for a zero vector: ``[B, 3, H, W]`` twice -> ``[B, H, W]``."""
+    """The angle in degrees between vectors on axis 1, 90 for a zero vector: two ``[B, 3, H, W]`` -> ``[B, H, W]``."""
     prediction, target = prediction.float(), target.float()
-    # By sine and cosine: the cosine alone is flat near 0, where its rounding comes to 0.03 degrees.
+    # From sine and cosine: near 0 the cosine alone is flat, and its rounding would be 0.03 degrees.
     sine = torch.linalg.cross(prediction, target, dim=1).norm(dim=1)
     degrees = torch.atan2(sine, (prediction * target).sum(1)).rad2deg()
     return degrees.where((prediction != 0).any(1), 90.0)
@@ -311,6 +299,6 @@ def _relative(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).abs() / target
 
 
-def _whole(target: Tensor) -> Tensor:
-    """Targets 0 and 1 as whole numbers, IGNORED for NaN."""
+def _as_integers(target: Tensor) -> Tensor:
+    """Targets 0 and 1 as integers, IGNORED for NaN."""
     return target.nan_to_num(IGNORED).long() if target.is_floating_point() else target

@@ -1,4 +1,4 @@
-"""What a task is, and where a batch has labels for it."""
+"""Tasks, and the labels that a batch has for them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mtl.data.labels import Labels
 
 @dataclass
 class Task:
-    """A task: its name (its head's name in the model and its target's in the batch), loss and metrics.
+    """A task: its name, loss and metrics. Its head in the model and its target in the batch have the same name.
 
-    ``labels``: what its targets must look like, where that is known.
+    ``labels``: the targets that the loss accepts, if known.
     """
 
     name: str
@@ -26,33 +26,33 @@ class Task:
     labels: Labels | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move what the loss and the metrics hold to ``device``."""
+        """Move the loss and the metrics to ``device``."""
         for part in (self.loss, *self.metrics.values()):
             if isinstance(part, nn.Module):
                 part.to(device)
 
 
 def loss_modules(tasks: Sequence[Task]) -> nn.ModuleDict:
-    """The losses that are modules, by task: they may hold parameters and buffers."""
+    """The losses that are modules, by task; they may have parameters and buffers."""
     return nn.ModuleDict({task.name: task.loss for task in tasks if isinstance(task.loss, nn.Module)})
 
 
 def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Task]:
-    """The tasks that this batch has a label for.
+    """The tasks with a label in this batch.
 
-    A task is absent when its key is missing from ``targets``, or when where_labelled finds no label in its target. An
-    absent task is left out of the step; it is not a zero gradient.
+    A task is absent if its key is missing in ``targets``, or if :func:`where_labelled` finds no label in its target. An
+    absent task is excluded from the step; it is not a zero gradient.
     """
     candidates = [task for task in tasks if task.name in targets]
     labelled = [where_labelled(task, targets[task.name]) for task in candidates]
-    # One transfer for all the tasks that must be looked at, not one each.
+    # One transfer from the device for all tasks, not one per task.
     unknown = [mask.any() for mask in labelled if mask is not None]
     answers = iter(torch.stack(unknown).tolist() if unknown else [])
     return [task for task, mask in zip(candidates, labelled, strict=True) if (True if mask is None else next(answers))]
 
 
 def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[float]:
-    """How many labels of each task are in this batch, 0 where there is none; see count_labels."""
+    """The number of labels of each task in this batch; see :func:`count_labels`."""
     counts: list[Any] = []
     for task in tasks:
         target = targets.get(task.name)
@@ -65,17 +65,17 @@ def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[floa
             counts.append(target.numel() if isinstance(target, Tensor) else len(target))
         else:
             counts.append(mask.sum())
-    # One transfer for all the tasks that must be looked at, not one each.
+    # One transfer from the device for all tasks, not one per task.
     unknown = [count for count in counts if isinstance(count, Tensor)]
     answers = iter(torch.stack(unknown).tolist() if unknown else [])
     return [next(answers) if isinstance(count, Tensor) else count for count in counts]
 
 
 def where_labelled(task: Task, target: Any) -> Tensor | None:
-    """Where ``target`` holds a label, as a mask: what its loss's ``labelled`` says, where it has such a method.
+    """A mask of the labels in ``target``, from the loss's method ``labelled`` if it has one.
 
-    Otherwise neither NaN nor the loss's ``ignore_index``, in the target's shape. None: everywhere, or it is no tensor
-    and the loss's own business.
+    Otherwise the mask has the target's shape and excludes NaN, or the loss's ``ignore_index``. None means a label
+    everywhere, or a target that is not a tensor.
     """
     if not isinstance(target, Tensor):
         return None
@@ -89,14 +89,14 @@ def where_labelled(task: Task, target: Any) -> Tensor | None:
 
 
 def _class_weights(task: Task, target: Tensor) -> Tensor | None:
-    """What each class counts in the mean that torch's losses of classes are, where they do not count the same."""
+    """The class weights of torch's classification losses, which divide by their sum over the labels; None without."""
     by_class = isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss) and not target.is_floating_point()
     return getattr(task.loss, "weight", None) if by_class else None
 
 
 def count_labels(task: Task, target: Any) -> float:
-    """How many labels a mean-reduced loss averages over; the samples of a target that is no tensor.
+    """The number of labels that a mean-reduced loss averages over.
 
-    Where the loss weighs its classes, by their weights.
+    It is the sum of their class weights if the loss has some, and the number of samples if the target is not a tensor.
     """
     return label_counts([task], {task.name: target})[0]

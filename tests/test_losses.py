@@ -1,4 +1,4 @@
-"""Losses against loops over single labels, and where they find labels."""
+"""Losses against loops over single labels, and their masks of labels."""
 
 import math
 

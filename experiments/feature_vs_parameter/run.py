@@ -78,8 +78,8 @@ def audit(state: Any, inputs: Tensor, targets: dict[str, Tensor], rules: dict[st
             line[f"update/{rule}"] = update_cosine(there, weights(module, gram), weights(module, there))
         yield line
     ones = torch.ones(len(names), dtype=torch.float64)
-    plain = {f"update/{rule}": update_cosine(there, ones, weights(module, there)) for rule, module in rules.items()}
-    yield {"space": "plain sum", **plain}
+    equal = {f"update/{rule}": update_cosine(there, ones, weights(module, there)) for rule, module in rules.items()}
+    yield {"space": "equal weighting", **equal}
 
 
 def grams(state: Any, inputs: Tensor, targets: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -187,7 +187,7 @@ def tables(lines: list[dict[str, Any]], driver: str) -> str:
                 text.append(f"| {trunk} | `{space}` | {part} | {' | '.join(cells)} |")
     text += ["", "| trunk | weights from | " + " | ".join(RULES) + " |", "|---" * (len(RULES) + 2) + "|"]
     for trunk in TRUNKS:
-        for space in (*SPACES, "plain sum"):
+        for space in (*SPACES, "equal weighting"):
             where = dict(trunk=trunk, driver=driver, space=space)
             cells = (cell(by_seed(lines, f"update/{rule}", **where)) for rule in RULES)
             text.append(f"| {trunk} | {space} | {' | '.join(cells)} |")
@@ -200,7 +200,7 @@ def draw(lines: list[dict[str, Any]], driver: str, path: Path) -> None:
 
     figure = Figure(figsize=(12, 7), layout="constrained")
     panels = figure.subplots(2, len(TRUNKS), sharey="row", squeeze=False)
-    colours = dict(zip((*SPACES, "plain sum"), ("C0", "C1", "0.6"), strict=True))
+    colours = dict(zip((*SPACES, "equal weighting"), ("C0", "C1", "0.6"), strict=True))
     for (trunk, above), below in zip(zip(TRUNKS, panels[0], strict=True), panels[1], strict=True):
         own = [line for line in lines if line["trunk"] == trunk and line["driver"] == driver]
         steps = sorted({line["step"] for line in own})

@@ -1,1 +1,1 @@
-"""What tasks share, and what each head reads of it."""
+"""Architectures: what tasks share, and what each head reads of it. One file per architecture."""

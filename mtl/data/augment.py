@@ -1,8 +1,8 @@
-"""Joint augmentation: an image and its masks, depth and normals are turned together, by torchvision's transforms.
+"""Joint augmentation: torchvision's transforms, applied to an image with its masks, depth and normals.
 
-The kind of a target says what becomes of it: tv_tensors.Mask (of classes) keeps its values; Depth, Disparity and
-Normals change theirs. All that is drawn comes from torch's global generator, and the loader seeds that by seed, epoch
-and sample: an augmentation is the same with any number of loader processes and after a resume.
+A target's type decides whether its values change: tv_tensors.Mask (classes) keeps them; Depth, Disparity and Normals
+change. Random draws come from torch's global generator, which the loader seeds by seed, epoch and sample. So an
+augmentation is the same with any number of loader processes and after a resume.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torchvision.transforms.v2 import functional as F
 
 
 class Depth(tv_tensors.Mask):
-    """Distances ``[1, H, W]``: what is enlarged by s seems nearer by s. Resized to the nearest, as classes are."""
+    """Distances ``[1, H, W]``, divided by the scale when enlarged; resized to the nearest pixel, as classes are."""
 
 
 class Disparity(tv_tensors.Mask):
-    """Inverse distances ``[1, H, W]``: what is enlarged by s seems nearer, so that they grow by s."""
+    """Inverse distances ``[1, H, W]``, multiplied by the scale when enlarged."""
 
 
 class Normals(tv_tensors.Image):
-    """Surface normals ``[3, H, W]``, x to the right: a horizontal flip negates x."""
+    """Surface normals ``[3, H, W]`` with x to the right: a horizontal flip negates x."""
 
 
 @F.register_kernel(F.horizontal_flip, Normals)
@@ -36,22 +36,22 @@ def _flip_normals(normals: Normals) -> Normals:
 
 
 class ScaleCrop(v2.Transform):
-    """Enlarge by a factor drawn from ``scales`` and crop to the size there was, at a place drawn evenly.
+    """Enlarge by a factor drawn from ``scales``, then crop to the original size at a uniformly random position.
 
-    Depth is divided by the factor, disparity multiplied. Images and normals are resized bilinearly, all else to the
-    nearest pixel, both by the pixels' centres; the official code of MTAN aligns the corners instead.
+    Depth is divided by the factor, disparity is multiplied. Images and normals are resized bilinearly, all others to
+    the nearest pixel, with pixel centres aligned; the official code of MTAN aligns the corners.
 
-    Source: Liu et al. 2019 (MTAN), the augmentation of its code.
+    Source: Liu et al. 2019 (MTAN), the augmentation of the official code.
     """
 
     def __init__(self, scales: Sequence[float] = (1.0, 1.2, 1.5)) -> None:
         super().__init__()
         if not scales or min(scales) < 1:
-            raise ValueError(f"scales={list(scales)} must be one number or more, each of 1 or more.")
+            raise ValueError(f"scales={list(scales)} must be a list of numbers, each 1 or more.")
         self.scales = list(scales)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The factor, and the rectangle that is enlarged."""
+        """Draw the factor, and the rectangle to enlarge."""
         height, width = F.get_size(next(value for value in flat_inputs if isinstance(value, tv_tensors.Image)))
         scale = self.scales[int(torch.randint(len(self.scales), ()))]
         h, w = int(height / scale), int(width / scale)
@@ -59,7 +59,7 @@ class ScaleCrop(v2.Transform):
         return {"scale": scale, "size": [height, width], "box": (top, left, h, w)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """One of an image and its targets; what has no pixels stays."""
+        """Transform the image or one target; a target without pixels is unchanged."""
         if not isinstance(inpt, tv_tensors.Image | tv_tensors.Mask) or params["scale"] == 1:
             return inpt
         classes = isinstance(inpt, tv_tensors.Mask)
@@ -74,5 +74,5 @@ class ScaleCrop(v2.Transform):
 
 
 def scale_crop_flip() -> v2.Transform:
-    """The augmentation of MTAN and its successors: ScaleCrop, then a horizontal flip of every other sample."""
+    """The augmentation of MTAN and its successors: ScaleCrop, then a horizontal flip with probability 1/2."""
     return v2.Compose([ScaleCrop(), v2.RandomHorizontalFlip()])

@@ -1,4 +1,4 @@
-"""CelebA: forty binary attributes of a face, each a task."""
+"""CelebA: forty binary attributes of faces, each a task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, check_batch_size, errors_named_by, find_root, read_image
+from mtl.data.files import Read, Samples, errors_named_by, find_root, read_image
+from mtl.errors import require_positive
 
 IMAGES, LABELS, PARTITION = "Img/img_align_celeba", "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt"
 SOURCE = (
@@ -35,22 +36,20 @@ ATTRIBUTES = (
 class CelebA:
     """Aligned faces and their attributes, from the original text files under ``root``:
 
-    ``Img/img_align_celeba/*.jpg``, ``Anno/list_attr_celeba.txt`` and ``Eval/list_eval_partition.txt``, which has the
-    three splits (162,770, 19,867 and 19,962 images). Nothing is augmented.
+    ``Img/img_align_celeba/*.jpg``, ``Anno/list_attr_celeba.txt`` and ``Eval/list_eval_partition.txt``, which defines
+    the splits (162,770, 19,867 and 19,962 images). There is no augmentation.
 
-    Inputs: ``[B, 3, image_size, image_size]``, resized without regard to their 178×218 pixels, as in the field, and
-    normalised by the statistics of ImageNet. Targets: each attribute by its name, ``[B, 1]``, 1.0 or 0.0.
+    Inputs: ``[B, 3, image_size, image_size]``, resized from 178×218 pixels to a square, as is usual, and normalised by
+    the statistics of ImageNet. Targets: every attribute by its name, ``[B, 1]``, 1.0 or 0.0.
 
-    Raises ValueError for files that are missing, for lines of a list that are not what they should be, and, where a
-    sample is read, for an image that is broken; each names the file. Source: Liu et al. 2015.
+    Raises ValueError for missing files and malformed lists; when a sample is read, for an unreadable image. The message
+    names the file. Source: Liu et al. 2015.
     """
 
     targets = ATTRIBUTES
 
     def __init__(self, root: str, batch_size: int = 256, image_size: int = 64) -> None:
-        check_batch_size(batch_size)
-        if image_size < 1:
-            raise ValueError(f"image_size={image_size} must be 1 or more.")
+        require_positive(batch_size=batch_size, image_size=image_size)
         folder = find_root(root, {IMAGES: "the images", LABELS: "the attributes", PARTITION: "the splits"}, SOURCE)
         self.batch_size, self.kinds = batch_size, dict.fromkeys(ATTRIBUTES, "class")
         self.input_info = {"in_channels": 3, "image_size": image_size}
@@ -64,7 +63,7 @@ class CelebA:
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """``f1`` as in FAMO and ``accuracy`` as in Sener & Koltun, whose error is one less it."""
+        """``f1`` as in FAMO, and ``accuracy``: one minus the error of Sener & Koltun."""
         return metrics.attributes()
 
     def _read(self, item: tuple[str, NDArray[Any]]) -> Read:
@@ -74,7 +73,7 @@ class CelebA:
 
 
 def _read_labels(file: Path) -> pd.DataFrame:
-    """One row an image, one column an attribute, -1 or 1."""
+    """One row per image, one column per attribute, each -1 or 1."""
     with errors_named_by(file):
         table = pd.read_csv(file, sep=r"\s+", skiprows=1)
     if tuple(table.columns) != ATTRIBUTES:
@@ -94,7 +93,7 @@ def _read_partition(file: Path, labels: pd.DataFrame) -> pd.Series:
     for name in partition.index[~partition.isin([0, 1, 2])]:
         raise ValueError(f"{file} has {partition[name]} for {name}; it must be 0 (train), 1 (val) or 2 (test).")
     for name in partition.index.difference(labels.index):
-        raise ValueError(f"{file} has {name}, which {LABELS} has not.")
+        raise ValueError(f"{file} lists {name}, which is missing in {LABELS}.")
     for number, split in enumerate(("train", "val", "test")):
         if not (partition == number).any():
             raise ValueError(f"{file} has no image of the split {number} ({split}).")
@@ -102,7 +101,7 @@ def _read_partition(file: Path, labels: pd.DataFrame) -> pd.Series:
 
 
 def make_fixture(root: Path, train: int = 10, val: int = 3, test: int = 3) -> None:
-    """A tiny CelebA of random scenes, whose attributes are drawn."""
+    """Write a tiny CelebA of random scenes with random attributes."""
     rng = np.random.default_rng(0)
     for file in (IMAGES, LABELS, PARTITION):
         (root / file).parent.mkdir(parents=True, exist_ok=True)

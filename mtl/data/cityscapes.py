@@ -1,4 +1,4 @@
-"""Cityscapes as MTAN preprocessed it: segmentation and disparity of streets."""
+"""Cityscapes as preprocessed by MTAN: segmentation and disparity of street scenes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torchmetrics import Metric
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import Depth, Disparity, scale_crop_flip
-from mtl.data.files import Read, Samples, as_classes, as_depth, check_batch_size, splits
+from mtl.data.files import Read, as_classes, as_depth, split_samples, splits
 from mtl.data.mtan import Arrays, Item
+from mtl.errors import require_positive
 
 IGNORED = -1
 SOURCE = (
@@ -21,20 +22,20 @@ SOURCE = (
 
 
 class Cityscapes:
-    """Streets in the layout of MTAN: ``root/{train,val}/{image,label_7,label_19,depth}/<i>.npy``, channels last.
+    """Street scenes in the layout of MTAN: ``root/{train,val}/{image,label_7,label_19,depth}/<i>.npy``, channels last.
 
-    The folder ``val`` is the test split. The last ``validation`` of the training samples are the validation split, the
-    same for every seed (0.2 is Kurin et al.'s); with 0 that is the test split, and all samples are trained on, as in
-    the published results. ``classes``: 7 or 19, and the folder ``label_<classes>`` is read.
+    The folder ``val`` is the test split. The last ``validation`` (a share) of the training samples is the validation
+    split, the same for every seed (0.2 in Kurin et al.). With 0, the test split is also the validation split and all
+    training samples are used, as in published results. ``classes`` is 7 or 19: the folder ``label_<classes>`` is read.
 
-    The files' ``depth`` is a disparity, and grows where an image is enlarged. ``augment``: training samples are scaled,
-    cropped and flipped, see ScaleCrop; ``disparity`` says how it is scaled: ``multiplied`` by the factor, or, as in the
-    published results, ``inherited`` from the code for depth, which divides.
+    ``augment``: training samples are scaled, cropped and flipped, see :class:`ScaleCrop`. The files' ``depth`` is a
+    disparity, which grows when an image is enlarged. ``disparity=multiplied`` scales it so; ``disparity=inherited``
+    divides it, as the published results do with code that was written for depth.
 
-    Inputs: ``[B, 3, H, W]``, normalised by the statistics of ImageNet, which the papers' codes do not do. Targets:
-    ``segmentation`` ``[B, H, W]``, -1 for none; ``depth`` ``[B, 1, H, W]``, 0 for none.
+    Inputs: ``[B, 3, H, W]``, normalised by the statistics of ImageNet, which the papers' codes omit. Targets:
+    ``segmentation`` ``[B, H, W]``, -1 if missing; ``depth`` ``[B, 1, H, W]``, 0 if missing.
 
-    Raises ValueError as NYUv2 does. Source: Cordts et al. 2016; Liu et al. 2019 (MTAN); Kurin et al. 2022.
+    Raises ValueError as :class:`NYUv2` does. Source: Cordts et al. 2016; Liu et al. 2019 (MTAN); Kurin et al. 2022.
     """
 
     targets = ("segmentation", "depth")
@@ -48,7 +49,7 @@ class Cityscapes:
         disparity: str = "multiplied",
         classes: int = 7,
     ) -> None:
-        check_batch_size(batch_size)
+        require_positive(batch_size=batch_size)
         if classes not in (7, 19):
             raise ValueError(f"classes={classes} must be 7 or 19.")
         if disparity not in ("multiplied", "inherited"):
@@ -58,12 +59,11 @@ class Cityscapes:
         self.kinds = dict(segmentation="segmentation", depth="depth")
         self._arrays = Arrays(root, ("image", self._label, "depth"), SOURCE)
         self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
-        train, val, test = splits(self._arrays.train, self._arrays.val, validation)
-        self.train = Samples(train, self._read, scale_crop_flip() if augment else None)
-        self.val, self.test = Samples(val, self._read), Samples(test, self._read)
+        items = splits(self._arrays.train, self._arrays.val, validation)
+        self.train, self.val, self.test = split_samples(items, self._read, scale_crop_flip() if augment else None)
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """Those of the papers, by pixel as in LibMTL and by batch as in MTAN, see mtl.metrics."""
+        """The papers' metrics, by pixel as in LibMTL and by batch as in MTAN; see mtl.metrics."""
         if target == "segmentation":
             return metrics.segmentation(self._classes, IGNORED)
         return metrics.depth(batch_mean=True)
@@ -78,7 +78,7 @@ class Cityscapes:
 
 
 def make_fixture(root: Path, height: int = 16, width: int = 32, train: int = 10, val: int = 3) -> None:
-    """A tiny Cityscapes of random scenes, in which every target lacks a corner of its own size."""
+    """Write a tiny Cityscapes of random scenes; every target lacks the labels of a corner, each of another size."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
@@ -91,8 +91,7 @@ def make_fixture(root: Path, height: int = 16, width: int = 32, train: int = 10,
                 "depth": fixtures.corner(0.5 / made["depth"], 0, 4, 4)[..., None],
             }
             for kind, array in arrays.items():
-                (root / split / kind).mkdir(parents=True, exist_ok=True)
-                np.save(root / split / kind / f"{i}.npy", array)
+                fixtures.save_array(root / split / kind / f"{i}.npy", array)
 
 
 if __name__ == "__main__":

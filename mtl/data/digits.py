@@ -1,4 +1,4 @@
-"""Two overlapping handwritten digits an image: MultiMNIST's protocol on the digits inside scikit-learn."""
+"""Two overlapping handwritten digits per image: MultiMNIST's protocol on the digits inside scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.nn.functional import interpolate, pad
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
+from mtl.errors import require, require_positive
 from mtl.metrics import classification
 
 SIDE = 8  # pixels of the UCI digits
 BRIGHTEST = 16
-MEAN, STD = 0.33, 0.37  # of the pairs at the default offset
+MEAN, STD = 0.33, 0.37  # pixel statistics of the pairs at the default offset
 CLASSES = {"left": 10, "right": 10, "sum": 19, "parity": 2, "left_parity": 2, "right_parity": 2}
 
 
 class Digits:
-    """Pairs of UCI handwritten digits (1797 scans, 8×8), one at the left and one at the right, overlapping.
+    """Overlapping pairs of UCI handwritten digits (1797 scans of 8×8 pixels), one on the left and one on the right.
 
-    The protocol is Sener & Koltun's (NeurIPS 2018): the second digit is moved ``offset`` pixels down and to the
-    right, where they overlap the brighter pixel wins, and the image is resized to ``image_size``. Their
-    ratios (36×36 canvas, 28×28 digits, 6 pixels) correspond to an offset of 2 here; 1 is harder. The source digits
-    are split (70 / 15 / 15 %, the same for every seed) before they are paired, so no scan is in two splits. Each
-    is the left one of ``pairs_per_digit`` pairs a pass; the right ones of the training pairs are drawn anew, from
-    ``seed``, in every epoch.
+    The protocol is that of Sener & Koltun (NeurIPS 2018): the right digit is moved ``offset`` pixels down and to the
+    right, the brighter pixel counts where the digits overlap, and the image is resized to ``image_size``. Their ratios
+    (36×36 canvas, 28×28 digits, 6 pixels) correspond to an offset of 2 here; 1 is harder. The scans are split (70 / 15
+    / 15 %, the same for every seed) before they are paired, so no scan is in two splits. In every epoch, each scan is
+    the left digit of ``pairs_per_digit`` pairs; the right digits of the training pairs are drawn anew from ``seed``.
 
     Inputs: ``[B, 1, image_size, image_size]``. Targets, all class indices: ``left``, ``right``, their ``sum``
     (0 to 18), ``left_parity``, ``right_parity`` and the sum's ``parity`` (1 is odd).
@@ -46,15 +46,9 @@ class Digits:
         pairs_per_digit: int = 8,
         seed: int = 0,
     ) -> None:
-        for name, value in (
-            ("batch_size", batch_size),
-            ("image_size", image_size),
-            ("pairs_per_digit", pairs_per_digit),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more.")
-        if not 0 <= offset <= SIDE:
-            raise ValueError(f"offset={offset} must be from 0 (the digits cover each other) to {SIDE} (they touch).")
+        require_positive(batch_size=batch_size, image_size=image_size, pairs_per_digit=pairs_per_digit)
+        accepted = f"from 0 (the digits cover each other) to {SIDE} (they touch)"
+        require("offset", offset, accepted, 0 <= offset <= SIDE)
         self.batch_size, self.kinds = batch_size, dict.fromkeys(CLASSES, "class")
         self.input_info = {"in_channels": 1, "image_size": image_size}
         scans, labels = _load()
@@ -70,20 +64,20 @@ class Digits:
         self.train, self.val, self.test = pairs(train, None), pairs(val, 1), pairs(test, 2)
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """Accuracy: the share of images whose class is right."""
+        """Accuracy: the share of correctly classified images."""
         return classification(CLASSES[target])
 
 
 @cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    return load_digits(return_X_y=True)  # parses a text file: 60 ms that a sweep need not pay in every job
+    return load_digits(return_X_y=True)  # parsing the text file takes 60 ms, once per process of a sweep
 
 
 class Pairs(Dataset):
-    """The pairs of one split; sample ``i`` has source digit ``i mod n`` at the left.
+    """The pairs of one split; sample ``i`` has scan ``i mod n`` on the left.
 
-    ``scans`` ``[n, side, side]``, from 0 to 1 or bytes; ``margin``: what the canvas has to the right of both digits and
-    below; ``mode``: how it becomes ``image_size`` wide.
+    ``scans`` is ``[n, side, side]``, from 0 to 1 or uint8. ``margin`` is the empty space to the right of both digits
+    and below them; ``mode`` is the interpolation of the resize to ``image_size``.
     """
 
     def __init__(
@@ -102,7 +96,7 @@ class Pairs(Dataset):
         mode: str = "bilinear",
     ) -> None:
         self._scans, self._labels, self._image_size = scans[:, None], labels, image_size
-        self._left = (0, offset + margin, 0, offset + margin)  # what is padded: left, right, above, below
+        self._left = (0, offset + margin, 0, offset + margin)  # padding: left, right, above, below
         self._right = (offset, margin, offset, margin)
         self._mean, self._std, self._mode = mean, std, mode
         self._repeats, self._seed, self._redraw = repeats, seed, redraw
@@ -116,7 +110,7 @@ class Pairs(Dataset):
         return inputs[0], {name: target[0] for name, target in targets.items()}
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The samples of ``indices`` in this epoch: a function of the seed, the epoch and the indices alone."""
+        """The samples of ``indices`` in this epoch; they depend on the seed, the epoch and the indices alone."""
         left = torch.as_tensor(indices) % len(self._labels)
         right = self._right_digits(epoch if self._redraw else 0)[torch.as_tensor(indices)]
         images = torch.maximum(pad(self._scans[left], self._left), pad(self._scans[right], self._right))

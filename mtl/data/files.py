@@ -1,4 +1,4 @@
-"""Data sets that are files: what a folder lacks is said at the start, and what cannot be read is named by its file."""
+"""Data sets made of files: missing files are reported at the start, unreadable ones by their path."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from mtl.errors import first_line
 
 log = logging.getLogger(__name__)
 
-# Of ImageNet's images, on which backbones are pretrained.
+# Pixel statistics of ImageNet, on which backbones are pretrained.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Item = TypeVar("Item")
-Read = tuple[tv_tensors.Image, dict[str, Tensor]]
+Read = tuple[tv_tensors.Image, dict[str, Tensor]]  # an image and its targets
+Transform = Callable[[Any, Any], Any]
 
 
 class Samples(Dataset):
-    """Samples read one by one: ``read(item)`` gives an image ``[3, H, W]`` and its targets, as tv_tensors.
+    """Samples that are read one by one: ``read(item)`` returns an image ``[3, H, W]`` and its targets, as tv_tensors.
 
-    ``transform`` turns both together; what it draws comes from torch's global generator, which the loader seeds by
-    seed, epoch and sample. Then the image is normalised by the statistics of ImageNet.
+    ``transform`` is applied to both together; it draws from torch's global generator, which the loader seeds by seed,
+    epoch and sample. Then the image is normalised by the statistics of ImageNet.
     """
 
-    def __init__(
-        self, items: Sequence[Any], read: Callable[[Any], Read], transform: Callable[[Any, Any], Any] | None = None
-    ) -> None:
+    def __init__(self, items: Sequence[Any], read: Callable[[Any], Read], transform: Transform | None = None) -> None:
         self._items, self._read, self._transform = items, read, transform
 
     def __len__(self) -> int:
@@ -56,9 +55,9 @@ class Samples(Dataset):
 
 
 def find_root(root: str, needed: Mapping[str, str], source: str) -> Path:
-    """The folder ``root``, if it holds all that is ``needed``: relative paths, and what each is.
+    """The folder ``root``, which must contain all ``needed`` paths (relative path -> description).
 
-    ValueError with what is missing, where it was expected, and ``source``, how to get it.
+    ValueError with the missing paths, the folder, and ``source``: a sentence on how to get the files.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -72,27 +71,34 @@ def find_root(root: str, needed: Mapping[str, str], source: str) -> Path:
 def splits(
     train: Sequence[Item], test: Sequence[Item], validation: float
 ) -> tuple[Sequence[Item], Sequence[Item], Sequence[Item]]:
-    """Training, validation and test items, where the field has no validation split.
+    """Training, validation and test items of a data set whose authors define no validation split.
 
-    That is the last ``validation`` of the training items: neighbours, which may show one scene, stay together. With 0
-    it is the test split, as in the published results. ValueError for a share that is not from 0 to below 1, or that
-    leaves nothing to train on.
+    The last ``validation`` (a share) of the training items is the validation split, so that neighbouring items, which
+    may show one scene, stay together. With 0, the test split is also the validation split, as in published results.
+    ValueError for a share outside [0, 1), or if no training item remains.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} must be from 0 (val is the test split, as published) to below 1.")
     if validation == 0:
-        log.warning("validation=0: val is the test split, as published; the best model is then chosen on the test")
+        log.warning(
+            "validation=0: val is the test split, as published, so the best model is selected on the test split"
+        )
         return train, test, test
     cut = len(train) - max(1, round(len(train) * validation))
     if cut < 1:
-        raise ValueError(f"validation={validation} leaves nothing of {len(train)} to train on.")
+        raise ValueError(f"validation={validation} leaves none of {len(train)} items for training.")
     return train[:cut], train[cut:], test
 
 
-def check_batch_size(batch_size: int) -> None:
-    """ValueError for fewer than one."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+def split_samples(
+    items: tuple[Sequence[Item], Sequence[Item], Sequence[Item]],
+    read: Callable[[Item], Read],
+    training: Transform | None = None,
+    evaluation: Transform | None = None,
+) -> tuple[Samples, Samples, Samples]:
+    """Training, validation and test samples of the items in the three splits, with the transforms of each."""
+    train, val, test = items
+    return Samples(train, read, training), Samples(val, read, evaluation), Samples(test, read, evaluation)
 
 
 # --------------------------------------------------------------------------------------------- one file
@@ -100,7 +106,7 @@ def check_batch_size(batch_size: int) -> None:
 
 @contextmanager
 def errors_named_by(file: Path) -> Iterator[None]:
-    """Whatever goes wrong inside is a ValueError that names the file."""
+    """Turn every error inside the context into a ValueError that names the file."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist.")
     try:
@@ -110,20 +116,20 @@ def errors_named_by(file: Path) -> Iterator[None]:
 
 
 def read_image(file: Path) -> tv_tensors.Image:
-    """An image file of any kind, upright, in colour: ``[3, H, W]``, uint8."""
+    """An image file as RGB ``[3, H, W]``, uint8, rotated as its EXIF orientation demands."""
     with errors_named_by(file), Image.open(file) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
         return tv_tensors.Image(torch.from_numpy(np.array(upright)).permute(2, 0, 1))
 
 
 def read_png(file: Path) -> NDArray[Any]:
-    """An image file's own numbers, ``[H, W]`` or ``[H, W, C]``: class indices, or 16 bits, as they are."""
+    """The raw values of an image file, ``[H, W]`` or ``[H, W, C]``, such as class indices or 16-bit depth."""
     with errors_named_by(file), Image.open(file) as image:
         return np.array(image)
 
 
 def read_array(file: Path) -> NDArray[Any]:
-    """A .npy file of numbers."""
+    """The array of a .npy file; ValueError unless it holds numbers."""
     with errors_named_by(file):
         array = np.load(file, allow_pickle=False)
         if array.dtype.kind not in "fiub":
@@ -138,28 +144,32 @@ def check_shape(file: Path, array: NDArray[Any], shape: Sequence[int]) -> None:
 
 
 def as_classes(file: Path, array: NDArray[Any], num_classes: int, ignored: int) -> tv_tensors.Mask:
-    """Class indices ``[H, W]``; ValueError unless all are whole, below ``num_classes``, or ``ignored``."""
+    """Class indices ``[H, W]``; ValueError unless all are integers below ``num_classes``, or ``ignored``."""
     with np.errstate(invalid="ignore"):
         labels = array.astype(np.int64)
     known = (labels >= 0) & (labels < num_classes) | (labels == ignored)
     wrong = ~known | (labels != array)
     if wrong.any():
         value = array[wrong][0]
-        raise ValueError(f"{file} has the label {value:g}; there are 0 to {num_classes - 1}, and {ignored} for none.")
+        raise ValueError(
+            f"{file} has the label {value:g}; accepted are 0 to {num_classes - 1}, and {ignored} for a missing label."
+        )
     return tv_tensors.Mask(torch.from_numpy(labels))
 
 
 def as_depth(file: Path, array: NDArray[Any], kind: type[tv_tensors.Mask] = Depth) -> tv_tensors.Mask:
-    """Depth or disparity ``[H, W]`` as ``[1, H, W]``, 0 or NaN for none; ValueError for what is below 0 or infinite."""
+    """Depth or disparity ``[H, W]`` as ``[1, H, W]``; 0 and NaN are missing. ValueError if negative or infinite."""
     wrong = (array < 0) | np.isinf(array)
     if wrong.any():
-        raise ValueError(f"{file} has the value {array[wrong][0]:g}; it must be 0 (none) or more, and finite.")
+        raise ValueError(f"{file} has the value {array[wrong][0]:g}; it must be 0 (missing) or more, and finite.")
     return kind(torch.from_numpy(array.astype(np.float32))[None])
 
 
 def as_normals(file: Path, array: NDArray[Any]) -> Normals:
-    """Normals ``[H, W, 3]`` as ``[3, H, W]``; ValueError for a number outside -1 to 1."""
+    """Normals ``[H, W, 3]`` as ``[3, H, W]``; ValueError for a value outside -1 to 1."""
     wrong = ~(np.abs(array) <= 1.001)
     if wrong.any():
-        raise ValueError(f"{file} has the value {array[wrong][0]:g}; a normal's are from -1 to 1, all 0 for none.")
+        raise ValueError(
+            f"{file} has the value {array[wrong][0]:g}; a normal's values are from -1 to 1, all 0 if it is missing."
+        )
     return Normals(torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1))

@@ -1,4 +1,4 @@
-"""Tiny data sets in exactly the layout of the real ones, of random smooth scenes: for tests, and to try a command."""
+"""Tiny data sets of random smooth scenes in the exact file layout of the real ones, to test and to try commands."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def smooth(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def scene(rng: np.random.Generator, height: int, width: int, classes: int) -> dict[str, Array]:
-    """An image and what it shows: ``image`` ``[H, W, 3]`` uint8, ``classes``, ``depth`` in metres, ``normals`` (unit).
+    """An image with its targets: ``image`` ``[H, W, 3]`` uint8, ``classes``, ``depth`` in metres, unit ``normals``.
 
-    A region's colour is its class, its shade the slope of the depth: the targets can be seen in the image.
+    The targets can be learnt: colours show the classes, shading shows the slope of the depth.
     """
     labels = np.minimum((smooth(rng, height, width) * classes).astype(np.int64), classes - 1)
     depth = 1 + 3 * smooth(rng, height, width)
     down, right = np.gradient(depth)
     normals = np.stack([-8 * right, -8 * down, np.ones_like(depth)], -1)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    colours = np.random.default_rng(classes).uniform(0.3, 1.0, (classes, 3))  # the same in every scene
+    colours = np.random.default_rng(classes).uniform(0.3, 1.0, (classes, 3))  # the same colours in every scene
     shade = 0.55 + 0.45 * (normals @ np.array([-0.6, -0.4, 0.7]))
     image = colours[labels] * shade[..., None] + 0.02 * rng.normal(size=(height, width, 3))
     return {
@@ -40,16 +40,22 @@ def scene(rng: np.random.Generator, height: int, width: int, classes: int) -> di
 
 
 def corner(array: Array, mark: float, height: int, width: int) -> Array:
-    """The array with ``mark``, for no label, in its top left corner."""
+    """A copy of the array whose top left corner has the value ``mark``, for missing labels."""
     array = array.copy()
     array[:height, :width] = mark
     return array
 
 
+def save_array(file: Path, array: Array) -> None:
+    """Write a .npy file, and the folders above it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, array)
+
+
 def write(make_fixture: Callable[[Path], None], folder: Path, parser: argparse.ArgumentParser) -> None:
-    """Make a fixture in a folder that is empty or not there yet: real data are never written over."""
+    """Write a fixture to a folder that is empty or does not exist, so that real data are never overwritten."""
     if folder.exists() and any(folder.iterdir()):
-        parser.error(f"{folder} is not empty: give a folder that is not there yet.")
+        parser.error(f"{folder} is not empty: give a new folder.")
     make_fixture(folder)
     print(
         f"{folder} holds a tiny data set in the real layout: mtl-train data={Path(sys.argv[0]).stem} data.root={folder}"
@@ -59,5 +65,7 @@ def write(make_fixture: Callable[[Path], None], folder: Path, parser: argparse.A
 def main(make_fixture: Callable[[Path], None]) -> None:
     """The command ``python -m mtl.data.<name> --make-fixture DIR``."""
     parser = argparse.ArgumentParser(f"python -m mtl.data.{Path(sys.argv[0]).stem}")
-    parser.add_argument("--make-fixture", type=Path, metavar="DIR", required=True, help="write a tiny one there")
+    parser.add_argument(
+        "--make-fixture", type=Path, metavar="DIR", required=True, help="write a tiny data set to this folder"
+    )
     write(make_fixture, parser.parse_args().make_fixture, parser)

@@ -1,4 +1,4 @@
-"""Any folder of images with one table of labels: classes, yes-or-no labels and numbers, in CSV or Parquet."""
+"""A folder of images with one table of labels in CSV or Parquet: classes, binary labels and numbers."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, check_batch_size, errors_named_by, find_root, read_image
-from mtl.data.labels import IGNORED
+from mtl.data.files import Read, errors_named_by, find_root, read_image, split_samples
+from mtl.errors import require_positive
+from mtl.losses import IGNORED
 
 KINDS = ("class", "labels", "number")
-FEW = 20  # whole numbers of so many values are taken for classes, of more for numbers
+FEW = 20  # integers with at most this many distinct values are classes
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A target: of what ``kind``, from which columns of the table.
+    """A target: its ``kind`` and its columns of the table.
 
-    ``classes`` are a class target's values in the order of their indices; ``mean`` and ``std`` a number's over the
-    training rows, one a column.
+    ``classes`` are the values of a class target, in the order of their indices. ``mean`` and ``std`` are the statistics
+    of a number over the training rows, one per column.
     """
 
     kind: str
@@ -53,30 +54,31 @@ class Column:
 
     @property
     def width(self) -> int:
-        """How many outputs a head needs."""
+        """The number of outputs that a head needs."""
         return len(self.classes) if self.kind == "class" else len(self.columns)
 
 
 class ImageTable:
-    """Images and their labels: ``labels``, a table under ``root``, has a row an image.
+    """Images and their labels, from a table with one row per image.
 
-    The column ``image`` (None: the first) has its path under ``root``. ``targets`` maps a name to a column, or to
-    several; None: every other column is a target. ``kinds`` says what a target is, where it is not what it seems to be:
+    ``labels`` is the table's path below ``root``. The column ``image`` (default: the first) has the images' paths below
+    ``root``. ``targets`` maps a name to one column or several; by default every other column is a target. The kind of a
+    target is inferred from its columns, unless ``kinds`` names it:
 
-    - ``class``: one column. So seems text, truth values, and whole numbers of at most 20 values.
-    - ``labels``: columns of 0 and 1, or truth values, each yes or no by itself. So seem several such columns.
-    - ``number``: columns of numbers, standardised by mean and deviation over the training rows; metrics are in the
-      table's own units. So seem all other numbers.
+    - ``class``: one column. Inferred for text, booleans, and integers with at most 20 distinct values.
+    - ``labels``: columns of 0 and 1, or booleans, each a binary label. Inferred for several such columns.
+    - ``number``: columns of numbers, standardised by the mean and deviation of the training rows; metrics are in the
+      table's units. Inferred for all other numbers.
 
-    An empty cell is a missing label. ``split``: the column that says ``train``, ``val`` or ``test``; None: the shares
-    ``validation`` and ``test`` are held out by a hash of the image's name, the same for every seed and order of rows.
-    ``augment``: random crops and horizontal flips; not for targets that say where something is.
+    An empty cell is a missing label. ``split`` is the column with ``train``, ``val`` or ``test``; without it, the
+    shares ``validation`` and ``test`` are held out by a hash of the image's name, whatever the seed and the row order.
+    ``augment``: random crops and horizontal flips, which are wrong for targets that describe positions.
 
-    Inputs: ``[B, 3, image_size, image_size]``, resized whatever their shape, normalised by the statistics of ImageNet.
-    Targets: ``class`` ``[B]``, -100 for none; ``labels`` and ``number`` ``[B, columns]``, NaN for none.
+    Inputs: ``[B, 3, image_size, image_size]``, resized to a square and normalised by the statistics of ImageNet.
+    Targets: ``class`` ``[B]``, -100 if missing; ``labels`` and ``number`` ``[B, columns]``, NaN if missing.
 
-    Raises ValueError for a table, column, cell or image that is not there or not what it should be, with its row; and,
-    where a sample is read, for an image that is broken.
+    Raises ValueError for a missing or invalid table, column, cell or image, with its row; when a sample is read, for an
+    unreadable image.
     """
 
     def __init__(
@@ -93,49 +95,31 @@ class ImageTable:
         image_size: int = 128,
         augment: bool = False,
     ) -> None:
-        check_batch_size(batch_size)
-        if image_size < 1:
-            raise ValueError(f"image_size={image_size} must be 1 or more.")
-        folder = find_root(
-            root, {labels: "the labels"}, "give data.root=… the folder and data.labels=… the table in it."
-        )
-        self._folder, self._file = folder, folder / labels
+        require_positive(batch_size=batch_size, image_size=image_size)
+        where = "give data.root=… the folder and data.labels=… the table in it."
+        self._folder = find_root(root, {labels: "the labels"}, where)
+        self._file = self._folder / labels
         table = read_table(self._file, image)
-        self.image = _known(table, image or table.columns[0], "image", self._file)
+        self.image = _check_column(table, image or table.columns[0], "image", self._file)
         self._check_images(table)
         table[self.image] = table[self.image].astype(str)
-        parts = self._parts(table, split, validation, test)
-        wanted = targets or self._every_column(table, split)
-        if unknown := sorted(set(kinds or {}) - set(wanted)):
-            raise ValueError(f"kinds.{unknown[0]} names no target; the targets are {', '.join(wanted)}.")
-        self.columns: dict[str, Column] = {}
-        values: dict[str, NDArray[Any]] = {}
-        for name, own in wanted.items():
-            columns = tuple(_known(table, c, f"targets.{name}", self._file) for c in _as_list(own))
-            kind = (kinds or {}).get(name) or infer(table, columns, self._file)
-            self.columns[name], values[name] = _encode(table, name, kind, columns, parts == "train", self._file)
-        self.targets = tuple(wanted)
+        parts = self._assign_splits(table, split, validation, test)
+        wanted = targets or self._all_columns(table, split)
+        self.columns, values = self._encode_targets(table, wanted, kinds or {}, parts == "train")
+        self.targets = tuple(self.columns)
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
         self.batch_size = batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size}
+        train, val, test_items = (self._items(table, values, parts == part, part) for part in SPLITS)
         resize: v2.Transform = v2.Resize([image_size, image_size])
         crop = v2.RandomResizedCrop([image_size, image_size], scale=(0.5, 1.0))
-        files = table[self.image].to_numpy()
-
-        def samples(part: str, transform: v2.Transform) -> Samples:
-            rows = np.flatnonzero(parts == part)
-            if not len(rows):
-                raise ValueError(f"{self._file} has no row for the split {part}.")
-            own = [(files[row], {name: value[row] for name, value in values.items()}) for row in rows]
-            return Samples(own, self._read, transform)
-
-        self.train = samples("train", v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment else resize)
-        self.val, self.test = samples("val", resize), samples("test", resize)
+        training = v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment else resize
+        self.train, self.val, self.test = split_samples((train, val, test_items), self._read, training, resize)
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """``accuracy`` of classes; ``f1`` and ``accuracy`` of labels, their mean; ``abs_err`` and ``rmse`` of numbers.
+        """``accuracy`` for classes; mean ``f1`` and ``accuracy`` for labels; ``abs_err`` and ``rmse`` for numbers.
 
-        Of several numbers each has its own, as ``abs_err_<column>``. All are over the labels that are there.
+        Several numbers have one metric per column, as ``abs_err_<column>``. Missing labels are ignored.
         """
         column = self.columns[target]
         if column.kind == "class":
@@ -144,7 +128,7 @@ class ImageTable:
             return metrics.attributes(None if column.width == 1 else column.width)
         found: dict[str, Metric] = {}
         for i, (name, std) in enumerate(zip(column.columns, column.std, strict=True)):
-            known, suffix = partial(_is_known, i), "" if column.width == 1 else f"_{_name(name)}"
+            known, suffix = partial(_is_labelled, i), "" if column.width == 1 else f"_{_target_name(name)}"
             found[f"abs_err{suffix}"] = metrics.MaskedMean(partial(_absolute, i, std), known)
             found[f"rmse{suffix}"] = metrics.MaskedMean(partial(_squared, i, std), known, root=True)
         return found
@@ -153,32 +137,60 @@ class ImageTable:
         name, labels = item
         return read_image(self._folder / name), {target: torch.as_tensor(label) for target, label in labels.items()}
 
-    def _every_column(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
+    def _encode_targets(
+        self,
+        table: pd.DataFrame,
+        wanted: Mapping[str, str | Sequence[str]],
+        kinds: Mapping[str, str],
+        train: NDArray[np.bool_],
+    ) -> tuple[dict[str, Column], dict[str, NDArray[Any]]]:
+        """The targets, and their values in every row."""
+        if unknown := sorted(set(kinds) - set(wanted)):
+            raise ValueError(f"kinds.{unknown[0]} names no target; the targets are {', '.join(wanted)}.")
+        found: dict[str, Column] = {}
+        values: dict[str, NDArray[Any]] = {}
+        for name, own in wanted.items():
+            columns = tuple(_check_column(table, c, f"targets.{name}", self._file) for c in _as_list(own))
+            kind = kinds.get(name) or infer(table, columns, self._file)
+            found[name], values[name] = _encode(table, name, kind, columns, train, self._file)
+        return found, values
+
+    def _items(
+        self, table: pd.DataFrame, values: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_], part: str
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """An image's name and its labels, for each chosen row."""
+        rows = np.flatnonzero(chosen)
+        if not len(rows):
+            raise ValueError(f"{self._file} has no row for the split {part}.")
+        names = table[self.image].to_numpy()
+        return [(names[row], {target: value[row] for target, value in values.items()}) for row in rows]
+
+    def _all_columns(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
         columns = [column for column in table.columns if column not in (self.image, split)]
-        names = [_name(column) for column in columns]
+        names = [_target_name(column) for column in columns]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{self._file}: two columns come to the target {name}; name them by data.targets.")
+                raise ValueError(f"{self._file}: two columns have the target name {name}; name them in data.targets.")
         return dict(zip(names, columns, strict=True))
 
     def _check_images(self, table: pd.DataFrame) -> None:
         names = table[self.image]
         if names.isna().any():
-            raise ValueError(f"{self._file}, row {_first(names.isna())}: {self.image} is empty.")
+            raise ValueError(f"{self._file}, row {_first_row(names.isna())}: {self.image} is empty.")
         missing = np.array([not (self._folder / str(name)).is_file() for name in names], bool)
         if missing.any():
-            row = _first(missing)
+            row = _first_row(missing)
             raise ValueError(
                 f"{self._file}, row {row}: {self._folder / str(names.iloc[row - 1])} does not exist "
                 f"({missing.sum()} of {len(missing)} images are missing)."
             )
 
-    def _parts(self, table: pd.DataFrame, split: str | None, validation: float, test: float) -> NDArray[Any]:
+    def _assign_splits(self, table: pd.DataFrame, split: str | None, validation: float, test: float) -> NDArray[Any]:
         """The split of every row."""
         if split is not None:
-            named = table[_known(table, split, "split", self._file)]
+            named = table[_check_column(table, split, "split", self._file)]
             if not named.isin(SPLITS).all():
-                row = _first(~named.isin(SPLITS))
+                row = _first_row(~named.isin(SPLITS))
                 raise ValueError(
                     f"{self._file}, row {row}: {split} is {named.iloc[row - 1]}; it must be {', '.join(SPLITS)}."
                 )
@@ -198,9 +210,9 @@ class ImageTable:
 
 
 def read_table(file: Path, image: str | None = None) -> pd.DataFrame:
-    """A table of labels, the column ``image`` (None: the first) as text.
+    """Read a table of labels, with the column ``image`` (default: the first) as text.
 
-    Of a CSV, only an empty cell and NaN are missing: None or NA may be what a class is called.
+    In a CSV file, only an empty cell and NaN are missing, because None and NA may be names of classes.
     """
     readers = {".csv": partial(_read_csv, image=image), ".parquet": pd.read_parquet}
     if file.suffix not in readers:
@@ -218,7 +230,7 @@ def _read_csv(file: Path, image: str | None) -> pd.DataFrame:
 
 
 def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
-    """The kind that columns seem to be; ValueError where that would be a guess."""
+    """The kind of a target with these columns; ValueError if they are ambiguous."""
     values = [table[column].dropna() for column in columns]
     for column, own in zip(columns, values, strict=True):
         if not len(own):
@@ -233,10 +245,10 @@ def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
     if is_numeric_dtype(own) and not is_bool_dtype(own):
         whole = bool((own % 1 == 0).all())
         return "class" if whole and own.nunique() <= FEW else "number"
-    is_number = pd.to_numeric(own, errors="coerce").notna() if not _are_truths(own) else pd.Series(False, own.index)
+    is_number = pd.to_numeric(own, errors="coerce").notna() if not _is_boolean(own) else pd.Series(False, own.index)
     if is_number.mean() > 0.5:
         row = own.index[~is_number][0]
-        raise ValueError(f"{file}, row {row + 1}: {column} is {own[row]}, but most of this column are numbers.")
+        raise ValueError(f"{file}, row {row + 1}: {column} is {own[row]}, but most values of this column are numbers.")
     if len(own) > FEW and own.nunique() > len(own) / 2:
         raise ValueError(
             f"{file}: {column} has {own.nunique()} different texts in {len(own)} rows, too many for classes; name the "
@@ -248,20 +260,22 @@ def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
 def _encode(
     table: pd.DataFrame, name: str, kind: str, columns: tuple[str, ...], train: NDArray[np.bool_], file: Path
 ) -> tuple[Column, NDArray[Any]]:
-    """What a target is, and its value in every row."""
+    """A target and its value in every row."""
     if kind not in KINDS:
         raise ValueError(f"kinds.{name}={kind} must be one of {', '.join(KINDS)}.")
     if kind == "class":
         if len(columns) > 1:
             raise ValueError(
-                f"targets.{name}={list(columns)}: a class is one column; of several, use labels or number."
+                f"targets.{name}={list(columns)}: a class has one column; for several, use labels or number."
             )
         own = table[columns[0]]
         classes = sorted(own.dropna().unique().tolist(), key=lambda value: (isinstance(value, str), value))
         if len(classes) < 2:
-            raise ValueError(f"{file}: {columns[0]} has only the value {classes[0] if classes else 'nothing'}.")
+            raise ValueError(f"{file}: {columns[0]} has {len(classes)} different values; a class needs two or more.")
         codes = pd.Categorical(own, categories=classes).codes.astype(np.int64)
-        plain = (int(v) if isinstance(v, float) and v.is_integer() else v for v in classes)  # 2.0, for a cell is empty
+        plain = (
+            int(v) if isinstance(v, float) and v.is_integer() else v for v in classes
+        )  # an integer column with an empty cell is read as floats
         return Column(kind, columns, tuple(plain)), np.where(codes < 0, IGNORED, codes)
     values = np.stack([_numbers(table[column], kind, file) for column in columns], 1)
     if kind == "labels":
@@ -269,36 +283,36 @@ def _encode(
     known = ~np.isnan(values[train])
     for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
         if not own[seen].size or not own[seen].std():
-            raise ValueError(f"{file}: {column} does not differ between the training rows, so it cannot be learnt.")
+            raise ValueError(f"{file}: {column} is constant in the training rows, so it cannot be learnt.")
     mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
     scaled = ((values - mean) / std).astype(np.float32)
     return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
 
 
 def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
-    """A column as numbers, NaN for none; ValueError with the row for what is none, or not 0 or 1 for labels."""
-    numbers = own.astype(float) if _are_truths(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
+    """A column as numbers, NaN if missing; ValueError with the row for text, infinity, or a label besides 0 and 1."""
+    numbers = own.astype(float) if _is_boolean(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
     fine = numbers.isin([0, 1]) if kind == "labels" else np.isfinite(numbers)
     wrong = own.notna() & ~fine
     if wrong.any():
-        row = _first(wrong)
+        row = _first_row(wrong)
         accepted = "0, 1" if kind == "labels" else "a finite number"
         raise ValueError(f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}; it must be {accepted} or empty.")
     return numbers.to_numpy(np.float64)
 
 
-def _are_truths(own: pd.Series) -> bool:
+def _is_boolean(own: pd.Series) -> bool:
     return is_bool_dtype(own) or (own.dtype == object and all(isinstance(value, bool) for value in own))
 
 
-def _known(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
+def _check_column(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
     if column not in table.columns:
-        raise ValueError(f"{key}={column} is no column of {file}; there are {', '.join(table.columns)}.")
+        raise ValueError(f"{key}={column} is no column of {file}; its columns are {', '.join(table.columns)}.")
     return column
 
 
-def _first(wrong: Any) -> int:
-    """The first row, counted from 1 below the table's head."""
+def _first_row(wrong: Any) -> int:
+    """The number of the first true row, counted from 1 below the header."""
     return int(np.flatnonzero(np.asarray(wrong))[0]) + 1
 
 
@@ -306,15 +320,15 @@ def _as_list(columns: str | Sequence[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns)
 
 
-def _name(column: str) -> str:
-    """A column's name as a task's, which may have letters, digits, _ and - only."""
+def _target_name(column: str) -> str:
+    """The column's name as a task name, which has letters, digits, _ and - only."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
 
 
-# --------------------------------------------------------------------------- errors in a number's own units
+# --------------------------------------------------------------------------- errors in the units of the table
 
 
-def _is_known(i: int, target: Tensor) -> Tensor:
+def _is_labelled(i: int, target: Tensor) -> Tensor:
     return target[:, i].isnan().logical_not()
 
 
@@ -337,7 +351,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 def describe(root: str, labels: str, image: str | None, split: str | None) -> tuple[ImageTable, dict[str, str]]:
-    """The data set of all columns that can be targets, and the others with the reason why not."""
+    """The data set with every usable column as a target, and the reason for every other column."""
     file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
     table = read_table(file, image)
     targets: dict[str, str] = {}
@@ -346,10 +360,10 @@ def describe(root: str, labels: str, image: str | None, split: str | None) -> tu
         if column in (image or table.columns[0], split):
             continue
         try:
-            if _name(column) in targets:
-                raise ValueError(f"{targets[_name(column)]} has the name {_name(column)} already.")
+            if _target_name(column) in targets:
+                raise ValueError(f"{targets[_target_name(column)]} already has the target name {_target_name(column)}.")
             _encode(table, column, infer(table, (column,), file), (column,), np.ones(len(table), bool), file)
-            targets[_name(column)] = column
+            targets[_target_name(column)] = column
         except ValueError as error:
             left_out[column] = str(error)
     if not targets:
@@ -358,7 +372,7 @@ def describe(root: str, labels: str, image: str | None, split: str | None) -> tu
 
 
 def write_configuration(data: ImageTable, arguments: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
-    """data/, heads/ and losses/<name>.yaml under ``folder``, for ``mtl-train -cd <folder> data=<name>``."""
+    """Write {data,heads,losses}/<name>.yaml under ``folder``, for ``mtl-train -cd <folder> data=<name>``."""
     columns = data.columns.items()
     own: dict[str, Any] = {"_target_": "mtl.data.image_table.ImageTable", **arguments}
     own["targets"] = {target: column.columns[0] for target, column in columns}
@@ -374,7 +388,7 @@ def write_configuration(data: ImageTable, arguments: Mapping[str, Any], folder: 
     files = {folder / group / f"{name}.yaml": content for group, content in contents.items()}
     for file in files:
         if file.exists():
-            raise ValueError(f"{file} is already there: choose another --name, or take it away.")
+            raise ValueError(f"{file} exists already: choose another --name, or delete the file.")
     for file, content in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         remarks = "".join(f"# {target}: {column}\n" for target, column in columns)
@@ -383,7 +397,7 @@ def write_configuration(data: ImageTable, arguments: Mapping[str, Any], folder: 
 
 
 def make_fixture(root: Path, rows: int = 24) -> None:
-    """Blots of three colours, some round and some striped, of a size in millimetres; some cells are empty."""
+    """Write images of blots: three colours, round or square, striped or not, with a size; some cells are empty."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
     colours = {"blue": (60, 90, 220), "green": (70, 190, 80), "red": (220, 60, 60)}
@@ -404,23 +418,21 @@ def make_fixture(root: Path, rows: int = 24) -> None:
 
 
 def main() -> None:
-    """Say what the columns of a table are taken for, and write the configuration that trains on them."""
+    """Print the inferred kinds of a table's columns, and write a configuration that trains on them."""
     parser = argparse.ArgumentParser("python -m mtl.data.image_table", description=main.__doc__)
-    parser.add_argument("root", nargs="?", help="the folder of images and the table")
-    parser.add_argument("--labels", default="labels.csv", help="the table, in that folder: .csv or .parquet")
-    parser.add_argument("--image", help="its column with the images' paths; the first, unless told")
-    parser.add_argument("--split", help="its column that says train, val or test, if it has one")
+    parser.add_argument("root", nargs="?", help="the folder with the images and the table")
+    parser.add_argument("--labels", default="labels.csv", help="the table's path in that folder: .csv or .parquet")
+    parser.add_argument("--image", help="the column with the images' paths; default: the first")
+    parser.add_argument("--split", help="the column with train, val or test, if there is one")
     parser.add_argument("--write", type=Path, metavar="CONF", help="write the configuration into this folder")
-    parser.add_argument("--name", default="mine", help="what it is called there: data=mine, unless told")
-    parser.add_argument(
-        "--make-fixture", type=Path, metavar="DIR", help="write a tiny folder of that kind, and no more"
-    )
+    parser.add_argument("--name", default="mine", help="the name of the configuration; default: mine, for data=mine")
+    parser.add_argument("--make-fixture", type=Path, metavar="DIR", help="write a tiny example folder and exit")
     given = parser.parse_args()
     if given.make_fixture is not None:
         fixtures.write(make_fixture, given.make_fixture, parser)
         return
     if given.root is None:
-        parser.error("give the folder of the images and the table.")
+        parser.error("give the folder with the images and the table.")
     arguments = {"root": str(Path(given.root).absolute()), "labels": given.labels, "image": given.image}
     arguments["split"] = given.split
     try:
@@ -432,7 +444,7 @@ def main() -> None:
             print(f"  {column_name} is left out: {reason}")
         if given.write is not None:
             files = write_configuration(data, arguments, given.write, given.name)
-            print(f"Written: {', '.join(map(str, files))}. Look them through, and then:")
+            print(f"Written: {', '.join(map(str, files))}. Check them, then train:")
             print(f"mtl-train -cd {given.write} data={given.name}")
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")

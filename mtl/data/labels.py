@@ -1,4 +1,4 @@
-"""What a task's targets must look like, so that a wrong one is named before it becomes a device-side assert."""
+"""Checks of a task's targets, so that a wrong label is reported before it becomes a device-side assert."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-IGNORED = -100  # torch's own mark of a missing label
-
 
 @dataclass(frozen=True)
 class Labels:
-    """The kind of a task's targets, learnt from a batch that its loss has taken.
+    """The targets that a task's loss accepts, inferred from a batch that the loss has accepted.
 
-    ``floating``: whether they are real numbers; ``dims``: the number of their axes, the batch's included;
-    ``lowest``, ``highest``: the range that the loss takes, None where any number will do; ``ignored``: the value
-    that stands for a missing label, beside NaN.
+    ``floating``: whether the targets are real numbers; ``dims``: the number of their axes, including the batch axis;
+    ``lowest`` and ``highest``: the accepted range, None without bounds; ``ignored``: the value of a missing label,
+    besides NaN.
     """
 
     floating: bool
@@ -28,7 +26,7 @@ class Labels:
     ignored: int | None = None
 
     def check(self, task: str, target: Any, indices: Sequence[int]) -> str | None:
-        """What is wrong with a batch's targets of the samples ``indices``, in words; None if nothing is."""
+        """An error message for the targets of the samples ``indices``; None if they are accepted."""
         if not isinstance(target, Tensor):
             return f"the targets of {task} are a {type(target).__name__}, not a tensor"
         if target.is_floating_point() != self.floating:
@@ -52,12 +50,12 @@ class Labels:
 
 
 def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
-    """What ``loss`` takes for a head's ``prediction``, seen at one batch of good targets; None if it cannot be told."""
+    """The targets that ``loss`` accepts for such a prediction, from one correct batch; None if they are not tensors."""
     if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not target.dim():
         return None
     floating = target.is_floating_point()
     lowest = highest = None
-    # Of torch's losses and of those with their ignore_index it is known which axis of the prediction has the classes.
+    # The class axis is known for torch's losses, and for losses that follow them by having an ignore_index.
     by_class = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or hasattr(loss, "ignore_index")
     if by_class and not floating and prediction.dim() == target.dim() + 1:
         lowest, highest = 0, prediction.shape[getattr(loss, "class_axis", 1)] - 1

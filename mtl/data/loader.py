@@ -1,4 +1,4 @@
-"""Batches in an order, and with a randomness, that depend on the seed, the epoch and the sample alone."""
+"""Batches whose order and augmentation depend on the seed, the epoch and the sample alone."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mtl.system.signals import ignore_in_worker
 
 log = logging.getLogger(__name__)
 
-Key = tuple[int, list[int]]  # an epoch and the indices of one batch
+Key = tuple[int, list[int]]  # the epoch and the indices of one batch
 
 
 class EndlessSampler(Sampler[Key]):
-    """The batches of an endless training run, from batch number ``start`` on, as ``(epoch, indices)``.
+    """The batches ``(epoch, indices)`` of an endless training run, from batch number ``start`` on.
 
-    The order within an epoch is a function of ``(seed, epoch)``, so batch number n is the same however the run came
-    to it. The last, smaller batch of an epoch is dropped, unless it is the only one. With ``shuffle=False`` every
-    epoch is the first one over again, in the data's own order.
+    The order within an epoch is a function of ``(seed, epoch)``, so batch n is the same in a run that was resumed. The
+    last, smaller batch of an epoch is dropped, unless it is the only one. With ``shuffle=False`` every epoch has the
+    data set's order and repeats the augmentation of the first.
     """
 
     def __init__(self, size: int, batch_size: int, per_epoch: int, seed: int, start: int = 0, shuffle: bool = True):
@@ -51,15 +51,15 @@ class EndlessSampler(Sampler[Key]):
 
 
 def sequential(size: int, batch_size: int, limit: int | None = None) -> list[Key]:
-    """The batches of one pass in the data's own order, the last one smaller; at most ``limit`` of them."""
+    """The batches of one pass in the data set's order, at most ``limit`` of them; the last may be smaller."""
     starts = range(0, size, batch_size)[:limit]
     return [(0, list(range(start, min(start + batch_size, size)))) for start in starts]
 
 
 class RankSampler(Sampler[Key]):
-    """One process's part of every batch: each of ``count`` has as many samples as another one, or one more.
+    """One rank's share of every batch; the shares of ``count`` ranks differ by one sample at most.
 
-    Nothing is read twice and nothing is left out. A batch with no sample for this process is passed over.
+    Every sample belongs to exactly one rank. A batch without a sample for this rank is skipped.
     """
 
     def __init__(self, keys: Iterable[Key], rank: int, count: int) -> None:
@@ -74,15 +74,15 @@ class RankSampler(Sampler[Key]):
 
 
 class DataError(RuntimeError):
-    """A sample that cannot be read, or a target that its loss cannot take; the first line says which."""
+    """A sample that cannot be read, or a target that its loss does not accept; the first line names it."""
 
 
 class Batches:
     """Batches ``(inputs, targets)`` of a split, read by a torch DataLoader over ``keys``.
 
-    A sample that cannot be read is a DataError that names it, with ``on_error="skip"`` a warning; then its index is
-    put into ``unreadable``, and its batch goes on without it. ``labels`` says of some tasks what their targets must
-    look like: anything else is a DataError. ``indices`` are the samples of the latest batch.
+    A sample that cannot be read raises a DataError with its index. With ``on_error="skip"`` it is a warning instead:
+    the index is appended to ``unreadable`` and the batch continues without the sample. Targets that do not fit
+    ``labels`` (task -> accepted targets) raise a DataError. ``indices`` are the samples of the latest batch.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class Batches:
             batch_size=None,
             sampler=keys,
             num_workers=num_workers,
-            generator=torch.Generator().manual_seed(seed),  # else every pass would draw from the global one
+            generator=torch.Generator().manual_seed(seed),  # otherwise every pass would draw from the global one
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_in_worker,
         )
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for read in self._loader:
-            for index, words in read.failures.items():
-                sentence = f"{self._split} sample {index} cannot be read: {words}"
+            for index, reason in read.failures.items():
+                sentence = f"{self._split} sample {index} cannot be read: {reason}"
                 if not self._skips or (self._split == "train" and not read.indices):
                     raise DataError(sentence)
                 if index not in self.unreadable:
@@ -121,17 +121,17 @@ class Batches:
                     log.warning("LEFT OUT: %s", first_line(sentence))
             if not read.indices:
                 continue
-            if read.problem is not None:
-                raise DataError(f"{self._split} samples: {read.problem}.")
+            if read.label_error is not None:
+                raise DataError(f"{self._split} samples: {read.label_error}.")
             self.indices = read.indices
             yield read.batch
 
 
 @contextmanager
 def closing(batches: Iterable) -> Iterator[Iterator[Any]]:
-    """Iterate over batches, and end the processes that read them however the block is left.
+    """Iterate over batches; on leaving the context, by an error too, the loader's worker processes are closed.
 
-    At its own end Python would ask them to go by SIGTERM, to which they are deaf, and wait.
+    Otherwise Python would, at its exit, send them SIGTERM, which they ignore, and wait for them.
     """
     iterator = iter(batches)
     try:
@@ -141,29 +141,29 @@ def closing(batches: Iterable) -> Iterator[Iterator[Any]]:
             iterator.close()
 
 
-class _Read(NamedTuple):
-    """What a loader process sends: errors too, for as exceptions they would come out reworded."""
+class _LoadedBatch(NamedTuple):
+    """What a worker process returns. Errors are text, because the DataLoader would reword exceptions."""
 
     batch: Any
     indices: list[int]
     failures: dict[int, str]
-    problem: str | None
+    label_error: str | None
 
 
 class _Reader(Dataset):
     def __init__(self, dataset: Any, seed: int, labels: dict[str, Labels]) -> None:
         self._dataset, self._seed, self._labels = dataset, seed, labels
 
-    def __getitem__(self, key: Key) -> _Read:
+    def __getitem__(self, key: Key) -> _LoadedBatch:
         epoch, indices = key
         failures: dict[int, str] = {}
         try:
             batch = self._batch(epoch, indices)
         except Exception:
-            batch, indices, failures = self._one_by_one(epoch, indices)
+            batch, indices, failures = self._read_individually(epoch, indices)
         if not indices:
-            return _Read(None, [], failures, None)
-        return _Read(batch, indices, failures, self._problem(batch, indices))
+            return _LoadedBatch(None, [], failures, None)
+        return _LoadedBatch(batch, indices, failures, self._label_error(batch, indices))
 
     def _batch(self, epoch: int, indices: list[int]) -> Any:
         if hasattr(self._dataset, "batch"):
@@ -171,13 +171,13 @@ class _Reader(Dataset):
         return default_collate([self._sample(epoch, index) for index in indices])
 
     def _sample(self, epoch: int, index: int) -> Any:
-        # Whatever generator an augmentation draws from, it draws the same for the same sample in the same epoch,
-        # with any number of workers and after a resume.
+        # An augmentation may draw from any global generator. Seeding them all per sample and epoch makes its draws the
+        # same with any number of workers and after a resume.
         with _seeded((self._seed, epoch, index)):
             return self._dataset[index]
 
-    def _one_by_one(self, epoch: int, indices: list[int]) -> tuple[Any, list[int], dict[int, str]]:
-        """Find out which samples cannot be read, or do not go with the others, and read those that do."""
+    def _read_individually(self, epoch: int, indices: list[int]) -> tuple[Any, list[int], dict[int, str]]:
+        """Read the samples one at a time to find those that cannot be read or have other shapes; batch the rest."""
         failures: dict[int, str] = {}
         good: list[int] = []
         shapes: list[Any] = []
@@ -186,26 +186,26 @@ class _Reader(Dataset):
                 alone = self._batch(epoch, [index])
                 own = [getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(alone)]
                 if good and own != shapes and not hasattr(self._dataset, "batch"):
-                    raise ValueError(f"its shapes {own} are not those of sample {good[0]}, {shapes}")
+                    raise ValueError(f"its shapes {own} differ from those of sample {good[0]}, {shapes}")
             except Exception as error:
-                failures[index] = self._words(error, index)
+                failures[index] = self._describe(error, index)
             else:
                 shapes = shapes or own
                 good.append(index)
         return (self._batch(epoch, good) if good else None), good, failures
 
-    def _words(self, error: Exception, index: int) -> str:
+    def _describe(self, error: Exception, index: int) -> str:
         path = getattr(self._dataset, "path", None)
         where = f" ({path(index)})" if callable(path) else ""
         trace = "".join(traceback.format_exception(error))
         return f"{type(error).__name__}: {first_line(error)}{where}\n{trace}"
 
-    def _problem(self, batch: Any, indices: list[int]) -> str | None:
+    def _label_error(self, batch: Any, indices: list[int]) -> str | None:
         targets = batch[1]
         own = getattr(self._dataset, "samples", lambda task, indices: indices)
         for task, labels in self._labels.items():
-            if task in targets and (problem := labels.check(task, targets[task], own(task, indices))):
-                return problem
+            if task in targets and (error := labels.check(task, targets[task], own(task, indices))):
+                return error
         return None
 
 
@@ -214,7 +214,7 @@ def _seeded(key: Sequence[int]) -> Iterator[None]:
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also seed the devices, which nobody sets back, and note a stack trace for each kind.
+        # torch.manual_seed would also seed the devices, whose state is not restored here, and record stack traces.
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)

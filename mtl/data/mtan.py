@@ -1,4 +1,4 @@
-"""The layout that MTAN gave to NYUv2 and Cityscapes: a folder of numbered arrays for every split and kind."""
+"""The file layout of MTAN for NYUv2 and Cityscapes: one folder of numbered arrays per split and kind."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Item = tuple[str, int]  # the name of a split's folder, and a number
 
 
 class Arrays:
-    """``root/{train,val}/<kind>/<i>.npy``: arrays ``[H, W, …]`` of one height and width, whatever their dtype.
+    """``root/{train,val}/<kind>/<i>.npy``: arrays ``[H, W, …]`` of one height and width, of any dtype.
 
-    ``image`` is one of the ``kinds``; its numbers go from 0 to 255 where the first training image has integers or
-    anything above 1, else from 0 to 1. ``train`` and ``val`` are the samples, ``size`` their height and width.
-    ValueError for a root without these folders, with ``source``, how to get them, and for a number that is missing.
+    ``image`` is one of the ``kinds``. Its range is 0 to 255 if the first training image has integers or a value above
+    1, otherwise 0 to 1. ``train`` and ``val`` are the samples, ``size`` is their height and width. ValueError for a
+    missing folder, with ``source`` (how to get the files), and for a missing number.
     """
 
     def __init__(self, root: str, kinds: Sequence[str], source: str) -> None:
@@ -33,18 +33,18 @@ class Arrays:
         self._brightest = 255 if first.dtype.kind != "f" or first.max() > 1 else 1
 
     def file(self, item: Item, kind: str) -> Path:
-        """Where an array is."""
+        """The path of an array."""
         split, number = item
         return self._root / split / kind / f"{number}.npy"
 
     def read(self, item: Item, kind: str, *channels: int) -> NDArray[Any]:
-        """An array ``[H, W, *channels]``; ValueError with the file if it cannot be read or has another shape."""
+        """An array ``[H, W, *channels]``; ValueError with the file if it is unreadable or has another shape."""
         array = read_array(self.file(item, kind))
         check_shape(self.file(item, kind), array, (*self.size, *channels))
         return array
 
     def image(self, item: Item) -> tv_tensors.Image:
-        """The image ``[3, H, W]``, from 0 to 1; ValueError with the file for other numbers."""
+        """The image ``[3, H, W]``, scaled to 0 to 1; ValueError with the file for values out of range."""
         array = self.read(item, "image", 3)
         wrong = ~((array >= 0) & (array <= self._brightest))
         if wrong.any():
@@ -55,7 +55,7 @@ class Arrays:
         return tv_tensors.Image(torch.from_numpy(array.astype(np.float32) / self._brightest).permute(2, 0, 1))
 
     def _numbered(self, split: str, kinds: Sequence[str]) -> list[Item]:
-        """The samples of a split in the order of their numbers; every kind must have the same."""
+        """The samples of a split, sorted by number; every kind must have the same numbers."""
         folders = [self._root / split / kind for kind in kinds]
         numbers = [{int(file.stem) for file in folder.glob("*.npy") if file.stem.isdecimal()} for folder in folders]
         together = sorted(set.union(*numbers))

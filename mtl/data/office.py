@@ -1,4 +1,4 @@
-"""Office-31 and Office-Home: the domains are the tasks, and each has images of its own."""
+"""Office-31 and Office-Home: the domains are the tasks, each with its own images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import functional as F
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import MEAN, STD, check_batch_size, errors_named_by, find_root, read_image
+from mtl.data.files import MEAN, STD, errors_named_by, find_root, read_image
+from mtl.errors import require, require_positive
 
 SPLITS = ("train", "val", "test")
 SOURCE = (
@@ -24,22 +25,22 @@ SOURCE = (
     "python -m mtl.data.office --make-fixture DIR writes a tiny one."
 )
 
-Images = list[tuple[str, int]]  # a path below the root and a class
+Images = list[tuple[str, int]]  # paths below the root, and classes
 
 
 class Office:
-    """The domains of Office-31 or Office-Home, each a task: which of ``classes`` objects an image of it shows.
+    """The domains of Office-31 or Office-Home. Each is a task: to classify its images into ``classes`` objects.
 
-    ``root`` has the images, and ``lists`` (by default the same folder) ``<domain>_{train,val,test}.txt`` with lines
-    ``path class``, 60 / 20 / 20 % of the images in the field. Nothing is augmented.
+    ``root`` has the images, and ``lists`` (default: the same folder) has ``<domain>_{train,val,test}.txt`` with lines
+    ``path class``; usually 60 / 20 / 20 % of the images. There is no augmentation.
 
-    Inputs: a dict domain -> ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet; targets: each
-    domain's classes. In training every domain gives ``batch_size`` images to a batch. An epoch is as long as the
-    largest domain; the others begin again when they are through, so that all of their images come equally often, and
-    one may come twice in a batch. For validation and test every domain gives its own images once.
+    Inputs: a dict domain -> ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet. Targets: a
+    dict domain -> classes. A training batch has ``batch_size`` images of every domain. An epoch is one pass over the
+    largest domain; smaller domains start over when they end, so that each of their images is used equally often, and a
+    batch may have an image twice. Validation and test use every image once.
 
-    Raises ValueError for files that are missing, lines that are no path and class, and, where it is read, a broken
-    image; each names the file. Source: Saenko et al. 2010; Venkateswara et al. 2017; the splits are LibMTL's.
+    Raises ValueError for missing files and malformed lines; when a sample is read, for an unreadable image. The message
+    names the file. Source: Saenko et al. 2010; Venkateswara et al. 2017; the splits are LibMTL's.
     """
 
     multi_input = True
@@ -54,12 +55,8 @@ class Office:
         image_size: int = 224,
         seed: int = 0,
     ) -> None:
-        check_batch_size(batch_size)
-        if min(classes, image_size) < 1 or not domains:
-            raise ValueError(
-                f"classes={classes} and image_size={image_size} must be 1 or more, and domains={list(domains)} "
-                "must name at least one."
-            )
+        require_positive(batch_size=batch_size, classes=classes, image_size=image_size)
+        require("domains", list(domains), "a list of one name or more", bool(domains))
         self.targets, self.classes, self.batch_size = tuple(domains), classes, batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size}
         self.kinds = dict.fromkeys(domains, "class")
@@ -74,12 +71,12 @@ class Office:
         self.val, self.test = (OwnImages(images, listed(split), image_size) for split in SPLITS[1:])
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """The share of a domain's images whose class is right."""
+        """Accuracy: the share of correctly classified images of a domain."""
         return metrics.classification(self.classes)
 
 
 class OwnImages(Dataset):
-    """One split: sample i has an image of every domain, or with ``seed=None`` of those that have so many."""
+    """One split: sample i has an image of every domain, or, with ``seed=None``, of those with more than i images."""
 
     def __init__(self, root: Path, images: dict[str, Images], image_size: int, seed: int | None = None) -> None:
         self._root, self._images, self._image_size = root, images, image_size
@@ -98,23 +95,24 @@ class OwnImages(Dataset):
         return {name: x[0] for name, x in inputs.items()}, {name: y[0] for name, y in targets.items()}
 
     def samples(self, task: str, indices: Sequence[int]) -> list[int]:
-        """Which of ``indices`` have an image of a domain."""
+        """The ``indices`` for which a domain has an image."""
         return list(indices) if self._order is not None else [i for i in indices if i < len(self._images[task])]
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The images of ``indices`` in this epoch, of each domain that has any."""
+        """The images of ``indices`` in this epoch, for each domain that has one."""
         inputs, targets = {}, {}
         for domain, images in self._images.items():
-            own = [images[self._place(domain, index, epoch)] for index in self.samples(domain, indices)]
+            own = [images[self._position(domain, index, epoch)] for index in self.samples(domain, indices)]
             if own:
                 inputs[domain] = torch.stack([self._read(path) for path, _ in own])
                 targets[domain] = torch.tensor([label for _, label in own])
         return inputs, targets
 
-    def _place(self, domain: str, index: int, epoch: int) -> int:
+    def _position(self, domain: str, index: int, epoch: int) -> int:
         if self._order is None:
             return index
-        # The epochs follow each other without a gap: what one of them did not come to is what the next begins with.
+        # A smaller domain continues over epochs: the next epoch starts with the first image that this one did not
+        # reach.
         order = self._order[domain]
         return int(order[(epoch * len(self) + index) % len(order)])
 
@@ -130,9 +128,11 @@ def _read_list(file: Path, root: Path, classes: int) -> Images:
     for line in lines:
         path, _, label = line.rpartition(" ")
         if not path or not label.isdecimal() or int(label) >= classes:
-            raise ValueError(f"{file} has the line '{line}'; a line is a path and a class from 0 to {classes - 1}.")
+            raise ValueError(
+                f"{file} has the line '{line}'; a line must be a path and a class from 0 to {classes - 1}."
+            )
         if not (root / path).is_file():
-            raise ValueError(f"{file} has {path}, but {root / path} does not exist: {SOURCE}")
+            raise ValueError(f"{file} lists {path}, but {root / path} does not exist: {SOURCE}")
         images.append((path, int(label)))
     if not images:
         raise ValueError(f"{file} lists no image.")
@@ -140,7 +140,7 @@ def _read_list(file: Path, root: Path, classes: int) -> Images:
 
 
 def make_fixture(root: Path, sizes: dict[str, tuple[int, int, int]] | None = None, classes: int = 31) -> None:
-    """A tiny Office-31 of random scenes; ``sizes``: of each domain, the images in its three splits."""
+    """Write a tiny Office-31 of random scenes; ``sizes``: domain -> the number of images in its three splits."""
     rng = np.random.default_rng(0)
     for domain, counts in (sizes or {"amazon": (12, 4, 4), "dslr": (5, 2, 3), "webcam": (7, 3, 2)}).items():
         for split, count in zip(SPLITS, counts, strict=True):

@@ -20,27 +20,27 @@ from mtl.data import fixtures
 from mtl.data.augment import Normals
 from mtl.data.files import (  # fmt: skip
     Read,
-    Samples,
     as_classes,
-    check_batch_size,
     check_shape,
     errors_named_by,
     find_root,
     read_image,
     read_png,
+    split_samples,
     splits,
 )
 from mtl.data.scenes import borders
+from mtl.errors import require_positive
 
 IGNORED = 255
 CLASSES = {"segmentation": 21, "human_parts": 7}
-PERSON = 15  # the number of that class in VOC
+PERSON = 15  # the class index of persons in VOC
 # Head, torso, upper arms, lower arms, upper legs, lower legs; 0 is everything else.
 PARTS = dict.fromkeys(["hair", "head", "lear", "lebrow", "leye", "mouth", "nose", "rear", "rebrow", "reye"], 1) | {
     "neck": 2, "torso": 2, "luarm": 3, "ruarm": 3, "llarm": 4, "lhand": 4, "rlarm": 4, "rhand": 4,
     "luleg": 5, "ruleg": 5, "llleg": 6, "lfoot": 6, "rlleg": 6, "rfoot": 6,
 }  # fmt: skip
-# The classes of PASCAL-Context that NYU has as well: only there are normals valid, which a network for NYU predicted.
+# Classes of PASCAL-Context that NYU also has. The normals come from a network for NYU and are valid only there.
 KNOWN_NORMALS = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53, 55, 56, 59,
     61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111, 113, 115, 122, 124, 135,
@@ -51,7 +51,7 @@ KNOWN_NORMALS = (
     407, 408, 411, 412, 413, 414, 417, 419, 421, 423, 427, 429, 430, 432, 440, 441, 442, 443, 444, 446, 454, 457,
 )  # fmt: skip
 IMAGES, LISTS, CONTEXT = "JPEGImages", "ImageSets/Context", "pascal-context/trainval"
-SEMANTIC = ("semseg/VOC12", "semseg/pascal-context")  # the first that has the image
+SEMANTIC = ("semseg/VOC12", "semseg/pascal-context")  # the first folder with the image counts
 PARTS_FOLDER, NORMALS, SALIENCY = "human_parts", "normals_distill", "sal_distill"
 SOURCE = (
     "PASCAL_MT.tgz is linked from github.com/facebookresearch/astmt, and "
@@ -62,22 +62,23 @@ SOURCE = (
 class PascalContext:
     """Photographs with five targets, in the layout of PASCAL_MT.
 
-    ``ImageSets/Context/val.txt`` is the test split. The last ``validation`` of ``train.txt`` are the validation split,
-    the same for every seed; with 0 that is the test split. ``augment``: every other training sample is flipped; the
-    papers' codes also scale and rotate, each in its own way.
+    ``ImageSets/Context/val.txt`` is the test split. The last ``validation`` (a share) of ``train.txt`` is the
+    validation split, the same for every seed. With 0, the test split is also the validation split. ``augment``:
+    training samples are flipped with probability 1/2; the papers' codes also scale and rotate, each differently.
 
-    Inputs: ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet; images, of up to 500 pixels,
-    are not resized but continued to the right and below in black, without labels. Targets of that size:
+    Inputs: ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet. Images have up to 500 pixels a
+    side; they are not resized but padded on the right and below with black pixels without labels. Targets of that size:
 
-    - ``segmentation``: 21 classes, 255 for none; ``human_parts``: 6 and the background 0, 255 for none, as in the whole
-      of an image that shows no part;
-    - ``normals`` ``[B, 3, …]``: those of a network for NYU, the zero vector for none, as outside the classes of NYU;
-    - ``saliency`` ``[B, 1, …]``: 1 or 0, NaN for none;
-    - ``edges`` ``[B, 1, …]``: 1 where the next pixel to the right or below is of another of the 459 classes, else 0,
-      NaN for none; the official code takes the thinned Laplacian of the classes.
+    - ``segmentation``: 21 classes, 255 if missing;
+    - ``human_parts``: 6 classes and the background 0; 255 if missing, as in every image without parts;
+    - ``normals`` ``[B, 3, …]``: predictions of a network for NYU; the zero vector if missing, as for all classes that
+      NYU lacks;
+    - ``saliency`` ``[B, 1, …]``: 1 or 0, NaN if missing;
+    - ``edges`` ``[B, 1, …]``: 1 if the next pixel to the right or below belongs to another of the 459 classes, else 0,
+      NaN if missing; the official code takes the thinned Laplacian of the classes.
 
-    Raises ValueError for files that are missing, and where a sample is read for one that is broken, of another shape or
-    with a label out of range; each names the file. Source: Mottaghi et al. 2014; Chen et al. 2014 (parts);
+    Raises ValueError for missing files; when a sample is read, for a file that is unreadable, has another shape or a
+    label out of range. The message names the file. Source: Mottaghi et al. 2014; Chen et al. 2014 (parts);
     Maninis et al. 2019 (ASTMT).
     """
 
@@ -86,9 +87,7 @@ class PascalContext:
     def __init__(
         self, root: str, batch_size: int = 8, image_size: int = 512, validation: float = 0.1, augment: bool = True
     ) -> None:
-        check_batch_size(batch_size)
-        if image_size < 1:
-            raise ValueError(f"image_size={image_size} must be 1 or more.")
+        require_positive(batch_size=batch_size, image_size=image_size)
         needed = {IMAGES: "*.jpg", CONTEXT: "*.mat", PARTS_FOLDER: "*.mat", NORMALS: "*.png", SALIENCY: "*.png"}
         needed[SEMANTIC[0]] = "*.png"
         train_list, test_list = (f"{LISTS}/{split}.txt" for split in ("train", "val"))
@@ -98,12 +97,13 @@ class PascalContext:
             segmentation="segmentation", human_parts="segmentation", normals="normals", saliency="mask", edges="mask"
         )
         self.input_info = {"in_channels": 3, "image_size": image_size}
-        train, val, test = splits(_names(self._root / train_list), _names(self._root / test_list), validation)
-        self.train = Samples(train, self._read, v2.RandomHorizontalFlip() if augment else None)
-        self.val, self.test = Samples(val, self._read), Samples(test, self._read)
+        items = splits(_names(self._root / train_list), _names(self._root / test_list), validation)
+        self.train, self.val, self.test = split_samples(
+            items, self._read, v2.RandomHorizontalFlip() if augment else None
+        )
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """Those of the field, see mtl.metrics; for edges it has ODS-F, which needs the BSDS benchmark."""
+        """The usual metrics, see mtl.metrics; papers report ODS-F for edges, which needs the BSDS benchmark."""
         if target in CLASSES:
             return metrics.segmentation(CLASSES[target], IGNORED)
         return {"normals": metrics.normals, "saliency": metrics.saliency, "edges": metrics.edges}[target]()
@@ -146,10 +146,10 @@ class PascalContext:
         file = self._root / PARTS_FOLDER / f"{name}.mat"
         classes = np.zeros(size, np.int64)
         with errors_named_by(file):
-            for thing in _list(scipy.io.loadmat(file, simplify_cells=True)["anno"]["objects"]):
+            for thing in _as_list(scipy.io.loadmat(file, simplify_cells=True)["anno"]["objects"]):
                 if thing["class_ind"] != PERSON:
                     continue
-                for part in _list(thing["parts"]):
+                for part in _as_list(thing["parts"]):
                     classes[part["mask"].astype(bool)] = PARTS[part["part_name"]]
         if not classes.any():
             classes[:] = IGNORED
@@ -177,13 +177,13 @@ def _names(file: Path) -> list[str]:
     return names
 
 
-def _list(cells: Any) -> list[Any]:
-    """What MATLAB has in a struct array: none come as an empty array, one as itself, several as a list."""
+def _as_list(cells: Any) -> list[Any]:
+    """A MATLAB struct array as a list: scipy loads one element as a dict, and none as an empty array."""
     return [cells] if isinstance(cells, dict) else list(cells)
 
 
 def make_fixture(root: Path, height: int = 20, width: int = 28, train: int = 8, val: int = 3) -> None:
-    """A tiny PASCAL_MT of random scenes: every other image has a person, and its segmentation in the first folder."""
+    """Write a tiny PASCAL_MT of random scenes; every other image has a person and is in SEMANTIC's first folder."""
     rng = np.random.default_rng(0)
     for folder in (IMAGES, LISTS, CONTEXT, *SEMANTIC, PARTS_FOLDER, NORMALS, SALIENCY):
         (root / folder).mkdir(parents=True)
@@ -205,7 +205,7 @@ def make_fixture(root: Path, height: int = 20, width: int = 28, train: int = 8, 
 
 
 def _annotation(name: str, classes: NDArray[Any], person: bool) -> dict[str, Any]:
-    """One object, with parts if it is a person, as PASCAL-Part has it."""
+    """One object in the format of PASCAL-Part, with parts if it is a person."""
     named = [("head", classes == 5), ("torso", classes == 6), ("lfoot", classes == 7)] if person else []
     parts = np.zeros(len(named), [("part_name", object), ("mask", object)])
     for i, (part, mask) in enumerate(named):

@@ -1,4 +1,4 @@
-"""Small rendered rooms with exact segmentation, depth, normals and edges: dense tasks that need no files."""
+"""Small rendered rooms with exact segmentation, depth, normals and edges: dense tasks without files."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from mtl import metrics
+from mtl.errors import require
 
 CLASSES = ("floor", "wall", "ceiling", "sphere", "box", "cylinder")
-MEAN, STD = 0.4, 0.2  # of the pixels
+MEAN, STD = 0.4, 0.2  # pixel statistics
 FAR = 1e9
-COLUMNS, ROWS = 3, 2  # of the places on the floor where objects stand
-PLANES = 6  # of the room
+COLUMNS, ROWS = 3, 2  # of the grid on the floor that holds the objects
+PLANES = 6  # sides of the room
 UP = np.array([0, 1, 0], np.float32)[:, None]
 
 Array = NDArray[np.float32]
 
 
 class Scenes:
-    """Rooms with spheres, boxes and cylinders, seen by a pinhole camera and cast ray by ray.
+    """Rooms with spheres, boxes and cylinders, rendered by casting one ray per pixel from a pinhole camera.
 
-    A room has walls, a checkered floor and a lamp of random sizes, colours and places; up to two objects of each shape
-    stand in it. Scene i of a split is a function of ``seed``, the split and i alone, and rendered when it is read;
-    ``size`` of them are for training, a fifth of that each for validation and the test.
+    A room has walls, a checkered floor, a lamp and up to two objects of each shape, with random sizes, colours and
+    positions. Scene i of a split depends on ``seed``, the split and i alone, and is rendered when it is read. There are
+    ``size`` scenes for training, and a fifth of that for each of validation and test.
 
-    Inputs: ``[B, 3, image_size, image_size]``. Targets, exact at every pixel's centre:
+    Inputs: ``[B, 3, image_size, image_size]``. Targets, exact at the centre of every pixel:
 
     - ``segmentation`` ``[B, H, W]``: floor 0, wall 1, ceiling 2, sphere 3, box 4, cylinder 5;
     - ``depth`` ``[B, 1, H, W]``: along the camera's axis, in metres;
-    - ``normals`` ``[B, 3, H, W]``: of unit length, in the camera's axes, x to the right, y up, z to the viewer;
-    - ``edges`` ``[B, 1, H, W]``: 1 where the next pixel to the right or below is of another surface, 0 elsewhere.
+    - ``normals`` ``[B, 3, H, W]``: unit vectors in the camera's axes: x to the right, y up, z towards the viewer;
+    - ``edges`` ``[B, 1, H, W]``: 1 if the next pixel to the right or below is on another surface, else 0.
     """
 
     targets = ("segmentation", "depth", "normals", "edges")
 
     def __init__(self, batch_size: int = 16, image_size: int = 64, size: int = 2000, seed: int = 0) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("image_size", image_size, 8), ("size", size, 5)):
-            if value < least:
-                raise ValueError(f"{name}={value} must be {least} or more.")
+            require(name, value, f"{least} or more", value >= least)
         self.batch_size = batch_size
         self.kinds = {"segmentation": "segmentation", "depth": "depth", "normals": "normals", "edges": "mask"}
         self.input_info = {"in_channels": 3, "image_size": image_size}
@@ -54,7 +54,7 @@ class Scenes:
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """Those of the field for each target; see mtl.metrics."""
+        """The usual metrics of each target; see mtl.metrics."""
         kinds = {
             "segmentation": lambda: metrics.segmentation(len(CLASSES)),
             "depth": metrics.depth,
@@ -65,7 +65,7 @@ class Scenes:
 
 
 class Rendered(Dataset):
-    """The scenes of one split, rendered when they are asked for."""
+    """The scenes of one split, rendered on access."""
 
     def __init__(self, seed: Sequence[int], length: int, image_size: int) -> None:
         self._seed, self._length, self._image_size = tuple(seed), length, image_size
@@ -94,19 +94,19 @@ class Rendered(Dataset):
 
 
 def draw(generator: np.random.Generator) -> dict[str, Array]:
-    """The numbers of one random scene. Its axes: x to the right, y up from the floor, and the camera looks to -z."""
+    """The parameters of one random scene. Axes: x to the right, y up from the floor; the camera looks along -z."""
     uniform = generator.uniform
     half_width, height, length = uniform(2.0, 3.5), uniform(2.4, 3.5), uniform(5.0, 8.0)
-    # Objects stand in a grid on the floor, so that no two of them meet.
+    # Objects stand in cells of a grid on the floor, so that they cannot intersect.
     cell = np.array([2 * half_width / COLUMNS, (length - 2.0) / ROWS])
     places = np.stack(np.meshgrid(np.arange(COLUMNS), np.arange(ROWS)), -1).reshape(-1, 2)
     places = generator.permutation(places)
-    size = uniform(0.5, 0.95, len(places)) * min(cell) / 2  # the radius of the circle around its foot
+    size = uniform(0.5, 0.95, len(places)) * min(cell) / 2  # radius of the circle around the base
     centre = (places + 0.5) * cell + uniform(-1, 1, (len(places), 2)) * (cell / 2 - size[:, None])
     scene: dict[str, Any] = {
         "room": [half_width, height, length],
         "camera": [uniform(-0.6, 0.6), uniform(1.0, 1.8), -0.2],
-        "turn": [uniform(-0.35, 0.35), uniform(-0.3, 0.05)],  # to the left and up, in radians
+        "turn": [uniform(-0.35, 0.35), uniform(-0.3, 0.05)],  # rotation to the left and up, in radians
         "lens": uniform(0.7, 0.9),  # the tangent of half the angle of view
         "lamp": [uniform(-0.7, 0.7) * half_width, 0.9 * height, -uniform(0.1, 0.7) * length],
         "x": centre[:, 0] - half_width,
@@ -122,17 +122,17 @@ def draw(generator: np.random.Generator) -> dict[str, Array]:
 
 
 def render(scenes: dict[str, Array], image_size: int) -> dict[str, Any]:
-    """Cast the rays of a batch of scenes, as ``draw`` gives them with a first axis B.
+    """Cast the rays of a batch of scenes: the arrays of :func:`draw`, stacked along a first axis B.
 
     Returns ``image`` ``[B, 3, H, W]`` from 0 to 1, ``normals`` of the same shape, ``depth`` ``[B, H, W]``, and
-    ``surface``, the number of the plane or object that is seen.
+    ``surface`` ``[B, H, W]``, the number of the visible plane or object.
     """
-    # Inside, vectors are on axis 1 and pixels on axis 2: numpy adds up three long rows much faster than long columns.
+    # Vectors are on axis 1 and pixels on axis 2: NumPy sums over a short outer axis much faster.
     count, side = len(scenes["x"]), image_size
     axes = _axes(scenes["turn"])
     steps = scenes["lens"][:, None] * (2 * (np.arange(side, dtype=np.float32) + 0.5) / side - 1)
     flat = np.stack([np.tile(steps, side), -np.repeat(steps, side, 1), -np.ones((count, side**2), np.float32)], 1)
-    # A ray advances by one along the camera's axis, so that where it hits is the depth.
+    # A ray has length one along the camera's axis, so its parameter at the hit is the depth.
     ray, origin = axes.transpose(0, 2, 1) @ flat, scenes["camera"][:, :, None]
 
     depth, normal, surface = _room(scenes, origin, ray)
@@ -148,7 +148,7 @@ def render(scenes: dict[str, Array], image_size: int) -> dict[str, Any]:
 
 
 def borders(surface: NDArray[np.int64]) -> Array:
-    """1 where the pixel to the right or the one below is of another surface: ``[B, H, W]``."""
+    """1 where the next pixel to the right or below is on another surface, else 0: ``[B, H, W]``."""
     edges = np.zeros(surface.shape, np.float32)
     edges[:, :, :-1] += surface[:, :, 1:] != surface[:, :, :-1]
     edges[:, :-1] += surface[:, 1:] != surface[:, :-1]
@@ -156,7 +156,7 @@ def borders(surface: NDArray[np.int64]) -> Array:
 
 
 def _axes(turn: Array) -> Array:
-    """The x, y and z of what was turned to the left and then up by ``turn`` ``[B, 2]``, as rows ``[B, 3, 3]``."""
+    """The axes after a rotation to the left and then up by ``turn`` ``[B, 2]``, as rows ``[B, 3, 3]``."""
     (cos_left, cos_up), (sin_left, sin_up) = np.cos(turn).T, np.sin(turn).T
     zero = np.zeros_like(cos_left)
     rows = [
@@ -168,7 +168,7 @@ def _axes(turn: Array) -> Array:
 
 
 def _room(scenes: dict[str, Array], origin: Array, ray: Array) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Where rays from inside leave the room: depth ``[B, P]``, the normal to the inside, and the plane's number."""
+    """The exit of rays from the room: depth ``[B, P]``, the inward normal, and the number of the plane."""
     half_width, height, length = scenes["room"].T
     low = np.stack([-half_width, 0 * height, -length], 1)[:, :, None]
     high = np.stack([half_width, height, 0 * length + 1], 1)[:, :, None]
@@ -216,12 +216,12 @@ def _cylinder(scenes: dict[str, Array], slot: int, origin: Array, ray: Array) ->
 
 
 _OBJECTS = (_sphere, _box, _cylinder)
-# The room's planes are left, right, floor, ceiling, back, front; then come the objects, two of each shape.
+# Surface numbers: the planes left, right, floor, ceiling, back, front; then the objects, two of each shape.
 _CLASS_OF = np.array([1, 1, 0, 2, 1, 1, 3, 3, 4, 4, 5, 5])
 
 
 def _quadratic(ray: Array, start: Array, radius: Array) -> Array:
-    """The first positive t with |start + t ray| = radius, FAR where there is none."""
+    """The first positive t with ``norm(start + t * ray) = radius``; FAR without one."""
     a, b = np.square(ray).sum(1), (ray * start).sum(1)
     inside = b**2 - a * (np.square(start).sum(1) - radius[:, None] ** 2)
     t = (-b - np.sqrt(np.maximum(inside, 0))) / a
@@ -233,12 +233,12 @@ def _not_zero(values: Array) -> Array:
 
 
 def _shade(scenes: dict[str, Array], where: Array, ray: Array, normal: Array, surface: NDArray[np.int64]) -> Array:
-    """Colours ``[B, 3, P]`` by Lambert's law, with a lamp that fades with the distance and a checkered floor."""
+    """Colours ``[B, 3, P]`` by Lambert's law, with a lamp that fades with distance and a checkered floor."""
     colour = np.take_along_axis(scenes["colours"], surface[:, None], 2)
     odd = np.floor(where[:, ::2] / scenes["tile"][:, None, None]).sum(1) % 2
     colour = colour * np.where((surface == 2) & (odd > 0), np.float32(0.55), np.float32(1))[:, None]
     to_lamp = scenes["lamp"][:, :, None] - where
     distance = np.sqrt(np.square(to_lamp).sum(1))
     lamp = np.maximum((normal * to_lamp).sum(1) / distance, 0) * 4 / (4 + np.square(distance))
-    camera = np.maximum(-(normal * ray).sum(1) / np.sqrt(np.square(ray).sum(1)), 0)  # some light comes from there
+    camera = np.maximum(-(normal * ray).sum(1) / np.sqrt(np.square(ray).sum(1)), 0)  # a weak light at the camera
     return np.clip(colour * (0.25 + 0.9 * lamp + 0.4 * camera)[:, None], 0, 1)

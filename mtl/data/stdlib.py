@@ -1,4 +1,4 @@
-"""Next-token prediction on text that is on every machine: the source code of Python's own standard library."""
+"""Next-token prediction on a text that every machine has: the source code of Python's standard library."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
+from mtl.errors import require
 from mtl.metrics import BitsPerByte
 
 log = logging.getLogger(__name__)
@@ -22,27 +23,27 @@ log = logging.getLogger(__name__)
 BYTES = 256
 TESTS = {"test", "tests", "idle_test"}
 INSTALLED = {"site-packages", "dist-packages"}
-PIECES = 20  # one in so many is for validation, one for the test
+PIECES = 20  # one piece of this many is for validation, and one for the test
 
 Codes = NDArray[np.int32]
 
 
 class Stdlib:
-    """Bytes, or bytes and frequent pairs of them, of the running Python's standard library, without its tests.
+    """The running Python's standard library without its tests, as bytes or as bytes and frequent pairs of bytes.
 
-    ``path`` names other text: a file, or a folder whose files are all read, but for hidden ones and those that are not
-    UTF-8. One file in twenty is for validation and one for the test, the same for every seed; fewer than three files
-    are joined and cut into twenty pieces first.
+    ``path`` names another text: a file, or a folder, of which all files are read that are UTF-8 and not hidden. One
+    file in twenty is for validation and one for the test, the same for every seed; fewer than three files are first
+    joined and cut into twenty pieces.
 
-    With ``vocabulary`` above 256, the most frequent pairs of adjacent bytes of the training text are tokens as well, as
-    many as there is room for; text is read from the left, and a pair is taken wherever one begins. What the vocabulary
-    came to is in ``input_info``, for a text may not have so many pairs.
+    With ``vocabulary`` above 256, the most frequent pairs of adjacent bytes in the training text are tokens too.
+    Encoding is greedy from the left. A text may have fewer different pairs; ``input_info`` has the actual size of the
+    vocabulary.
 
-    Inputs: ``[B, context]``, token ids. Targets ``next_1`` … ``next_<futures>``, of the same shape: the tokens so many
-    places ahead. The samples are windows of the text one after the other; those for validation and the test are in a
-    fixed random order, so that the first batches are a fair sample of all.
+    Inputs: ``[B, context]``, token ids. Targets ``next_k`` for k = 1 … ``futures``, of the same shape: the tokens k
+    positions ahead. The samples are consecutive windows of the text; those for validation and test are in a fixed
+    random order, so that the first batches are representative.
 
-    Raises ValueError for a path without text and for a text too short for three windows.
+    Raises ValueError for a path without text, and for a split that is shorter than one window.
     """
 
     def __init__(
@@ -59,11 +60,10 @@ class Stdlib:
             ("vocabulary", vocabulary, BYTES),
             ("futures", futures, 1),
         ):
-            if value < least:
-                raise ValueError(f"{name}={value} must be {least} or more.")
+            require(name, value, f"{least} or more", value >= least)
         self.batch_size = batch_size
         self.targets = tuple(f"next_{k}" for k in range(1, futures + 1))
-        texts = _standard_library() if path is None else _texts_at(path)
+        texts = _standard_library() if path is None else _read_texts(path)
         train, val, test = _split(texts)
         self.pairs = _frequent_pairs(train, vocabulary - BYTES)
         self.vocabulary = BYTES + len(self.pairs)
@@ -91,7 +91,7 @@ class Stdlib:
         token = np.full(BYTES * BYTES, -1, np.int32)
         token[self.pairs] = BYTES + np.arange(len(self.pairs))
         joined = np.append(token[codes[:-1] * BYTES + codes[1:]], -1)[: len(codes)]
-        # In a run of places where a pair could begin, every other one does, from the run's first.
+        # In a run of positions where a pair could begin, every second one begins a pair, starting with the first.
         place = np.arange(len(codes), dtype=np.int32)
         free = joined < 0
         run = np.maximum.accumulate(np.where(free, place, -1)) + 1
@@ -106,12 +106,12 @@ class Stdlib:
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """``bits_per_byte``, which does not depend on how the text was cut into tokens."""
+        """``bits_per_byte``, which is comparable between vocabularies."""
         return {"bits_per_byte": BitsPerByte([1] * BYTES + [2] * len(self.pairs))}
 
 
 class Windows(Dataset):
-    """The windows of one split: ``context`` tokens, and the ``futures`` tokens after each of them."""
+    """The windows of one split: ``context`` tokens, and for each token the ``futures`` tokens after it."""
 
     def __init__(self, tokens: Codes, context: int, futures: int, mixed: bool) -> None:
         self.tokens = torch.from_numpy(tokens)
@@ -139,11 +139,11 @@ def _standard_library() -> list[bytes]:
     root = Path(sysconfig.get_path("stdlib"))
     files = [p for p in root.rglob("*.py") if not (TESTS | INSTALLED) & set(p.relative_to(root).parts)]
     if not files:
-        raise ValueError(f"There is no source code in {root}, this Python's library: give data.path=… text of yours.")
+        raise ValueError(f"There is no source code in {root}, this Python's library: give another text by data.path=….")
     return [file.read_bytes() for file in sorted(files)]
 
 
-def _texts_at(path: str) -> list[bytes]:
+def _read_texts(path: str) -> list[bytes]:
     root = Path(path)
     if not root.exists():
         raise ValueError(f"path={path} does not exist: give a text file or a folder of them.")
@@ -160,7 +160,7 @@ def _texts_at(path: str) -> list[bytes]:
         if text:
             texts.append(text)
     if not texts:
-        raise ValueError(f"path={path} has no text: of {len(files)} files none is UTF-8 and not empty.")
+        raise ValueError(f"path={path} has no text: none of its {len(files)} files is non-empty UTF-8.")
     return texts
 
 
@@ -181,7 +181,7 @@ def _split(texts: list[bytes]) -> tuple[bytes, bytes, bytes]:
 
 
 def _frequent_pairs(text: bytes, most: int) -> Codes:
-    """The codes first * 256 + second of up to ``most`` pairs of adjacent bytes, the most frequent first."""
+    """The codes ``256 * first + second`` of the ``most`` most frequent pairs of adjacent bytes, in that order."""
     codes = np.frombuffer(text, np.uint8).astype(np.int32)
     counts = np.bincount(codes[:-1] * BYTES + codes[1:], minlength=BYTES * BYTES)
     return np.argsort(-counts, kind="stable")[: min(most, np.count_nonzero(counts))].astype(np.int32)

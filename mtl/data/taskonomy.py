@@ -1,4 +1,4 @@
-"""Taskonomy: indoor views and the five standard tasks of task grouping, from its folders of PNG files."""
+"""Taskonomy: indoor views with the five standard tasks of task grouping, from the original PNG files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from mtl.data import fixtures
 from mtl.data.augment import Normals
 from mtl.data.files import (
     Read,
-    Samples,
     as_classes,
-    check_batch_size,
     check_shape,
     find_root,
     read_image,
     read_png,
+    split_samples,
     splits,
 )
+from mtl.errors import require_positive
 
 log = logging.getLogger(__name__)
 
 CLASSES, IGNORED = 18, 0
-FARTHEST = 2**13  # of the depth's 16 bits, 1/512 m each; what is farther away is not known
-# What is subtracted, and what that is divided by.
+FARTHEST = 2**13  # largest known depth, in units of 1/512 m
+# Each target is (raw - shift) / scale.
 SCALES = {"depth_zbuffer": (1500, 1000), "keypoints2d": (50, 100), "edge_texture": (718, 1070)}
 TRAIN, TEST = "train_models.txt", "val_models.txt"
 SOURCE = (
@@ -47,18 +47,19 @@ Item = tuple[str, str]  # a building, and point_<x>_view_<y>
 class Taskonomy:
     """Views of buildings, under ``root/{rgb,<task>}/<building>/point_<x>_view_<y>_domain_<task>.png``.
 
-    ``root/train_models.txt`` and ``root/val_models.txt`` have a building a line (481 and 51); the second are the test
-    split. The last ``validation`` of the first are the validation split, whole buildings, the same for every seed; with
-    0 that is the test split. Listed buildings that are not there, as in the smaller editions, are passed over with a
-    word in the log. ``augment``: every other training sample is flipped.
+    ``root/train_models.txt`` and ``root/val_models.txt`` list one building per line (481 and 51); those of the second
+    are the test split. The last ``validation`` (a share) of the first list is the validation split: whole buildings,
+    the same for every seed. With 0, the test split is also the validation split. Listed buildings without files, as in
+    the smaller editions, are skipped and counted in the log. ``augment``: training samples are flipped with
+    probability 1/2.
 
     Inputs: ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet. Targets of that size:
-    ``segment_semantic`` (18 classes, 0 for none), ``depth_zbuffer``, ``keypoints2d`` and ``edge_texture``
-    (``[B, 1, …]``, shifted and scaled as in task grouping, unknown depth NaN), ``normal`` (``[B, 3, …]``, the zero
-    vector where the depth is not known).
+    ``segment_semantic`` (18 classes, 0 if missing), ``depth_zbuffer``, ``keypoints2d`` and ``edge_texture``
+    (``[B, 1, …]``, shifted and scaled as in task grouping, NaN for unknown depth), ``normal`` (``[B, 3, …]``, the zero
+    vector for unknown depth).
 
-    Raises ValueError for files that are missing, and where a sample is read for one that is broken, of another shape or
-    with a label out of range; each names the file. Source: Zamir et al. 2018; Standley et al. 2020.
+    Raises ValueError for missing files; when a sample is read, for a file that is unreadable, has another shape or a
+    label out of range. The message names the file. Source: Zamir et al. 2018; Standley et al. 2020.
     """
 
     targets = ("segment_semantic", "depth_zbuffer", "normal", "keypoints2d", "edge_texture")
@@ -66,9 +67,7 @@ class Taskonomy:
     def __init__(
         self, root: str, batch_size: int = 32, image_size: int = 256, validation: float = 0.1, augment: bool = True
     ) -> None:
-        check_batch_size(batch_size)
-        if image_size < 1:
-            raise ValueError(f"image_size={image_size} must be 1 or more.")
+        require_positive(batch_size=batch_size, image_size=image_size)
         needed = dict.fromkeys(("rgb", *self.targets), "a folder a building")
         self._root = find_root(root, needed | {TRAIN: "buildings", TEST: "buildings"}, SOURCE)
         self.batch_size = batch_size
@@ -77,11 +76,11 @@ class Taskonomy:
         buildings = splits(self._buildings(TRAIN), self._buildings(TEST), validation)
         train, val, test = ([item for building in part for item in self._views(building)] for part in buildings)
         resize = v2.Resize([image_size, image_size])
-        self.train = Samples(train, self._read, v2.Compose([resize, v2.RandomHorizontalFlip()]) if augment else resize)
-        self.val, self.test = Samples(val, self._read, resize), Samples(test, self._read, resize)
+        training = v2.Compose([resize, v2.RandomHorizontalFlip()]) if augment else resize
+        self.train, self.val, self.test = split_samples((train, val, test), self._read, training, resize)
 
     def metrics(self, target: str) -> dict[str, Metric]:
-        """Beside the task's loss, which is its metric in the papers: see mtl.metrics."""
+        """Metrics besides the task's loss, which is the metric in the papers; see mtl.metrics."""
         if target == "segment_semantic":
             return metrics.segmentation(CLASSES, IGNORED)
         return metrics.normals() if target == "normal" else metrics.regression()
@@ -90,9 +89,11 @@ class Taskonomy:
         listed = sorted((self._root / file).read_text().split())
         there = [building for building in listed if (self._root / "rgb" / building).is_dir()]
         if not there:
-            raise ValueError(f"{self._root / file} lists {len(listed)} buildings, and {self._root / 'rgb'} has none.")
+            raise ValueError(
+                f"{self._root / file} lists {len(listed)} buildings, but {self._root / 'rgb'} has none of them."
+            )
         if len(there) < len(listed):
-            log.info("%s: %d of %d buildings are there", file, len(there), len(listed))
+            log.info("%s: %d of %d buildings have files", file, len(there), len(listed))
         return there
 
     def _views(self, building: str) -> list[Item]:
@@ -105,7 +106,7 @@ class Taskonomy:
     def _file(self, item: Item, kind: str) -> Path:
         building, view = item
         file = self._root / kind / building / f"{view}_domain_{kind}.png"
-        # In the official files the name of this one domain has no underscore.
+        # The official files spell this one domain without an underscore.
         return file if file.exists() else file.with_name(file.name.replace("segment_semantic", "segmentsemantic"))
 
     def _read(self, item: Item) -> Read:
@@ -120,7 +121,9 @@ class Taskonomy:
         vectors = np.where(known, coded / np.float32(127.5) - 1, 0).astype(np.float32)
         return image, {
             "segment_semantic": as_classes(labels, classes, CLASSES, IGNORED),
-            "depth_zbuffer": tv_tensors.Mask(torch.from_numpy(maps["depth_zbuffer"])[None]),  # NaN does not spread
+            "depth_zbuffer": tv_tensors.Mask(
+                torch.from_numpy(maps["depth_zbuffer"])[None]
+            ),  # resized to the nearest pixel, so that NaN does not spread
             "normal": Normals(torch.from_numpy(vectors).permute(2, 0, 1)),
             **{n: tv_tensors.Image(torch.from_numpy(maps[n])[None]) for n in ("keypoints2d", "edge_texture")},
         }
@@ -135,7 +138,7 @@ class Taskonomy:
 
 
 def make_fixture(root: Path, side: int = 24, train: int = 4, test: int = 2, views: int = 3) -> None:
-    """A tiny Taskonomy of random scenes, so many views a building, with a corner of unknown depth."""
+    """Write a tiny Taskonomy of random scenes, with ``views`` views per building and a corner of unknown depth."""
     rng = np.random.default_rng(0)
     names = {TRAIN: [f"house{i}" for i in range(train)], TEST: [f"hut{i}" for i in range(test)]}
     root.mkdir(parents=True, exist_ok=True)

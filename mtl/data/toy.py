@@ -1,4 +1,4 @@
-"""The two-task toy problem of CAGrad, Nash-MTL, FAMO and Aligned-MTL: no data, two losses of one point (u, v)."""
+"""The two-task toy problem of CAGrad, Nash-MTL, FAMO and Aligned-MTL: two losses of one point (u, v), without data."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
-# Where Nash-MTL, FAMO and Aligned-MTL start; CAGrad has three of its own.
+# The starting points of Nash-MTL, FAMO and Aligned-MTL; CAGrad has three others.
 STARTS = ((-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0))
-FLOOR = 5e-6  # of the logarithm's argument
+FLOOR = 5e-6  # smallest argument of the logarithm
 EDGE = 7.0  # the Pareto front ends at the parabolas' centres, u = -7 and u = 7
 
 
 class Toy:
-    """What stands in for data: one sample without content, and the point where the backbone ``Theta`` starts.
+    """A placeholder for data: one sample without content, and the starting point of the backbone ``Theta``.
 
-    ``start`` is the number of one of ``starts``, or a point ``[u, v]`` itself. The targets are the numbers of the two
-    losses, ``l1`` and ``l2``; nothing reads them.
+    ``start`` is an index into ``starts``, or a point ``[u, v]``. The targets ``l1`` and ``l2`` are the numbers of the
+    two losses and are never read.
     """
 
     targets = ("l1", "l2")
@@ -35,14 +35,14 @@ class Toy:
         if len(start) != 2:
             raise ValueError(f"start={list(start)} must be two numbers, [u, v].")
         self.input_info = {"start": [float(value) for value in start]}
-        self.train = self.val = self.test = Nothing()
+        self.train = self.val = self.test = Placeholder()
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """The point itself: ``u`` and ``v``."""
         return {"u": Column(1), "v": Column(2)}
 
 
-class Nothing(Dataset):
+class Placeholder(Dataset):
     """One sample: a zero, and for each task the number of its loss."""
 
     def __len__(self) -> int:
@@ -53,21 +53,21 @@ class Nothing(Dataset):
         return inputs[0], {name: target[0] for name, target in targets.items()}
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sample, as often as it is asked for."""
+        """The sample, repeated for every index."""
         count = len(indices)
         return torch.zeros(count, 1), {"l1": torch.full((count,), 1), "l2": torch.full((count,), 2)}
 
 
 class ToyLoss(nn.Module):
-    """Loss ``number`` (1 or 2) of the point, times ``scale``: ``[B, 2]`` -> ``[B, 3]``, the loss beside u and v.
+    """Loss ``number`` (1 or 2) of the point, times ``scale``: ``[B, 2]`` -> ``[B, 3]``, the loss followed by u and v.
 
-    With p = max(tanh(v / 2), 0) and q = max(tanh(-v / 2), 0), L_i = scale (p A_i + q B_i),
+    With ``p = max(tanh(v / 2), 0)``, ``q = max(tanh(-v / 2), 0)``, the loss is ``scale (p A_i + q B_i)`` with ::
 
         A_1 = log max(|-(u + 7) / 2 + tanh v|, 5e-6) + 6      B_1 = ((u - 7)^2 + 0.1 (v + 8)^2) / 10 - 20
         A_2 = log max(|(3 - u) / 2 - tanh v + 2|, 5e-6) + 6   B_2 = ((u + 7)^2 + 0.1 (v + 8)^2) / 10 - 20
 
-    Source: Liu et al. 2021 (CAGrad), toy.py of the official code, and the same in the codes of Nash-MTL, FAMO and
-    Aligned-MTL. The papers print A_2 with the other sign before its tanh; this is the codes' function.
+    Source: Liu et al. 2021 (CAGrad), toy.py of the official code, and the same function in the codes of Nash-MTL, FAMO
+    and Aligned-MTL. The papers print A_2 with the opposite sign of its tanh.
     """
 
     def __init__(self, number: int, scale: float = 1.0) -> None:
@@ -79,11 +79,11 @@ class ToyLoss(nn.Module):
         self.number, self.scale = number, scale
 
     def forward(self, theta: Tensor) -> Tensor:
-        """The loss and the point."""
+        """The loss, u and v."""
         u, v = theta.unbind(-1)
         half = torch.tanh(v / 2)
-        # Not clamp or relu: their gradient at the bound is 0 from torch 2.14 on, and both losses are at it in (0, 0),
-        # where the published runs start with the gradient 1 of the torch of their time.
+        # The published runs start in (0, 0), at the bound of both losses, with a torch whose clamp and relu had the
+        # gradient 1 there. From torch 2.14 on that gradient is 0; where() keeps it at 1.
         p = torch.where(v >= 0, half, 0.0)
         q = torch.where(v <= 0, -half, 0.0)
         if self.number == 1:
@@ -97,10 +97,10 @@ class ToyLoss(nn.Module):
 
 
 class PassOn(nn.Module):
-    """The loss of a head that is a loss itself: the mean of the prediction's first column."""
+    """The mean of the prediction's first column: for a head that already returns a loss."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """One number; the target is not read."""
+        """A scalar; the target is not read."""
         return prediction[..., 0].mean()
 
 
@@ -129,8 +129,8 @@ class Column(Metric):
 def front(u: NDArray[np.float64]) -> NDArray[np.float64]:
     """The v of the Pareto front at every u from -7 to 7, by Newton's method.
 
-    At v < 0 a convex combination of the unscaled losses is q ((u - m)^2 + h), and each is the best in u of one of
-    them, so that v(u) is the minimum of q(v) ((49 - u^2 + 0.1 (v + 8)^2) / 10 - 20) over v; scales do not move it.
+    For v < 0 every convex combination of the unscaled losses is a parabola in u, and every u is the minimum of one of
+    them. So v(u) minimises ``q(v) ((49 - u^2 + 0.1 (v + 8)^2) / 10 - 20)`` over v. Scaling a loss does not change it.
     """
     v = np.full_like(u, -8.4)
     for _ in range(20):
@@ -144,6 +144,6 @@ def front(u: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def on_front(u: float, v: float, tolerance: float = 0.25) -> bool:
-    """Whether the point is on the Pareto front, to ``tolerance`` in u and in v: 0.25 in v are 0.003 in the losses."""
+    """Whether the point is within ``tolerance`` of the Pareto front in u and v; 0.25 in v are 0.003 in the losses."""
     nearest = np.clip([u], -EDGE, EDGE)
     return bool(abs(u - nearest[0]) <= tolerance and abs(v - front(nearest)[0]) <= tolerance)

@@ -78,9 +78,8 @@ def _main(comparison: Comparison) -> Table:
         line = [row.label, _seeds(row), *(format_interval(row.metrics.get(name)) for name in comparison.metrics)]
         line += [format_interval(row.delta_metric, "+"), format_interval(row.delta_task, "+")] * delta
         line += [format_number(row.rank, ".2f")] * ranked
-        line += [format_number(row.time_ratio, ".2f"), format_number(row.memory_ratio, ".2f")] * ratio + [
-            format_settings(row.tuned)
-        ] * tuned
+        line += [format_number(row.time_ratio, ".2f"), format_number(row.memory_ratio, ".2f")] * ratio
+        line += [format_settings(row.tuned)] * tuned
         lines.append(line)
     return Table(f"{comparison.data}: test metrics", _main_caption(delta, ranked, ratio), header, lines)
 

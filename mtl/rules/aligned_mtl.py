@@ -6,26 +6,24 @@ from scipy.linalg.lapack import dgejsv
 
 from mtl.errors import require
 from mtl.rules.rule import Array, Rule
-from mtl.rules.solvers import SolverError, in_one_thread, unit_rows
+from mtl.rules.solvers import SolverError, single_threaded, unit_rows
 
 SCALES: dict[str, Callable[[Array], Any]] = {"min": np.min, "median": np.median, "mean": np.mean}
 
 
 class AlignedMTL(Rule):
-    """The gradients' principal components, all given the same length; then the sum.
+    """Scale the principal components of the task gradients to one length, then sum the gradients.
 
-    With the eigenvalues l and vectors V of G (of those that are not zero), B = sqrt(l_scale) V L^(-1/2) V'
-    and w = B 1: the nearest orthogonal system to the gradients, of condition number one. ``scale_mode``:
-    l_scale is the smallest (the paper's choice), the median or the mean of these eigenvalues.
+    ``w = B 1`` with ``B = sqrt(l_scale) V L^(-1/2) V'``, where L and V are the nonzero eigenvalues and the eigenvectors
+    of G. The scaled gradients are the nearest system with condition number one. ``scale_mode``: ``l_scale`` is the
+    smallest (the paper's choice), the median or the mean of these eigenvalues.
 
-    Dependent gradients: directions that do not occur are left out, as in the paper. A zero gradient gets the
-    weight zero.
+    Dependent gradients: eigenvalues of zero are excluded, as in the paper. A zero gradient has weight zero.
 
-    Source: Senushkin et al. 2023, equation 9 and algorithm 1, with the task weights w_i = 1 of the official
-    code, which calls the mean "rmse" and takes the lower of two middle eigenvalues for the median. The
-    eigenvalues come from a one-sided Jacobi method on the scaled rows: eigh on G, which others use, loses
-    the small ones (1e-4 relative where norms are 1e6 apart). LibMTL's torch.symeig no longer exists in
-    torch 2.
+    Source: Senushkin et al. 2023, equation 9 and algorithm 1, with the task weights of one of the official code. That
+    code calls the mean "rmse", and its median is the lower of two middle eigenvalues. Here the eigenvalues come from a
+    one-sided Jacobi method on scaled rows: eigh on G, the usual way, loses small eigenvalues (relative errors of 1e-4
+    if norms are a factor of 1e6 apart). LibMTL calls torch.symeig, which torch 2 removed.
     """
 
     def __init__(self, scale_mode: Literal["min", "median", "mean"] = "min") -> None:
@@ -34,19 +32,18 @@ class AlignedMTL(Rule):
         self.scale_mode = scale_mode
 
     def weigh(self, gram: Array) -> Array:
-        """Return the weights; for orthogonal gradients of equal norm they are one."""
+        """Return the weights: all one for orthogonal gradients of equal norm."""
         rows = unit_rows(gram)
         if not len(rows.norms):
             return np.zeros(len(gram))
         relative = rows.norms / rows.norms.max()
-        # One row a task, in an orthonormal basis of their span: the left vectors are the eigenvectors of G.
+        # The gradients in an orthonormal basis of their span; the left singular vectors are the eigenvectors of G.
         matrix = relative[:, None] * rows.factor.T
-        # joba=3 keeps small singular values that come from badly scaled rows; jobv=3 leaves out the right
-        # vectors.
-        with in_one_thread():
+        # joba=3 is accurate for small singular values of badly scaled rows; jobv=3 skips the right vectors.
+        with single_threaded():
             values, vectors, _, work, _, info = dgejsv(matrix, joba=3, jobu=0, jobv=3)
         if info:
             raise SolverError(f"The eigenvalues of {len(relative)} rows were not found: dgejsv returned {info}.")
         values = values * (work[0] / work[1])
         scale = np.sqrt(SCALES[self.scale_mode](values**2))
-        return rows.spread(vectors @ (vectors.sum(0) * scale / values))
+        return rows.scatter(vectors @ (vectors.sum(0) * scale / values))

@@ -6,17 +6,15 @@ from mtl.rules.solvers import unit_rows
 
 
 class ConFIG(Rule):
-    """The direction with one positive cosine to every gradient, as long as the gradients' projections on it.
+    """The direction with the same positive cosine to every task gradient; its length is the sum of their projections.
 
-    With U the unit rows: u = U^+ 1 / |U^+ 1| and d = (sum_i <g_i, u>) u. In terms of the correlation matrix
-    C and the norms n: c = C^+ 1, |U^+ 1|^2 = c'Cc, w = c / n * (n'Cc) / (c'Cc).
+    With U the unit task gradients, ``u = U^+ 1 / |U^+ 1|`` and ``d = (sum_i <g_i, u>) u``. With the correlation matrix
+    C and the norms n: ``c = C^+ 1``, ``|U^+ 1|^2 = c'Cc`` and ``w = c / n * (n'Cc) / (c'Cc)``.
 
-    Dependent gradients: the pseudo-inverse makes the cosines as equal as they can be in the sense of least
-    squares; where that is the zero direction (two opposite gradients), the weights are zero. A zero
-    gradient has no direction and gets the weight zero.
+    Dependent gradients: the pseudo-inverse gives the least-squares solution for equal cosines. If that is the zero
+    direction, as for two opposite gradients, the weights are zero. A zero gradient has no direction and weight zero.
 
-    Source: Liu et al. 2024, equations 2 and 3. The official code inverts the [K, n] matrix; the K x K one
-    is enough.
+    Source: Liu et al. 2024, equations 2 and 3. The official code inverts the ``[K, n]`` matrix; ``[K, K]`` suffices.
     """
 
     def weigh(self, gram: Array) -> Array:
@@ -27,8 +25,8 @@ class ConFIG(Rule):
         coefficients, _ = equal_projections(rows.factor)
         direction = rows.factor @ coefficients
         square = direction @ direction
-        if square < 1e-12:  # |U^+ 1|^2 is at least about 1 / K unless 1 is in the kernel
+        if square < 1e-12:  # |U^+ 1|^2 is at least about 1 / K, unless 1 is in the kernel
             return np.zeros(len(gram))
         relative = rows.norms / rows.norms.max()
         length = relative @ (rows.factor.T @ direction) / square
-        return rows.spread(coefficients * length / relative)
+        return rows.scatter(coefficients * length / relative)

@@ -1,4 +1,4 @@
-"""The equation that Nash-MTL and FairGrad share, solved exactly."""
+"""The exact solution of the equation that Nash-MTL and FairGrad share."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv
 
-from mtl.rules.solvers import SolverError, UnitRows, shortest
+from mtl.rules.solvers import SolverError, UnitRows, shortest_combination
 
 Array = NDArray[np.float64]
 
-# A direction shorter than this share of what it is summed from is cancellation: no agreement exists.
+# A direction shorter than this share of its summands is a cancellation: the point is Pareto-stationary.
 STATIONARY = 1e-6
 
 
 def fair_weights(rows: UnitRows, alpha: float) -> Array:
-    """The w > 0 with (G w)_i = w_i^(-1/alpha), for ``rows`` that are not zero; alpha = 1 is Nash's equation.
+    """The ``w > 0`` with ``(G w)_i = w_i^(-1/alpha)``, for nonzero ``rows``; alpha = 1 is the equation of Nash-MTL.
 
-    With n the norms in units of the largest and w_i = b_i x_i / n_i, b_i = n_i^((1 - alpha) / (1 + alpha))
-    (x = 1 solves it for orthogonal rows), it is the stationarity of a strictly convex potential over x > 0,
+    Let n be the norms in units of the largest, and ``w_i = b_i x_i / n_i`` with
+    ``b_i = n_i^((1 - alpha) / (1 + alpha))``, so that x = 1 is the solution for orthogonal rows. The equation is the
+    stationarity condition of a strictly convex potential over x > 0, which damped Newton steps minimise::
 
-        1/2 (b x)'C (b x) + sum_i b_i^2 p(x_i),   p'(x) = -x^(-1/alpha),
+        1/2 (b x)' C (b x) + sum_i b_i^2 p(x_i),   p'(x) = -x^(-1/alpha)
 
-    which damped Newton steps minimise. The minimum exists, also for dependent rows, unless some non-negative
-    combination of the rows is zero: a Pareto-stationary point, where no direction helps every task. There the
-    answer is that combination, with weights K z_i / n_i (z on the simplex): its direction is zero.
+    The minimum exists, for dependent rows too, unless a nonnegative combination of the rows is zero. That is a
+    Pareto-stationary point, at which no direction improves every task. The result is then this combination, with
+    weights ``K z_i / n_i`` and z on the simplex; its direction is zero.
     """
     exponent = (1 - alpha) / (1 + alpha)
     unit = rows.norms.max()
     base = (rows.norms / unit) ** exponent
     scaled = _newton(rows, base, 1 / alpha)
-    if scaled is None or _gains_nothing(rows, scaled):
-        hull = shortest(rows._replace(norms=np.ones_like(rows.norms)))
+    if scaled is None or _is_stationary(rows, scaled):
+        hull = shortest_combination(rows._replace(norms=np.ones_like(rows.norms)))
         if np.linalg.norm(rows.factor @ hull) <= 2 * STATIONARY:
             scaled = len(hull) * hull
     if scaled is None:
@@ -39,18 +40,18 @@ def fair_weights(rows: UnitRows, alpha: float) -> Array:
     return scaled / rows.norms * unit**exponent
 
 
-def _gains_nothing(rows: UnitRows, scaled: Array) -> bool:
-    """Whether some unit row gains nothing.
+def _is_stationary(rows: UnitRows, scaled: Array) -> bool:
+    """Whether the smallest gain ``<u_i, d>`` of a unit row is zero.
 
-    So it is wherever a combination z of them is shorter than STATIONARY: every <u_i, d> is positive, and
-    their mean by z is <sum_i z_i u_i, d>.
+    This holds whenever a combination z of the unit rows is shorter than STATIONARY: the gains are positive, and their
+    mean weighted by z is ``<sum_i z_i u_i, d>``.
     """
     direction = rows.factor @ scaled
     return bool((rows.factor.T @ direction).min() <= 2 * STATIONARY * np.linalg.norm(direction))
 
 
 def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
-    """The y = b x at the minimum, to the last digits of float64. None where it runs away to infinity."""
+    """The minimum ``y = b x``, to the last digits of float64; None if the iteration diverges."""
     x = np.ones_like(base)
     gradient, error = _gradient(rows.correlation, base, x, power)
     for _ in range(200):
@@ -61,18 +62,18 @@ def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
         _, step, failed = dposv(hessian, -gradient)
         if failed:
             return None
-        move = _inside(step / (base * x), gradient * base * x, power)
+        move = _damped_step(step / (base * x), gradient * base * x, power)
         for _ in range(60):
             new = x * (1 + move)
             new_gradient, new_error = _gradient(rows.correlation, base, new, power)
-            # The potential is convex: a slope that has turned upwards says that the step was too long. Very near
-            # the minimum the slope is rounding, and the error tells. With alpha above 1 the curvature falls off so
-            # slowly that full moves serve better (no failure in 700 random matrices up to alpha = 20).
+            # The potential is convex, so a slope that has changed sign means that the step was too long. Very near the
+            # minimum the slope is a rounding error, and only the error in the equation counts. For alpha above 1 the
+            # curvature decreases so slowly that full steps are better (no failure in 700 random matrices up to 20).
             slopes = (gradient * base * x) @ move, (new_gradient * base * x) @ move
             if power < 1 or error < 1e-6 or new_error < 0.01 * error or slopes[1] <= -0.1 * slopes[0]:
                 break
             move = move / 2
-        if error < 1e-9 and new_error >= 0.5 * error:  # as good as rounding lets it be
+        if error < 1e-9 and new_error >= 0.5 * error:  # rounding errors allow no better
             return base * x
         x, gradient, error = new, new_gradient, new_error
         if x.max() > 1.5 and np.linalg.norm(rows.factor @ (base * x)) < STATIONARY * (base @ x):
@@ -80,11 +81,11 @@ def _newton(rows: UnitRows, base: Array, power: float) -> Array | None:
     return None
 
 
-def _inside(relative: Array, slopes: Array, power: float) -> Array:
-    """Newton's step relative to x, changed so that x stays positive and that it still leads downhill."""
+def _damped_step(relative: Array, slopes: Array, power: float) -> Array:
+    """Newton's step relative to x, changed so that x stays positive and the potential decreases."""
     if power < 1:
-        # A large alpha asks some weights to become far smaller than others: by a factor a step, without holding up
-        # the rest.
+        # A large alpha needs some weights to become far smaller than others: they shrink by a factor per step, without
+        # shortening the step of the others.
         move = np.where(relative > -0.5, relative, np.exp(relative.clip(-20, 0)) - 1)
         if slopes @ move < 0:
             return move
@@ -92,8 +93,8 @@ def _inside(relative: Array, slopes: Array, power: float) -> Array:
 
 
 def _gradient(correlation: Array, base: Array, x: Array, power: float) -> tuple[Array, float]:
-    """The potential's gradient in y = b x, and its largest entry relative to what makes it up."""
+    """The potential's gradient in ``y = b x``, and its largest entry relative to its summands."""
     image, bargain = correlation @ (base * x), base * x**-power
-    # The last term stands for what rounding leaves where large weights cancel.
+    # The last term is the rounding error of large weights that cancel.
     size = np.abs(image) + bargain + 1e-6 * (base @ x)
     return image - bargain, float(np.abs((image - bargain) / size).max())

@@ -7,18 +7,19 @@ from mtl.rules.solvers import unit_rows
 
 
 class FairGrad(Rule):
-    """Alpha-fair sharing of the progress: the weights w > 0 with G w = w^(-1/alpha), element by element.
+    """Alpha-fair improvement of the tasks: the weights ``w > 0`` with ``G w = w^(-1/alpha)``, elementwise.
 
-    ``alpha`` > 0: towards 0 the plain sum, 1 proportional fairness (Nash-MTL without its clip), large alpha the best
-    for the task that gains least. Beyond about 20, w = gain^(-alpha) can leave float64's range: SolverError.
+    ``alpha`` is above 0. Towards 0 the direction is the sum of the task gradients, 1 is proportional fairness (Nash-MTL
+    without clipping), and a large alpha maximises the smallest improvement. Above about 20, w may leave the range of
+    float64, which raises SolverError.
 
-    Dependent gradients have a solution as long as some direction helps every task. Where none does (the
-    point is Pareto-stationary to 1e-6 of the unit rows), the direction is zero, by the weights of the
-    shortest combination of unit rows. A zero gradient takes no part and gets the weight zero.
+    Dependent gradients have a solution if a direction improves every task. If none does (the point is
+    Pareto-stationary, to 1e-6 of the unit rows), the direction is zero, with the weights of the shortest convex
+    combination of unit rows. A zero gradient is excluded and has weight zero.
 
-    Source: Ban & Ji 2024, equation 7. Solved to rounding by Newton's method; the official code and LibMTL
-    use scipy's least_squares. The official code also multiplies by K and clips to the norm 1, which the
-    paper does not have; LibMTL scales the heads by w, which neither has.
+    Source: Ban & Ji 2024, equation 7. Solved to rounding errors by Newton's method; the official code and LibMTL use
+    SciPy's least_squares. Unlike the paper, the official code multiplies by K and clips to norm 1, and LibMTL scales
+    the heads by w.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
@@ -29,4 +30,4 @@ class FairGrad(Rule):
     def weigh(self, gram: Array) -> Array:
         """Return the alpha-fair weights."""
         rows = unit_rows(gram)
-        return rows.spread(fair_weights(rows, self.alpha)) if len(rows.norms) else np.zeros(len(gram))
+        return rows.scatter(fair_weights(rows, self.alpha)) if len(rows.norms) else np.zeros(len(gram))

@@ -4,24 +4,23 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
-from mtl.rules.rows import RowRule, masked_weights
+from mtl.rules.rows import RowRule, effective_weights
 from mtl.rules.rule import Array, Random, new_generator
 
 
 class GradDrop(Random, RowRule):
-    """Where the tasks' signs disagree, one sign is drawn for each element and the other one is dropped.
+    """In every element a random sign is kept, and the task gradients of the other sign are dropped.
 
-    For each element P = (1 + sum_k g_k / sum_k |g_k|) / 2 and U uniform on [0, 1): the positive g_k stay if
-    P > U, the negative ones if P < U; the direction is sum_k (l_k + (1 - l_k) M_k) g_k with M the mask and
-    l the ``leak`` (one number for all tasks or one a task; 0 is the paper's default, 1 the plain sum). A
-    zero gradient adds nothing.
+    For each element let ``P = (1 + sum_k g_k / sum_k |g_k|) / 2`` and U be uniform on [0, 1). The mask M keeps positive
+    ``g_k`` if P > U, and negative ones if P < U. The direction is ``sum_k (l_k + (1 - l_k) M_k) g_k`` with l the
+    ``leak``: one number for all tasks, or one per task; 0 is the paper's default, 1 gives the sum. A zero gradient adds
+    nothing.
 
-    U comes from the rule's own generator on the CPU, so that it is the same on every device, and on every process for
-    the elements that it has: it draws those of the whole batch.
+    U comes from the rule's own generator on the CPU and is drawn for the whole batch. So it is the same on every
+    device, and every rank has the right part of it.
 
-    Source: Chen et al. 2020, algorithm 1, in the form for gradients that are not separated by sample: the
-    sign of the activations and the sum over the batch, which that algorithm puts in front for activations,
-    need a batch axis that a row does not have. LibMTL has one leak for all tasks.
+    Source: Chen et al. 2020, algorithm 1, for gradients without a batch axis: for activations, the paper multiplies by
+    their sign and sums over the batch first. LibMTL has one leak for all tasks.
     """
 
     elementwise = True
@@ -42,12 +41,12 @@ class GradDrop(Random, RowRule):
         present: Sequence[int] | None = None,
         places: Sequence[Sequence[tuple[int, int, int]]] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """As any rule on rows; ``places`` are those of Rows.places where ``rows`` are of a part of the batch."""
+        """As :meth:`RowRule.combine`. ``places`` (see Rows.places) locates ``rows`` that are a part of the batch."""
         self._places = places
         return super().combine(rows, gram, losses, present)
 
-    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
-        """Return the masked sum, and the share of each gradient that is in it."""
+    def aggregate(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
+        """Return the masked sum, and the share of each task gradient in it."""
         leak = self._leak(len(gram), present)
         factors, direction = [], []
         for number, block in enumerate(rows):
@@ -59,7 +58,7 @@ class GradDrop(Random, RowRule):
             share = leak.to(wide)[:, None]
             factors.append(share + (1 - share) * mask)
             direction.append((factors[-1] * wide).sum(0))
-        return direction, masked_weights(rows, factors)
+        return direction, effective_weights(rows, factors)
 
     def _draw(self, block: int, length: int) -> Tensor:
         places = [(0, length, length)] if self._places is None else self._places[block]

@@ -3,29 +3,29 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
-from mtl.rules.pcgrad import among
+from mtl.rules.pcgrad import restrict_orders
 from mtl.rules.rule import Array, Indices, Random, TaskRule, new_generator
 from mtl.rules.solvers import unit_rows
 
-# Cosines are kept this far inside (-1, 1): the correction is undefined at 1.
+# Distance of target cosines from -1 and 1, where the correction is undefined.
 MARGIN = 1e-8
 
 
 class GradVac(Random, TaskRule):
-    """Each gradient is turned until its cosines reach their running averages; then all are summed.
+    """Rotate each task gradient until its cosine with each other one reaches a running average; then sum.
 
-    For every task i, over the others j != i in random order, with h_i = g_i at first, c = cos(h_i, g_j) and
-    the target t = t_ij, an average kept over the steps that starts at 0: where c < t,
+    For every task i, start with ``h_i = g_i`` and visit the other tasks j in random order. Let ``c = cos(h_i, g_j)``
+    and ``t = t_ij``, a running average over the steps that starts at 0. If c < t::
 
-        h_i <- h_i + |h_i| (t sqrt(1 - c^2) - c sqrt(1 - t^2)) / (|g_j| sqrt(1 - t^2)) g_j,
+        h_i <- h_i + |h_i| (t sqrt(1 - c^2) - c sqrt(1 - t^2)) / (|g_j| sqrt(1 - t^2)) g_j
 
-    and then always t_ij <- (1 - beta) t_ij + beta c. The direction is sum_i h_i; at t = 0 it is PCGrad's.
+    In any case ``t_ij <- (1 - beta) t_ij + beta c``. The direction is ``sum_i h_i``; for t = 0 it is PCGrad's.
 
-    ``num_tasks`` sizes the averages; ``present`` names the tasks that a matrix is about, the averages of
-    absent tasks stay. A zero gradient has no cosine: its weight is one, its averages stay, it turns nobody.
+    A zero gradient has no cosine: its weight is one, its averages do not change, and it rotates no other gradient. The
+    averages of absent tasks do not change.
 
-    Source: Wang et al. 2021, equation 4 and algorithm 1, over whole gradients and not a layer at a time.
-    beta is the paper's 0.01; LibMTL and TorchJD have 0.5.
+    Source: Wang et al. 2021, equation 4 and algorithm 1, on whole gradients and not per layer. The default of ``beta``
+    is the paper's 0.01; LibMTL and TorchJD have 0.5.
     """
 
     def __init__(self, num_tasks: int, beta: float = 0.01, seed: int = 0) -> None:
@@ -39,20 +39,20 @@ class GradVac(Random, TaskRule):
     def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
         """Return the weights of the summed direction, and update the averages."""
         rows = unit_rows(gram)
-        orders = among(rows.alive, self.orders(len(gram)))
+        orders = restrict_orders(rows.alive, self.orders(len(gram)))
         pairs = np.ix_(tasks[rows.alive], tasks[rows.alive])
         targets = self.targets.numpy()[pairs]
-        combined = self._turn(rows.correlation, orders, targets)
+        combined = self._rotate(rows.correlation, orders, targets)
         self.targets.numpy()[pairs] = targets
-        return rows.spread(rows.norms @ combined / rows.norms, zero=1.0)
+        return rows.scatter(rows.norms @ combined / rows.norms, zero=1.0)
 
-    def _turn(self, correlation: Array, orders: Indices, targets: Array) -> Array:
-        """The turned unit rows as combinations of unit rows; ``targets`` is updated in place."""
+    def _rotate(self, correlation: Array, orders: Indices, targets: Array) -> Array:
+        """The rotated unit rows as combinations of unit rows; ``targets`` is updated in place."""
         own = np.arange(len(correlation))
         combined, images = np.eye(len(own)), correlation.copy()  # images: combined @ correlation
         for others in orders.T:
             lengths = np.sqrt(np.maximum(np.einsum("ik,ik->i", combined, images), 0))
-            # A row that was cancelled down to rounding has no direction left, and no cosine.
+            # A row that has cancelled to a rounding error has no direction and no cosine.
             seen = lengths > 1e-7 * np.abs(combined).sum(1)
             cosines = np.divide(images[own, others], lengths, out=np.zeros(len(own)), where=seen).clip(-1, 1)
             goals = targets[own, others].clip(MARGIN - 1, 1 - MARGIN)

@@ -5,14 +5,14 @@ from mtl.rules.rule import Array, Rule
 
 
 class Krum(Rule):
-    """The mean of the ``selected`` gradients that lie nearest to their neighbours.
+    """The mean of the ``selected`` task gradients that are nearest to their neighbours.
 
-    With f = ``byzantine`` gradients that may be anything, the score of g_i is the sum of its squared
-    distances to the K - f - 2 nearest others; the lowest scores are taken. Gradients whose scores are equal
-    at the limit share what is left, so that the order of the tasks does not matter.
+    With f = ``byzantine`` arbitrary gradients, the score of ``g_i`` is the sum of its squared distances to the K - f -
+    2 nearest others; the lowest scores are selected. Gradients that tie for the last places share them, so that the
+    order of the tasks does not matter.
 
-    The paper wants K > 2f + 2. Fewer tasks than f + 3 leave no neighbour to count: one is used then, and a
-    single task gets the weight one. A zero gradient is a point like any other.
+    The paper assumes K > 2f + 2. With fewer than f + 3 tasks there is no neighbour by this count; one is used then, and
+    a single task has weight one. A zero gradient is a point like any other.
 
     Source: Blanchard et al. 2017, section 4. TorchJD sums distances that are not squared.
     """
@@ -24,7 +24,7 @@ class Krum(Rule):
         self.byzantine, self.selected = byzantine, selected
 
     def weigh(self, gram: Array) -> Array:
-        """Return the weights, of sum one."""
+        """Return the weights, which sum to one."""
         count = len(gram)
         squares = gram / max(gram.diagonal().max(), 1e-300)
         distances = np.maximum(squares.diagonal()[:, None] + squares.diagonal() - 2 * squares, 0)

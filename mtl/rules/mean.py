@@ -4,8 +4,8 @@ from mtl.rules.rule import Array, Rule
 
 
 class Mean(Rule):
-    """Weights of 1/K: the gradient of the mean of the losses. A zero gradient counts among the K."""
+    """Weights of 1/K: the gradient of the mean of the losses. K includes zero gradients."""
 
     def weigh(self, gram: Array) -> Array:
-        """Return 1/K, K times."""
+        """Return 1/K for each of the K tasks."""
         return np.full(len(gram), 1 / len(gram))

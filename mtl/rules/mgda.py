@@ -5,16 +5,19 @@ from mtl.rules.solvers import min_norm_weights
 
 
 class MGDA(Rule):
-    """The shortest direction in the hull of the gradients: argmin_{w >= 0, sum w = 1} |sum w_i g_i|^2.
+    """The shortest convex combination of the task gradients.
 
-    No other convex combination guarantees every task as much: <g_i, d> >= |d|^2 for all i, with d the
-    direction. It leans towards the shortest gradients. A zero gradient is itself the shortest direction and
-    takes all the weight (zero gradients share it): the point is Pareto-stationary, and the trunk rests.
+    ``w = argmin |sum_i w_i g_i|^2`` over the simplex. The direction d satisfies ``<g_i, d> >= |d|^2`` for all i, the
+    largest improvement that a convex combination can guarantee to every task. It favours short gradients. With
+    ``space=features`` this is MGDA-UB, the upper bound of Sener & Koltun.
 
-    Source: Désidéri 2012; Sener & Koltun 2018, equation 3. Solved exactly by non-negative least squares.
-    LibMTL and TorchJD stop a Frank-Wolfe or projected gradient method early, which misses the optimum where
-    norms differ. Normalised variants (l2, loss, loss+) change the problem, and LibMTL sums the normalised
-    gradients while the official code does not: give the losses a weighting instead.
+    A zero gradient is the shortest combination and has all the weight, shared with other zero gradients: the point is
+    Pareto-stationary, and the trunk does not move.
+
+    Source: Désidéri 2012; Sener & Koltun 2018, equation 3. Solved exactly by nonnegative least squares. LibMTL and
+    TorchJD stop a Frank-Wolfe or projected gradient method early and miss the optimum if norms differ. The normalised
+    variants (l2, loss, loss+) are another problem, and LibMTL then sums the normalised gradients, unlike the official
+    code; a loss weighting has the same purpose here.
     """
 
     def weigh(self, gram: Array) -> Array:

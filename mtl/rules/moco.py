@@ -5,26 +5,26 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
-from mtl.rules.rows import KeptRows, RowRule, gram_of, weighted_sum
+from mtl.rules.rows import RowRule, StoredRows, gram_of, weighted_sum
 from mtl.rules.rule import Array, TaskRule, task_indices
-from mtl.rules.sdmgrad import share
-from mtl.rules.solvers import onto_simplex
+from mtl.rules.sdmgrad import normalised_weights
+from mtl.rules.solvers import project_onto_simplex
 
 
 class MoCo(RowRule, TaskRule):
-    """Running averages of the gradients, and weights that follow the shortest direction among them.
+    """Running averages of the task gradients, with weights that track their shortest convex combination.
 
-    y_k <- y_k - b_t (y_k - g_k), b_t = ``beta`` / t^``beta_sigma``; l <- P(l - c_t (Y Y' + ``rho`` I) l)
-    with P the projection onto the simplex and c_t = ``gamma`` / t^``gamma_sigma``; the direction is sum_k
-    l_k y_k. t counts the batches that a task was in.
+    ``y_k <- y_k - b_t (y_k - g_k)`` with ``b_t = beta / t^beta_sigma``, then ``l <- P(l - c_t (Y Y' + rho I) l)`` with
+    ``c_t = gamma / t^gamma_sigma`` and P the projection onto the simplex. The direction is ``sum_k l_k y_k``. The count
+    t is per task: the number of batches with it.
 
-    y_k starts at the first gradient of its task, l at equal weights. What is kept of absent tasks stays;
-    the weights of those present move on their own and are put back with the sum that they had. A zero
-    gradient draws weight, as in MGDA. The averages need rows whose elements mean the same in every batch.
+    ``y_k`` starts at the task's first gradient, l at 1/K. The state of absent tasks does not change; the weights of the
+    present tasks keep their sum. A zero gradient attracts weight, as in MGDA. The averages need rows whose elements
+    have the same meaning in every batch.
 
-    Source: Fernando et al. 2023, algorithm 1, without the projection of y onto a ball of unknown radius.
-    LibMTL takes a softmax for the projection, which keeps the weights nearly equal, and scales gradients by
-    loss over norm.
+    Source: Fernando et al. 2023, algorithm 1, without the projection of y onto a ball of unknown radius. LibMTL
+    replaces the projection by a softmax, which keeps the weights nearly equal, and scales the gradients by loss over
+    norm.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class MoCo(RowRule, TaskRule):
             require(name, value, "0 or more", 0 <= value < np.inf)
         self.beta, self.beta_sigma = beta, beta_sigma
         self.gamma, self.gamma_sigma, self.rho = gamma, gamma_sigma, rho
-        self.average = KeptRows(num_tasks)
+        self.average = StoredRows(num_tasks)
         self.weights: Tensor
         self.register_buffer("weights", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
 
-    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
+    def aggregate(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the weighted sum of the averages, and the weights; update both."""
         tasks = task_indices(len(gram), self.num_tasks, present)
         times = self.average.counts[tasks] + 1.0
-        averages = self.average.move_towards(rows, tasks, self.beta / times**self.beta_sigma)
-        kept = self.weights.numpy()
-        weights, total = share(kept, tasks)
+        averages = self.average.update_average(rows, tasks, self.beta / times**self.beta_sigma)
+        stored = self.weights.numpy()
+        weights, total = normalised_weights(stored, tasks)
         slope = gram_of(averages) @ weights + self.rho * weights
-        weights = onto_simplex(weights - self.gamma / times**self.gamma_sigma * slope)
-        kept[tasks] = total * weights
+        weights = project_onto_simplex(weights - self.gamma / times**self.gamma_sigma * slope)
+        stored[tasks] = total * weights
         return weighted_sum(averages, weights), torch.from_numpy(weights)

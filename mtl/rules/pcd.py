@@ -8,20 +8,19 @@ from mtl.rules.solvers import UnitRows, least_distance, unit_rows
 
 
 class PCD(TaskRule):
-    """Priority-constrained descent: near the primary gradient, with some progress for every other task.
+    """Priority-constrained descent: close to the gradient of the primary task, with some improvement of every other.
 
-    min_d |d - h_1|^2 / 2 such that <h_j, d> >= tau |h_j|^2 for the secondary tasks j, h_i = g_i / sqrt(v_i
-    + eps), v_i the bias-corrected running average of |g_i|^2 with decay ``beta``; d is then given the
-    length of g_1.
+    ``min_d |d - h_1|^2 / 2`` subject to ``<h_j, d> >= tau |h_j|^2`` for the secondary tasks j. Here
+    ``h_i = g_i / sqrt(v_i + eps)``, and ``v_i`` is the bias-corrected running average of ``|g_i|^2`` with decay
+    ``beta``. Then d is scaled to the norm of ``g_1``.
 
-    ``primary`` is the index of the primary task. If the constraints contradict each other, the direction is
-    g_1; if d is zero or g_1 is, the weights are zero. A zero secondary gradient constrains nothing and gets
-    the weight zero. Averages of absent tasks stay as they are. A batch without the primary task has no
-    priority to keep: weights of one.
+    ``primary`` is the index of the primary task. If the constraints are infeasible, the direction is ``g_1``. If d or
+    ``g_1`` is zero, the weights are zero. A zero secondary gradient adds no constraint and has weight zero. Averages of
+    absent tasks do not change. In a batch without the primary task, all weights are one.
 
     Source: "Not all objectives are born equal: priority-constrained descent for hierarchical
     multi-objective optimization" (TMLR 2026, arXiv 2606.29521). The reference enumerates the sets of tight
-    constraints; the same minimum is found here as a least distance problem.
+    constraints; here the same minimum is the solution of a least distance problem.
     """
 
     def __init__(
@@ -58,23 +57,23 @@ class PCD(TaskRule):
         length = np.linalg.norm(rows.factor @ added)
         if length <= 1e-10 * lengths[own]:
             return weights
-        return rows.spread(added * (rows.norms[own] / rows.norms) / length)
+        return rows.scatter(added * (rows.norms[own] / rows.norms) / length)
 
     def _update(self, squares: Array, tasks: Indices) -> Array:
-        """The averages of ``tasks``, corrected for their start at zero."""
-        kept, counts = self.squares.numpy(), self.counts.numpy()
-        kept[tasks] = self.beta * kept[tasks] + (1 - self.beta) * squares.clip(0)
+        """Update the averages of ``tasks``, and return them with bias correction."""
+        stored, counts = self.squares.numpy(), self.counts.numpy()
+        stored[tasks] = self.beta * stored[tasks] + (1 - self.beta) * squares.clip(0)
         counts[tasks] += 1
-        return kept[tasks] / (1 - self.beta ** counts[tasks])
+        return stored[tasks] / (1 - self.beta ** counts[tasks])
 
 
 def _constrained(rows: UnitRows, own: int, lengths: Array, tau: float) -> Array | None:
-    """The multipliers of the unit rows in d - h_1; None where the constraints contradict each other."""
+    """The multipliers of the unit rows in ``d - h_1``; None if the constraints are infeasible."""
     others = np.flatnonzero(np.arange(len(lengths)) != own)
     added = np.zeros(len(lengths))
     if len(others):
         least = tau * lengths[others] - lengths[own] * rows.correlation[others, own]
-        # In units of the primary's length, or of what is asked for where that is more.
+        # The bounds are scaled to at most one.
         unit = np.abs(least).max() or 1.0
         multipliers = least_distance(rows.factor[:, others], least / unit)
         if multipliers is None:

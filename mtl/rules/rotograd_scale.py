@@ -6,15 +6,13 @@ from mtl.rules.rule import Array, Indices, TaskRule
 
 
 class RotoGradScale(TaskRule):
-    """The half of RotoGrad that equalises norms: every gradient gets the same length, the sum is taken.
+    """The scaling half of RotoGrad: all task gradients are scaled to one norm, then summed.
 
-    d = C sum_k g_k / |g_k|, C = sum_k a_k |g_k|, a_k the share of |g_k| / |g_k^0| in their sum, g_k^0 the
-    first gradient of the task that was not zero. A task that has progressed less than the others since its
-    start pulls C towards its own norm. A zero gradient has no direction and gets the weight zero; absent
-    tasks keep their g_k^0.
+    ``d = C sum_k g_k / |g_k|`` with ``C = sum_k a_k |g_k|``. The ``a_k`` are proportional to ``|g_k| / |g_k^0|`` and
+    sum to one; ``g_k^0`` is the task's first nonzero gradient. So C is nearer to the norms of tasks that have improved
+    less since their start. A zero gradient has no direction and weight zero. Absent tasks keep their ``g_k^0``.
 
-    The other half, a learned rotation of the features before each head, is not a rule on gradients and not
-    here.
+    The other half of RotoGrad, a learned rotation of the features before each head, is no rule and is not included.
 
     Source: Javaloy & Valera 2022, equations 7 to 9.
     """
@@ -25,12 +23,12 @@ class RotoGradScale(TaskRule):
         self.register_buffer("first_norms", torch.zeros(num_tasks, dtype=torch.float64))
 
     def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
-        """Return C / |g_k|, and keep first norms."""
+        """Return the weights ``C / |g_k|``, and store first norms."""
         norms = np.sqrt(gram.diagonal().clip(0))
-        kept = self.first_norms.numpy()
-        kept[tasks] = np.where(kept[tasks] == 0, norms, kept[tasks])
+        stored = self.first_norms.numpy()
+        stored[tasks] = np.where(stored[tasks] == 0, norms, stored[tasks])
         alive = norms > 0
-        ratios = norms[alive] / kept[tasks][alive]
+        ratios = norms[alive] / stored[tasks][alive]
         weights = np.zeros(len(norms))
         if not alive.any():
             return weights

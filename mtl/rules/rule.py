@@ -1,4 +1,4 @@
-"""What all rules share: how a matrix comes in, how random draws and per-task state are kept."""
+"""Base classes of all rules: checks of the Gram matrix, state per task, random draws."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Indices = NDArray[np.intp]
 
 
 class Rule(nn.Module):
-    """A rule that turns the Gram matrix of the tasks' gradients into one weight a task.
+    """A balancing rule: the Gram matrix of the task gradients (rows) -> one weight per task.
 
-    ``forward(gram [K, K], losses [K]) -> weights [K]``, float64 on the CPU, in the paper's own normalisation,
-    whatever dtype and device come in. A subclass implements ``weigh`` on a float64 array. Anything else with
-    such a ``forward`` serves as a rule as well; this class only does what all of ours would repeat.
+    ``forward(gram [K, K], losses [K]) -> weights [K]``: float64 on the CPU in the paper's normalisation, for any dtype
+    and device of the input. A subclass defines ``weigh`` on a float64 array. Any other module with such a ``forward``
+    is a rule too; this class has only what ours have in common.
 
-    A Gram matrix with a value that is not finite gives weights of NaN and leaves every state as it was, so
-    that the gradient shows it: a GradScaler then skips the step, as in plain training.
+    A Gram matrix that is not finite gives weights of NaN and changes no state. The gradient is then not finite either,
+    and a gradient scaler skips the step as usual.
 
-    ``needs_rows``: the rule works on the rows themselves, by ``combine`` and not by ``forward``.
-    ``per_task_state``: the rule takes ``present``, the indices of the tasks that the matrix is about.
+    ``needs_rows``: the rule works on the rows, by ``combine`` instead of ``forward``.
+    ``per_task_state``: the rule takes ``present``, the indices of the tasks in the matrix.
     """
 
     needs_rows: ClassVar[bool] = False
@@ -39,21 +39,20 @@ class Rule(nn.Module):
         return torch.from_numpy(self.weigh(matrix) if np.isfinite(matrix).all() else np.full(len(matrix), np.nan))
 
     def weigh(self, gram: Array) -> Array:
-        """Return the weights for a finite, symmetric Gram matrix: what a subclass must define, unless it needs rows."""
+        """Return the weights for a finite, symmetric Gram matrix; subclasses that do not need rows define this."""
         raise NotImplementedError(f"{type(self).__name__} works on rows: call combine(rows, gram).")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rule:
-        # The state stays in float64 on the CPU, where the weights are computed: a model's .to(device) or
-        # .half() must not cost a transfer a step or the averages their digits. Kept rows follow the rows
-        # that come in.
+        # Weights are computed in float64 on the CPU, so the state stays there: .to(device) would cost a transfer per
+        # step, and .half() would cost precision. Stored rows are on the device of the given rows.
         return self
 
 
 class TaskRule(Rule):
-    """A rule with state for each of ``num_tasks`` tasks; a subclass implements ``weigh_tasks``.
+    """A rule with state for each of ``num_tasks`` tasks; a subclass defines ``weigh_tasks``.
 
-    ``present`` gives the indices of the tasks in this batch, in the order of the matrix; None means all.
-    What is kept of absent tasks stays as it is.
+    ``present`` is the indices of the tasks in the batch, in the order of the matrix; None means all tasks. The state of
+    absent tasks does not change.
     """
 
     per_task_state = True
@@ -91,7 +90,7 @@ class TaskRule(Rule):
 
 
 class Random:
-    """What a rule that draws adds: a generator of its own, whose state is part of ``state_dict``."""
+    """Mixin for a rule with random draws: its own generator, whose state is in ``state_dict``."""
 
     generator: torch.Generator
 
@@ -106,18 +105,18 @@ class Random:
     def orders(self, count: int) -> Indices:
         """One random order of the other tasks for each of ``count`` tasks, ``[count, count - 1]``."""
         draws = torch.rand(count, count, generator=self.generator, dtype=torch.float64).numpy()
-        np.fill_diagonal(draws, 2)  # comes last in its own row, and is cut off
+        np.fill_diagonal(draws, 2)  # sorts the task itself last, to be cut off
         return draws.argsort(1)[:, :-1]
 
 
 def new_generator(seed: int) -> torch.Generator:
-    """A generator that starts at ``seed``; ValueError where that is no seed."""
+    """A generator with this seed; ValueError for an invalid seed."""
     require("seed", seed, "a whole number of 0 or more", isinstance(seed, int) and seed >= 0)
     return torch.Generator().manual_seed(seed)
 
 
 def as_matrix(gram: Tensor) -> Array:
-    """The Gram matrix as a symmetric float64 array; ValueError where it is not square."""
+    """The Gram matrix as a symmetric float64 array; ValueError unless it is square."""
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
         raise ValueError(f"The Gram matrix must be square and not empty, but its shape is {list(gram.shape)}.")
     matrix = gram.detach().to("cpu", torch.float64).numpy()
@@ -125,11 +124,11 @@ def as_matrix(gram: Tensor) -> Array:
 
 
 def task_indices(count: int, num_tasks: int, present: Sequence[int] | None) -> Indices:
-    """The tasks that ``count`` rows belong to; ValueError where they do not fit ``num_tasks``."""
+    """The task index of each of ``count`` rows; ValueError if they do not fit ``num_tasks``."""
     indices = list(range(num_tasks)) if present is None else [int(i) for i in present]
     if len(indices) != count:
         known = f"num_tasks={num_tasks}" if present is None else f"present={indices}"
-        raise ValueError(f"The Gram matrix is about {count} tasks, but {known} makes {len(indices)}.")
+        raise ValueError(f"The Gram matrix has {count} tasks, but {known}.")
     if len(set(indices)) != count or not all(0 <= i < num_tasks for i in indices):
         raise ValueError(f"present={indices} must be different task indices from 0 to {num_tasks - 1}.")
     return np.array(indices)

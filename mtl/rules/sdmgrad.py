@@ -4,26 +4,25 @@ from torch import Tensor
 
 from mtl.errors import require
 from mtl.rules.rule import Array, Indices, TaskRule
-from mtl.rules.solvers import onto_simplex
+from mtl.rules.solvers import project_onto_simplex
 
 
 class SDMGrad(TaskRule):
-    """The shortest direction near the mean, approached by a few steps of projected gradient descent a call.
+    """MGDA regularised towards the mean gradient, by a few projected gradient steps per call.
 
-    Minimises |sum w_i g_i + lambda g_0|^2 / 2 over the simplex, g_0 the mean gradient, from the weights of
-    the last call: ``iterations`` times w <- P(w - lr velocity), velocity <- momentum velocity + G (w +
-    lambda/K). The direction is (sum w_i g_i + lambda g_0) / (1 + lambda). G is taken in units of the
-    squared mean norm; the velocity starts at zero in every call.
+    Minimises ``|sum_i w_i g_i + lambda g_0|^2 / 2`` over the simplex, with ``g_0`` the mean of the task gradients. It
+    starts at the weights of the last call and repeats ``iterations`` times: ``v <- momentum v + G (w + lambda / K)``,
+    then ``w <- P(w - lr v)`` with P the projection onto the simplex. The direction is
+    ``(sum_i w_i g_i + lambda g_0) / (1 + lambda)``. G is in units of the squared mean norm; v starts at zero.
 
-    The paper draws independent batches for the two factors of G, so that its expectation is that of the
-    true gradients' Gram matrix. Here both are the same batch, one third of the cost: the diagonal then also
-    holds the gradients' variance, which leans the weights away from noisy tasks.
+    The paper draws independent batches for the two factors of G, which makes G unbiased. Here both factors are of the
+    same batch, for a third of the cost: the diagonal includes the gradients' variance, so noisy tasks have less weight.
 
-    ``present``: the weights of these tasks are solved for on their own and put back with the sum that they
-    had. A zero gradient draws weight, as in MGDA.
+    The weights of the ``present`` tasks are solved for alone and keep their sum. A zero gradient attracts weight, as in
+    MGDA.
 
-    Source: Xiao et al. 2023, equation 5 and algorithm 1; the defaults are the official code's. That code also
-    multiplies by K, clips to the norm 1 and holds one batch three times where it means three.
+    Source: Xiao et al. 2023, equation 5 and algorithm 1, with the defaults of the official code. That code also
+    multiplies by K, clips to norm 1, and uses one batch three times instead of three batches.
     """
 
     def __init__(
@@ -44,23 +43,23 @@ class SDMGrad(TaskRule):
         self.register_buffer("weights", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
 
     def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
-        """Return the weights, of sum one, and keep them for the next call."""
-        kept = self.weights.numpy()
-        weights, total = share(kept, tasks)
+        """Return the weights, which sum to one, and store the solution for the next call."""
+        stored = self.weights.numpy()
+        weights, total = normalised_weights(stored, tasks)
         norms = np.sqrt(gram.diagonal().clip(0))
         scale = norms.mean()
         if scale > 0:
             gram = gram / scale / scale
-        velocity, pull = np.zeros(len(tasks)), self.lamda / len(tasks)
-        towards_mean = pull * gram.sum(1)
+        velocity, share = np.zeros(len(tasks)), self.lamda / len(tasks)
+        towards_mean = share * gram.sum(1)
         for _ in range(self.iterations):
             velocity = self.momentum * velocity + gram @ weights + towards_mean
-            weights = onto_simplex(weights - self.lr * velocity)
-        kept[tasks] = total * weights
-        return (weights + pull) / (1 + self.lamda)
+            weights = project_onto_simplex(weights - self.lr * velocity)
+        stored[tasks] = total * weights
+        return (weights + share) / (1 + self.lamda)
 
 
-def share(kept: Array, tasks: Indices) -> tuple[Array, float]:
-    """The kept weights of ``tasks``, made to sum to one (equal if all are zero), and their sum."""
-    total = float(kept[tasks].sum())
-    return (kept[tasks] / total if total > 0 else np.full(len(tasks), 1 / len(tasks))), total
+def normalised_weights(stored: Array, tasks: Indices) -> tuple[Array, float]:
+    """The stored weights of ``tasks``, scaled to sum to one (1/K if all are zero), and their original sum."""
+    total = float(stored[tasks].sum())
+    return (stored[tasks] / total if total > 0 else np.full(len(tasks), 1 / len(tasks))), total

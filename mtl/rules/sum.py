@@ -4,7 +4,7 @@ from mtl.rules.rule import Array, Rule
 
 
 class Sum(Rule):
-    """Weights of one: the gradient of the sum of the losses. A zero gradient has weight one, too."""
+    """Weights of one: the gradient of the sum of the losses, for zero gradients too."""
 
     def weigh(self, gram: Array) -> Array:
         """Return ones."""

@@ -4,16 +4,15 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
-from mtl.rules.rows import RowRule, masked_weights
+from mtl.rules.rows import RowRule, effective_weights
 from mtl.rules.rule import Array
 
 
 class TrimmedMean(RowRule):
-    """Of each element the ``trim`` largest and smallest values are dropped and the others averaged.
+    """In every element, drop the ``trim`` largest and the ``trim`` smallest values and average the others.
 
-    Fewer than 2 trim + 1 tasks leave nothing: then as many are dropped as leave one value or two, which is
-    the median. A zero gradient is a row of values like any other. It does not matter which of two equal
-    values is dropped.
+    With fewer than ``2 trim + 1`` tasks, as many are dropped as leave one value or two: the median. A zero gradient is
+    a row like any other.
 
     Source: Yin et al. 2018, definition 2, with a number of values in place of their share.
     """
@@ -25,8 +24,8 @@ class TrimmedMean(RowRule):
         require("trim", trim, "0 or more", trim >= 0)
         self.trim = trim
 
-    def mix(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
-        """Return the trimmed mean, and the share of each gradient that is in it."""
+    def aggregate(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
+        """Return the trimmed mean, and the share of each task gradient in it."""
         count = len(gram)
         trim = min(self.trim, (count - 1) // 2)
         direction, factors = [], []
@@ -36,4 +35,4 @@ class TrimmedMean(RowRule):
             direction.append(values[trim : count - trim].mean(0))
             kept = torch.zeros_like(wide).scatter_(0, order[trim : count - trim], 1 / (count - 2 * trim))
             factors.append(kept)
-        return direction, masked_weights(rows, factors)
+        return direction, effective_weights(rows, factors)

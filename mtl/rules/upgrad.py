@@ -1,42 +1,42 @@
 import numpy as np
 
 from mtl.rules.rule import Array, Rule
-from mtl.rules.solvers import UnitRows, onto_dual_cone, unit_rows
+from mtl.rules.solvers import UnitRows, dual_cone_multipliers, unit_rows
 
 
 class UPGrad(Rule):
-    """Each gradient is moved as little as makes it conflict with no task; then they are averaged.
+    """Project each task gradient onto the directions that conflict with no task; then average.
 
-    d = (1/K) sum_i argmin_d |d - g_i| such that <d, g_j> >= 0 for all j. It conflicts with no task; with
-    two tasks, K times it is PCGrad's direction. At a Pareto-stationary point it may be zero. A zero
-    gradient keeps its 1/K and constrains nothing.
+    ``d = (1/K) sum_i p_i`` with ``p_i = argmin_p |p - g_i|`` subject to ``<p, g_j> >= 0`` for all j. So d conflicts
+    with no task; with two tasks, ``2 d`` is PCGrad's direction. At a Pareto-stationary point d may be zero. A zero
+    gradient has weight 1/K and adds no constraint.
 
-    Source: Quinton & Rey 2024, "Jacobian descent for multi-objective optimization", equation 5. Solved
-    exactly; TorchJD adds 1e-4 to the diagonal, which leaves conflicts where norms differ.
+    Source: Quinton & Rey 2024, "Jacobian descent for multi-objective optimization", equation 5. Solved exactly; TorchJD
+    adds 1e-4 to the diagonal, so conflicts remain if norms differ.
     """
 
     def weigh(self, gram: Array) -> Array:
-        """Return the weights; without conflicts they are 1/K."""
+        """Return the weights: 1/K without conflicts."""
         rows = unit_rows(gram)
         relative = rows.norms / rows.norms.max(initial=0)
         added = _projections(rows)
-        return rows.spread(1 + relative @ added / relative, zero=1.0) / len(gram)
+        return rows.scatter(1 + relative @ added / relative, zero=1.0) / len(gram)
 
 
 def _projections(rows: UnitRows) -> Array:
-    """Row i: the multipliers s >= 0 for which u_i + sum_j s_j u_j is u_i's projection onto the dual cone."""
+    """Row i: the multipliers ``s >= 0`` with which ``u_i + sum_j s_j u_j`` projects ``u_i`` onto the dual cone."""
     added, solved = _exchange(rows.correlation)
     for i in np.flatnonzero(~solved):
-        added[i] = onto_dual_cone(rows.factor, rows.factor[:, i])
+        added[i] = dual_cone_multipliers(rows.factor, rows.factor[:, i])
     return added
 
 
 def _exchange(correlation: Array, rounds: int = 6) -> tuple[Array, np.ndarray]:
-    """All projections at once: guess which multipliers are positive, solve for them, exchange wrong ones.
+    """All projections at once by an exchange method: guess the positive multipliers, solve, swap the wrong guesses.
 
-    Row i: s and whether it is optimal, as measured by the conditions themselves: s >= 0, (C (e_i + s))_j >=
-    0, and one of the two zero for every j. It is right in two or three rounds for nearly all rows of most
-    matrices; the rest is for the slower method that always ends.
+    Row i: the multipliers s, and whether they are optimal: ``s >= 0``, ``(C (e_i + s))_j >= 0``, and one of the two is
+    zero for every j. Two or three rounds suffice for nearly all rows of most matrices. The caller solves the others by
+    a slower method that always terminates.
     """
     count = len(correlation)
     added, solved = np.zeros((count, count)), np.zeros(count, dtype=bool)
@@ -46,8 +46,8 @@ def _exchange(correlation: Array, rounds: int = 6) -> tuple[Array, np.ndarray]:
         if not len(todo):
             break
         mask = active[todo]
-        # A ridge below rounding keeps dependent rows from stopping the others; whether it mattered is
-        # measured next.
+        # A ridge below rounding errors, so that dependent rows do not make the system singular; optimality is checked
+        # below.
         system = correlation * (mask[:, :, None] & mask[:, None, :])
         system[:, np.arange(count), np.arange(count)] += np.where(mask, 1e-15, 1)
         try:

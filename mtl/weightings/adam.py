@@ -9,11 +9,11 @@ from mtl.errors import require
 
 
 class Adam(nn.Module):
-    """Adam on one vector with an entry a task, for what a weighting learns by itself.
+    """Adam for a vector with one entry per task, which a weighting updates itself.
 
-    The step is that of torch.optim.Adam (Kingma & Ba 2015, algorithm 1; the weight decay is added to the gradient).
-    But each entry has its own count of steps, and an entry that is left out of a step keeps its value and its
-    moments: torch's would move it by its momentum.
+    The step is that of torch.optim.Adam (Kingma & Ba 2015, algorithm 1, with weight decay added to the gradient).
+    Unlike there, every entry has its own count of steps, and an entry that is excluded from a step keeps its value and
+    moments; torch's optimizer would move it by its momentum.
     """
 
     counts: Tensor
@@ -29,13 +29,13 @@ class Adam(nn.Module):
             self.register_buffer(name, torch.zeros(size))
 
     def step(self, values: Tensor, gradient: Tensor, moving: Tensor) -> None:
-        """Move the entries of ``values`` where ``moving`` is true, in place; elsewhere the gradient may be NaN."""
+        """Update the entries of ``values`` with true ``moving`` in place; the gradient of the others may be NaN."""
         gradient = gradient + self.weight_decay * values
         self.counts += moving
         self.means.copy_(torch.where(moving, self.means.lerp(gradient.to(self.means), 1 - self.beta1), self.means))
         squares = self.beta2 * self.squares + (1 - self.beta2) * gradient.square()
         self.squares.copy_(torch.where(moving, squares, self.squares))
-        # 1 - beta^count, without the cancellation that float32 would suffer
+        # 1 - beta^count without cancellation in float32
         bias1 = -torch.expm1(self.counts * math.log(self.beta1))
         bias2 = -torch.expm1(self.counts * math.log(self.beta2))
         change = self.lr * (self.means / bias1) / ((self.squares / bias2).sqrt() + self.epsilon)

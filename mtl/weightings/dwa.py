@@ -12,17 +12,19 @@ from mtl.weightings.task_weighting import TaskWeighting
 
 
 class DWA(TaskWeighting):
-    """Dynamic weight average: the slower a task's loss falls from epoch to epoch, the more it counts.
+    """Dynamic weight average (DWA): a task has more weight if its loss decreases more slowly from epoch to epoch.
+
+    With ``L_k(t)`` the mean loss of epoch t and T the ``temperature``::
 
         w_k = K exp(r_k / T) / sum_i exp(r_i / T),   r_k = L_k(t-1) / L_k(t-2)
 
-    with L_k(t) the mean loss of epoch t; all weights are 1 in the first two epochs. ``steps_per_epoch`` calls of
-    ``observe`` are an epoch, so a step without any label must be observed as well.
+    All weights are 1 in the first two epochs. An epoch is ``steps_per_epoch`` calls of ``observe``, so steps without
+    labels must be observed too.
 
-    Scale: the weights of all K tasks sum to K. A task that an epoch did not have keeps its last two means; one that
-    has had fewer than two epochs, or whose older mean is 0, has r = 1. K counts all tasks, present or not.
+    Scale: the weights of all K tasks sum to K, whether present or absent. A task without labels in an epoch keeps its
+    last two means. A task with fewer than two means, or with an older mean of 0, has r = 1.
 
-    Source: Liu et al. 2019, "End-to-End Multi-Task Learning with Attention", equation 7; T = 2 as there.
+    Source: Liu et al. 2019, "End-to-End Multi-Task Learning with Attention", equation 7, with T = 2.
     """
 
     affine = True
@@ -40,11 +42,11 @@ class DWA(TaskWeighting):
         self.register_buffer("current", torch.ones(len(tasks)))
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
-        """Return ``loss`` times the weight that the task has in this epoch."""
+        """Return ``loss`` times the task's weight in this epoch."""
         return loss * self.current[self._index[task]]
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
-        """Add the losses to the epoch's means; at its end, set the next epoch's weights."""
+        """Add the losses to the epoch's means; at the end of the epoch, set the weights of the next one."""
         means = self.epoch_means.add(self.vector(losses) if losses else None)
         if means is None:
             return

@@ -9,7 +9,7 @@ from mtl.errors import require
 
 
 class EpochMeans(nn.Module):
-    """The tasks' mean losses over an epoch, which is ``steps_per_epoch`` calls of ``add``."""
+    """The mean losses of the tasks over an epoch of ``steps_per_epoch`` calls of ``add``."""
 
     sums: Tensor
     counts: Tensor
@@ -24,13 +24,13 @@ class EpochMeans(nn.Module):
 
     @property
     def epoch(self) -> int:
-        """How many epochs have ended."""
+        """The number of finished epochs."""
         return self.steps // self.steps_per_epoch
 
     def add(self, losses: Tensor | None) -> Tensor | None:
-        """Count a step with these losses ``[K]``, NaN for a task without one; None is a step without any label.
+        """Add a step with losses ``[K]``, NaN for absent tasks; None for a step without labels.
 
-        At the end of an epoch the means ``[K]`` come back, NaN for a task that the epoch did not have, else None.
+        Returns the means ``[K]`` at the end of an epoch, NaN for tasks without labels in it; otherwise None.
         """
         if losses is not None:
             known = losses.isfinite()
@@ -45,9 +45,9 @@ class EpochMeans(nn.Module):
         return means
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the count of steps, a plain number so that reading it waits for no device."""
+        """Return the number of steps; a Python integer, so that reading it does not wait for the device."""
         return {"steps": self.steps}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from a count of steps."""
+        """Continue from a number of steps."""
         self.steps = state["steps"]

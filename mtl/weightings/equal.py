@@ -4,7 +4,7 @@ from mtl.weightings.weighting import Weighting
 
 
 class Equal(Weighting):
-    """Every task's loss as it is: the gradient is that of the plain sum of the losses."""
+    """Equal weighting: every weight is 1, so the gradient is that of the sum of the losses."""
 
     affine = True
 

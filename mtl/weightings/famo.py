@@ -14,24 +14,26 @@ EPSILON = 1e-8
 
 
 class FAMO(TaskWeighting):
-    """Fast adaptive multitask optimization: all losses are to fall at the same relative rate.
+    """Fast adaptive multitask optimization (FAMO): all losses should decrease at the same relative rate.
 
-        w_k = c z_k / D_k,   z = softmax(xi),   D_k = L_k - min_k + 1e-8,   c = 1 / sum_i z_i / D_i
+    The weights are the derivative of ``c sum_k z_k log D_k``::
 
-    which is the derivative of c sum_k z_k log D_k. After the model's update the same batch's losses L' say by how
-    much each logarithm has fallen, and the logits xi (0 at the start) follow by Adam along
+        w_k = c z_k / D_k,   z = softmax(xi),   D_k = L_k - min_k + 1e-8,   c = 1 / sum_i (z_i / D_i)
 
-        J^T (log D - log D') + gamma xi,   J = dz / dxi.
+    After the model's update, the losses of the same batch give ``D'`` and thus the decrease of each logarithm. Adam
+    updates the logits xi (0 at the start) along ::
 
-    Scale: sum_k w_k = 1 (the direction is a convex combination of the tasks' gradients). All sums and the softmax are
-    over the tasks in the batch; an absent task's logit and its moments stay as they are.
+        J' (log D - log D') + gamma xi,   J = dz / dxi
 
-    ``min_losses``: a lower bound for a task's loss, 0 unless given; a loss below it counts as one at the bound, and
-    then has nearly all the weight. ``lr``: Adam's, for the logits. ``gamma``: the decay of the logits.
+    Scale: ``sum_k w_k = 1``, so the direction is a convex combination of the task gradients. All sums and the softmax
+    are over the tasks in the batch; the logit and the moments of an absent task do not change.
 
-    Source: Liu et al. 2023, "FAMO: Fast Adaptive Multitask Optimization", algorithm 1. The paper tunes gamma, the
-    official class has 0.01 by default. The official code also clips the shared gradient to norm 1, which is the
-    trainer's to do here (``trainer.grad_clip_norm``); LibMTL leaves it out.
+    ``min_losses``: lower bounds of the losses, 0 by default; a loss below its bound is clamped to it and then has
+    nearly all the weight. ``lr``: Adam's learning rate for the logits. ``gamma``: the decay of the logits.
+
+    Source: Liu et al. 2023, "FAMO: Fast Adaptive Multitask Optimization", algorithm 1. The paper tunes gamma; the
+    default of the official class is 0.01. The official code also clips the shared gradient to norm 1, which is left to
+    the trainer here (``trainer.grad_clip_norm``); LibMTL omits it.
     """
 
     needs_all_losses = True
@@ -68,11 +70,11 @@ class FAMO(TaskWeighting):
         return self.by_task(shares / shares.sum(), losses)
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
-        """Remember the losses before the update."""
+        """Store the losses before the update."""
         self.before.copy_(self._distances(losses) if losses else torch.full_like(self.before, torch.nan))
 
     def observe_after_update(self, losses: Mapping[str, Tensor]) -> None:
-        """Move the logits by what the update has done to the same batch's losses."""
+        """Update the logits by the change of the losses."""
         if not losses:
             return
         decrease = self.before.log() - self._distances(losses).log()

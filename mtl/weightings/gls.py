@@ -10,16 +10,18 @@ from mtl.weightings.weighting import Weighting
 
 
 class GLS(Weighting):
-    """The geometric loss strategy (GLS): the geometric mean of the losses takes the place of their sum.
+    """The geometric loss strategy (GLS): the geometric mean of the losses replaces their sum.
 
-        L = (prod_i L_i)^{1/K},   w_k = dL / dL_k = L / (K L_k)
+    With K the number of tasks in the batch::
 
-    with K the number of tasks in the batch. Scale: sum_k w_k L_k = L, the geometric mean, about 1/K of equal
-    weighting. Computed from the mean logarithm, so that the product of many losses neither under- nor overflows.
-    A loss at or below ``epsilon`` counts as ``epsilon`` in the product and has weight 0.
+        L = (prod_i L_i)^(1/K),   w_k = dL / dL_k = L / (K L_k)
+
+    Scale: ``sum_k w_k L_k = L``, the geometric mean, about 1/K of equal weighting. It is computed from the mean
+    logarithm, so the product of many losses neither underflows nor overflows. A loss at or below ``epsilon`` counts as
+    ``epsilon`` in the product and has weight 0.
 
     Source: Chennupati et al. 2019, "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for
-    Multi-Task Learning". LibMTL reports L_k / (K prod_i L_i) as the weight; here it is the derivative.
+    Multi-Task Learning". LibMTL reports ``L_k / (K prod_i L_i)`` as the weight; here it is the derivative.
     """
 
     needs_all_losses = True
@@ -30,7 +32,7 @@ class GLS(Weighting):
         self.epsilon = epsilon
 
     def weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the geometric mean's derivatives with respect to the losses."""
+        """Return the derivatives of the geometric mean with respect to the losses."""
         values = stack(losses.values())
         logs = values.clamp(min=self.epsilon).log()
         weights = torch.exp(logs.mean() - logs) / len(losses)

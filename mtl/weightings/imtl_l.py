@@ -4,28 +4,27 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtl.errors import require
-from mtl.weightings.task_weighting import TaskWeighting
+from mtl.weightings.task_weighting import TaskWeighting, one_parameter_each
 
 
 class IMTLL(TaskWeighting):
-    """The loss balance of impartial multi-task learning (IMTL-L): a log scale s_k is learned for each task.
+    """Impartial multi-task learning, loss balance (IMTL-L): a log scale ``s_k`` is learned for each task.
 
-        scaled loss = e^{s_k} L_k - s_k
+    ``scaled loss = exp(s_k) L_k - s_k``, so the weight is ``w_k = exp(s_k)``.
 
-    Scale: w_k = e^{s_k}. At the optimum e^{-s_k} = L_k, so that every positive loss is scaled to 1; one that stays
-    at or below 0 has no optimum and its weight grows without bound. ``initial`` is s_k at the start, 0 in the paper.
-    An absent task's s_k gets no gradient and stays. Up to a factor of 2, and with -s_k for s_k, it is uncertainty
-    weighting.
+    Scale: at the optimum ``exp(-s_k) = L_k``, so every positive loss is scaled to 1. A loss that stays at or below 0
+    has no optimum, and its weight grows without bound. ``initial`` is ``s_k`` at the start, 0 in the paper. The ``s_k``
+    of an absent task has no gradient and does not change. Up to a factor of 2 and the sign of ``s_k``, this is
+    uncertainty weighting.
 
-    The s_k are float32 parameters that the run's optimizer trains in the heads' parameter group. It should not decay
-    them, because decay pulls the scales to 1, but it does with that group's ``weight_decay``: set
-    ``optimizer.weight_decay=0`` to follow the paper.
+    The ``s_k`` are float32 parameters in the optimizer's group of the heads. That group's ``weight_decay`` applies to
+    them and pulls the scales towards 1: set ``optimizer.weight_decay=0`` to follow the paper.
 
-    Source: Liu et al. 2021, "Towards Impartial Multi-Task Learning" (ICLR), section 3.2, with e as the base; the
-    paper's whole method adds the rule IMTL-G.
+    Source: Liu et al. 2021, "Towards Impartial Multi-Task Learning" (ICLR), section 3.2, with base e. The paper's full
+    method adds the rule IMTL-G.
     """
 
     affine = True
@@ -33,12 +32,9 @@ class IMTLL(TaskWeighting):
     def __init__(self, tasks: Sequence[str], initial: float = 0.0) -> None:
         super().__init__(tasks)
         require("initial", initial, "a finite number", math.isfinite(initial))
-        # One parameter a task: an optimizer passes over those without a gradient, and not over entries of a vector.
-        self.log_scales = nn.ParameterList(
-            nn.Parameter(torch.tensor(float(initial), dtype=torch.float32)) for _ in tasks
-        )
+        self.log_scales = one_parameter_each(tasks, initial)
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
-        """Return the scaled loss of one task, with the term that s_k learns from."""
+        """Return the scaled loss of one task, including the term ``-s_k``."""
         s = self.log_scales[self._index[task]]
         return torch.exp(s) * loss - s

@@ -8,14 +8,14 @@ from mtl.weightings.weighting import Weighting
 
 
 class Log(Weighting):
-    """The logarithm of every loss: a task's weight does not depend on the unit of its loss.
+    """The logarithm of every loss, so that the gradient does not depend on the unit of a loss.
 
-        scaled loss = log max(L_k, epsilon)
+    ``scaled loss = log max(L_k, epsilon)``
 
-    Scale: w_k = 1 / L_k, so that w_k L_k = 1 for every task. A loss at or below ``epsilon`` has weight 0 (the
-    derivative of this expression), because the logarithm of a negative loss does not exist.
+    Scale: ``w_k = 1 / L_k``, so ``w_k L_k = 1`` for every task. A loss at or below ``epsilon`` has weight 0, the
+    derivative of this expression, because negative losses have no logarithm.
 
-    Source: the baseline SI (scale-invariant), sum_k log L_k, of Navon et al. 2022, "Multi-Task Learning as a
+    Source: the baseline SI (scale-invariant), ``sum_k log L_k``, of Navon et al. 2022, "Multi-Task Learning as a
     Bargaining Game".
     """
 
@@ -26,5 +26,5 @@ class Log(Weighting):
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return the logarithm of ``loss``."""
-        # where() and not clamp(), whose derivative at the bound differs between versions of torch
+        # where(), because the derivative of clamp() at the bound differs between versions of torch
         return torch.where(loss > self.epsilon, loss, self.epsilon).log()

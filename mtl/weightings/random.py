@@ -11,15 +11,15 @@ from mtl.weightings.task_weighting import TaskWeighting
 
 
 class Random(TaskWeighting):
-    """Random loss weighting (RLW): weights drawn anew for every step.
+    """Random loss weighting (RLW): new random weights in every step.
 
-        w = softmax(x),   x_k ~ N(0, 1)
+    ``w = softmax(x)`` with ``x_k`` from the standard normal distribution.
 
-    Scale: the weights of all K tasks sum to 1, as in the paper, so that steps are about 1/K of equal weighting's.
-    The draw is over all tasks whoever is present: an absent task keeps its share and changes nobody's weight, and
-    which tasks were present does not change the draws that follow.
+    Scale: the weights of all K tasks sum to 1, as in the paper, so steps are about 1/K of those of equal weighting. The
+    draw is always over all tasks: absent tasks change neither the weights of the others nor later draws.
 
-    The draws come from the weighting's own generator on the CPU, the same on every device; ``seed`` starts it.
+    The draws come from the weighting's own generator on the CPU, with the given ``seed``: they are the same on every
+    device.
 
     Source: Lin et al. 2022, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning"
     (TMLR), RLW with the standard normal distribution.
@@ -36,16 +36,16 @@ class Random(TaskWeighting):
         self._draw()
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
-        """Return ``loss`` times the weight that this step's draw gives the task."""
+        """Return ``loss`` times the task's weight in this step."""
         return loss * self.current[self._index[task]]
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
-        """Draw the next step's weights."""
+        """Draw the weights of the next step."""
         self._draw()
 
     def _draw(self) -> None:
         weights = torch.randn(len(self._index), generator=self.generator).softmax(0)
-        # A plain copy would wait for all that the GPU has queued.
+        # A blocking copy would wait for all work queued on the GPU.
         self.current.copy_(weights, non_blocking=self.current.is_cuda)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -53,6 +53,6 @@ class Random(TaskWeighting):
         return super().get_extra_state() | {"generator": self.generator.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from a generator's state."""
+        """Continue from the tasks and a generator's state."""
         super().set_extra_state(state)
         self.generator.set_state(state["generator"].cpu())

@@ -6,10 +6,10 @@ from mtl.weightings.weighting import Weighting
 
 
 class Static(Weighting):
-    """A fixed weight a task; a task that ``weights`` does not name keeps weight 1.
+    """Static weights (linear scalarization): one constant per task, 1 if ``weights`` does not name the task.
 
-    A weight of 0 makes the task's gradients zero, in its head and in the trunk, while its loss is still measured;
-    weight decay goes on. Raises ValueError for a weight that is negative or names no task of ``tasks``.
+    With a weight of 0, the gradients of the task are zero in its head and in the trunk; its loss is still logged, and
+    weight decay still applies. ValueError for a negative weight, or for a weight of an unknown task.
     """
 
     affine = True

@@ -12,21 +12,23 @@ from mtl.weightings.task_weighting import TaskWeighting
 
 
 class STCH(TaskWeighting):
-    """Smooth Tchebycheff scalarization: a smooth maximum of the losses, each in units of where it was after warm-up.
+    """Smooth Tchebycheff scalarization (STCH): a smooth maximum of the losses relative to their values after warm-up.
 
-        warm-up:      sum_k log L_k                                        w_k = 1 / L_k
-        afterwards:   K mu log sum_k exp(log(L_k / nadir_k) / mu)          w_k = K softmax(log(L / nadir) / mu)_k / L_k
+    The scalarization and the weights, its derivatives, are::
 
-    ``nadir_k`` is the mean loss in the last of the ``warmup_epochs``; ``steps_per_epoch`` calls of ``observe`` are an
-    epoch, so a step without any label must be observed as well. The smaller ``mu``, the closer to the maximum.
+        warm-up:     sum_k log L_k                                 w_k = 1 / L_k
+        afterwards:  K mu log sum_k exp(log(L_k / nadir_k) / mu)   w_k = K softmax(log(L / nadir) / mu)_k / L_k
 
-    Scale: sum_k w_k L_k = K, in both phases; K counts the tasks in the batch. A task that was absent in the last
-    warm-up epoch stays in warm-up, outside the sum and its K, to the end of the first epoch that has it. A loss at or
-    below ``epsilon`` counts as ``epsilon`` in the sum and has weight 0.
+    ``nadir_k`` is the mean loss of the last of the ``warmup_epochs``. An epoch is ``steps_per_epoch`` calls of
+    ``observe``, so steps without labels must be observed too. A smaller ``mu`` is closer to the maximum.
+
+    Scale: ``sum_k w_k L_k = K`` in both phases, with K the number of tasks in the batch. A task without labels in the
+    last warm-up epoch continues its warm-up, outside the sum and its K, until the end of its first epoch with labels. A
+    loss at or below ``epsilon`` counts as ``epsilon`` in the sum and has weight 0.
 
     Source: Lin et al. 2024, "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", with
-    logarithms, nadir and warm-up as in the official multi-task code, whose epochs 0 to 4 are the five here. LibMTL
-    reports weights of 1; here they are the derivatives.
+    logarithms, nadir and warm-up of five epochs as in the official multi-task code. LibMTL reports weights of 1; here
+    they are the derivatives.
     """
 
     needs_all_losses = True
@@ -49,7 +51,7 @@ class STCH(TaskWeighting):
         self.register_buffer("nadir", torch.full((len(tasks),), torch.nan))  # NaN: still in warm-up
 
     def weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the scalarization's derivatives with respect to the losses."""
+        """Return the derivatives of the scalarization with respect to the losses."""
         values = self.vector(losses)
         positive = values.clamp(min=self.epsilon)
         exponents = (positive.log() - self.nadir.log()) / self.mu
@@ -59,7 +61,7 @@ class STCH(TaskWeighting):
         return self.by_task(torch.where(values <= self.epsilon, 0, weights), losses)
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
-        """Add the losses to the epoch's means, one of which becomes the nadir."""
+        """Add the losses to the epoch's means; the means at the end of warm-up are the nadir."""
         means = self.epoch_means.add(self.vector(losses) if losses else None)
         if means is not None and self.epoch_means.epoch >= self.warmup_epochs:
             means = means.clamp(min=self.epsilon)

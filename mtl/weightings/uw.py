@@ -4,29 +4,28 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtl.errors import require
-from mtl.weightings.task_weighting import TaskWeighting
+from mtl.weightings.task_weighting import TaskWeighting, one_parameter_each
 
 
 class UW(TaskWeighting):
-    """Uncertainty weighting (UW): a log variance s_k is learned for each task.
+    """Uncertainty weighting (UW): a log variance ``s_k`` is learned for each task.
 
-        scaled loss = L_k / (2 e^{s_k}) + s_k / 2
+    ``scaled loss = exp(-s_k) L_k / 2 + s_k / 2``, so the weight is ``w_k = exp(-s_k) / 2``.
 
-    Scale: w_k = e^{-s_k} / 2. At the optimum e^{s_k} = L_k, so that a positive loss counts as 1/2 whatever its unit;
-    a loss that stays at or below 0 has no optimum and its weight grows without bound. ``initial`` is s_k at the
-    start: 0, a variance of 1, as in the authors' example; LibMTL starts at -0.5. An absent task's s_k gets no
-    gradient and stays.
+    Scale: at the optimum ``exp(s_k) = L_k``, so every positive loss is scaled to 1/2, whatever its unit. A loss that
+    stays at or below 0 has no optimum, and its weight grows without bound. ``initial`` is ``s_k`` at the start: 0, a
+    variance of 1, as in the authors' example; LibMTL starts at -0.5. The ``s_k`` of an absent task has no gradient and
+    does not change.
 
-    The s_k are float32 parameters that the run's optimizer trains in the heads' parameter group. It should not decay
-    them, because decay pulls the variances to 1, but it does with that group's ``weight_decay``: set
-    ``optimizer.weight_decay=0`` to follow the paper.
+    The ``s_k`` are float32 parameters in the optimizer's group of the heads. That group's ``weight_decay`` applies to
+    them and pulls the variances towards 1: set ``optimizer.weight_decay=0`` to follow the paper.
 
     Source: Kendall, Gal & Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
-    Semantics", equation 7 with s = log sigma^2. The paper has no factor 1/2 on a classification's L (equation 10);
-    here every task has the regression's, as in common code.
+    Semantics", equation 7 with ``s = log sigma^2``. For classification the paper has no factor 1/2 (equation 10); here
+    every task has it, as in common code.
     """
 
     affine = True
@@ -34,12 +33,9 @@ class UW(TaskWeighting):
     def __init__(self, tasks: Sequence[str], initial: float = 0.0) -> None:
         super().__init__(tasks)
         require("initial", initial, "a finite number", math.isfinite(initial))
-        # One parameter a task: an optimizer passes over those without a gradient, and not over entries of a vector.
-        self.log_variances = nn.ParameterList(
-            nn.Parameter(torch.tensor(float(initial), dtype=torch.float32)) for _ in tasks
-        )
+        self.log_variances = one_parameter_each(tasks, initial)
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
-        """Return the scaled loss of one task, with the term that s_k learns from."""
+        """Return the scaled loss of one task, including the term ``s_k / 2``."""
         s = self.log_variances[self._index[task]]
         return 0.5 * torch.exp(-s) * loss + 0.5 * s

@@ -6,29 +6,29 @@ from torch import Tensor, nn
 
 
 class Weighting(nn.Module):
-    """What every loss weighting is: a module that says by how much each task's loss counts.
+    """Base class of loss weightings, which scale each task's loss.
 
-    Most know a task's weight from its own loss and define ``forward``. One that needs the losses of all tasks first
-    sets ``needs_all_losses`` and defines ``weights`` instead: the strategy then keeps the tasks' gradients apart
-    until the last head has run. The hooks are called once a step, with the tasks that were in the batch; all state
-    belongs in ``state_dict``.
+    If a task's weight depends on its own loss alone, a subclass defines ``forward``. If it depends on the losses of all
+    tasks, the subclass sets ``needs_all_losses`` and defines ``weights``; the strategy then keeps the task gradients
+    separate until the last head has run. The ``observe`` hooks are called once per step, with the tasks in the batch.
+    All state must be in ``state_dict``.
     """
 
-    affine = False  # the scaled loss is a L + b with a known beforehand: with several processes, nothing has to wait
-    needs_all_losses = False  # needs the losses of all tasks: weights() instead of forward()
-    needs_gram = False  # wants the Gram matrix in observe(), at every step
-    needs_losses_after_update = False  # of the same batch: costs one more forward pass
+    affine = False  # the scaled loss is a L + b and a is known beforehand, so ranks need not wait for the whole loss
+    needs_all_losses = False  # defines weights() instead of forward()
+    needs_gram = False  # needs the Gram matrix in observe(), in every step
+    needs_losses_after_update = False  # of the same batch, which costs another forward pass
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
-        """The scaled loss of one task; what is learned gets its gradient from this expression."""
+        """Return the scaled loss of one task; learned parameters get their gradient from this expression."""
         raise TypeError(f"{type(self).__name__} needs the losses of all tasks: call weights().")
 
     def weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of all tasks from all their losses (detached scalars), where ``needs_all_losses`` is set."""
-        raise TypeError(f"{type(self).__name__} knows each weight from its own loss: call it with that.")
+        """Return the weights of all tasks from their losses (detached scalars), if ``needs_all_losses`` is set."""
+        raise TypeError(f"{type(self).__name__} weighs each loss on its own: call it with a task and its loss.")
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
-        """Learn from a step: the unscaled losses, and the Gram matrix of the scaled gradients if it was measured."""
+        """Update the state from the unscaled losses of a step and, if measured, the scaled gradients' Gram matrix."""
 
     def observe_after_update(self, losses: Mapping[str, Tensor]) -> None:
-        """Learn from the same batch's losses after the update, where ``needs_losses_after_update`` is set."""
+        """Update the state from the same batch's losses after the update, if ``needs_losses_after_update`` is set."""

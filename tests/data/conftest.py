@@ -1,4 +1,4 @@
-"""The tiny file data sets, each written once a session."""
+"""The tiny file data sets, each written once per session."""
 
 import importlib
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def fixture_root(tmp_path_factory):
-    """The folder of a data set's fixture, which nobody changes."""
+    """The folder of a data set's fixture, which tests must not change."""
     made = {}
 
     def root(name):
@@ -22,5 +22,5 @@ def fixture_root(tmp_path_factory):
 
 @pytest.fixture
 def own_root(fixture_root, tmp_path):
-    """A copy of it, to break."""
+    """A copy of the fixture, for tests that damage it."""
     return lambda name: shutil.copytree(fixture_root(name), tmp_path / name)

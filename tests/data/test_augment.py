@@ -25,7 +25,7 @@ def sample():
 
 
 def place(i, size, start, length):
-    """Where the centre of output pixel i lies in the input, in pixels' centres."""
+    """The position in the input of the centre of output pixel i."""
     return start + (i + 0.5) * length / size - 0.5
 
 
@@ -102,7 +102,7 @@ def test_a_flip_turns_everything_and_negates_the_normals_x(sample):
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_image_and_targets_stay_in_register(axis):
-    """Pixels that hold their own place: image and depth differ by half a pixel at most."""
+    """Pixels whose values are their positions: image and depth differ by half a pixel at most."""
     place = torch.arange(60.0).view((60, 1) if axis == 1 else (1, 60)).expand(60, 60)
     image, depth = tv_tensors.Image(place.expand(3, 60, 60) / 60), Depth(place[None] + 1)
     torch.manual_seed(1)
@@ -120,5 +120,5 @@ def test_image_and_targets_stay_in_register(axis):
 
 
 def test_scales_below_one_are_refused():
-    with pytest.raises(ValueError, match=r"scales=\[0.5\] must be one number or more, each of 1 or more"):
+    with pytest.raises(ValueError, match=r"scales=\[0.5\] must be a list of numbers, each 1 or more"):
         ScaleCrop([0.5])

@@ -1,4 +1,4 @@
-"""Samples that cannot be read and targets that a loss cannot take are named in a run's error."""
+"""Unreadable samples and targets that a loss does not accept: named early, before a device-side assert."""
 
 import json
 
@@ -10,7 +10,7 @@ from mtl.data.loader import Batches, DataError, sequential
 
 
 class Files(Dataset):
-    """Ten samples, each a file with one number; what does not hold one cannot be read."""
+    """Ten samples, each a file with one number; a file without a number is unreadable."""
 
     def __init__(self, folder, **contents):
         self.folder = folder

@@ -35,7 +35,7 @@ def test_it_is_what_its_files_hold(fixture_root):
         (LABELS, "Bald", "Hairless", "its second line must be the 40 attributes' names"),
         (LABELS, "000002.jpg -1", "000002.jpg 2", "has 2 for 5_o_Clock_Shadow of 000002.jpg; it must be -1 or 1"),
         (PARTITION, "000003.jpg 0", "000003.jpg 3", "has 3 for 000003.jpg; it must be 0 (train), 1 (val) or 2 (test)"),
-        (PARTITION, "000003.jpg 0", "999999.jpg 0", "has 999999.jpg, which Anno/list_attr_celeba.txt has not"),
+        (PARTITION, "000003.jpg 0", "999999.jpg 0", "lists 999999.jpg, which is missing in Anno/list_attr_celeba.txt"),
         (PARTITION, ".jpg 2", ".jpg 1", "has no image of the split 2 (test)"),
     ],
 )

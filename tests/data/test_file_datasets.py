@@ -1,4 +1,4 @@
-"""What all data sets of files have in common, on their fixtures: they train, split, and say what is missing."""
+"""Common behaviour of all data sets of files, on their fixtures: training, splits, messages for missing files."""
 
 import inspect
 import subprocess
@@ -102,7 +102,7 @@ def test_a_whole_run_and_its_evaluation(fixture_root, tmp_path, name):
 
 
 def identity(data, split):
-    """What the samples of a split are, before anything is drawn."""
+    """The items of a split, without augmentation."""
     dataset = getattr(data, split)
     if isinstance(data, MultiMNIST):
         return [tuple(scan.flatten().tolist()) for scan in dataset._scans]

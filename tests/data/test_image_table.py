@@ -1,4 +1,4 @@
-"""A folder of images with a table: what columns are taken for, missing cells, standardisation, and the command."""
+"""A folder of images with a table: inferred kinds, missing cells, standardisation, and the command."""
 
 import subprocess
 import sys
@@ -195,7 +195,7 @@ def test_images_are_read_upright_in_colour_and_at_one_size(folder, tmp_path):
     ("columns", "arguments", "words"),
     [
         (dict(a=[1, 2, 3] * 10), {"labels": "other.csv"}, "root={root}: {root} lacks other.csv (the labels): give "),
-        (dict(a=[1, 2, 3] * 10), {"image": "picture"}, "image=picture is no column of {file}; there are file, a."),
+        (dict(a=[1, 2, 3] * 10), {"image": "picture"}, "image=picture is no column of {file}; its columns are file"),
         (dict(a=[1, 2, 3] * 10), {"split": "part"}, "split=part is no column of {file}"),
         (dict(a=[1, 2, 3] * 10), {"split": "a"}, "{file}, row 1: a is 1; it must be train, val, test."),
         (dict(a=["train"] * 30, b=[1, 2, 3] * 10), {"split": "a"}, "{file} has no row for the split val."),
@@ -203,15 +203,15 @@ def test_images_are_read_upright_in_colour_and_at_one_size(folder, tmp_path):
         (dict(a=[1, 2, 3] * 10), {"kinds": {"b": "class"}}, "kinds.b names no target; the targets are a."),
         (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "text"}}, "kinds.a=text must be one of class, labels, number."),
         (dict(a=[1, 2, 3] * 10, b=[1, 2, 3] * 10), {"targets": {"t": ["a", "b"]}, "kinds": {"t": "class"}},
-         "targets.t=['a', 'b']: a class is one column"),
+         "targets.t=['a', 'b']: a class has one column"),
         (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "labels"}}, "{file}, row 2: a is 2; it must be 0, 1 or empty."),
-        (dict(a=["1", "2", "x"] * 10), {}, "{file}, row 3: a is x, but most of this column are numbers."),
+        (dict(a=["1", "2", "x"] * 10), {}, "{file}, row 3: a is x, but most values of this column are numbers."),
         (dict(a=["1", "2", "x"] * 10), {"kinds": {"a": "number"}}, "{file}, row 3: a is x; it must be a finite"),
         (dict(a=[f"text {i}" for i in range(N)]), {}, "{file}: a has 30 different texts in 30 rows, too many for"),
-        ({"a b": [1, 2, 3] * 10, "a_b": [1, 2, 3] * 10}, {}, "{file}: two columns come to the target a_b"),
-        (dict(a=["one"] * 30), {}, "{file}: a has only the value one."),
+        ({"a b": [1, 2, 3] * 10, "a_b": [1, 2, 3] * 10}, {}, "{file}: two columns have the target name a_b"),
+        (dict(a=["one"] * 30), {}, "{file}: a has 1 different values; a class needs two or more."),
         (dict(a=[None] * 30), {}, "{file}: the column a is empty."),
-        (dict(a=[0.5] * 30), {}, "{file}: a does not differ between the training rows"),
+        (dict(a=[0.5] * 30), {}, "{file}: a is constant in the training rows"),
         (dict(a=["x", "y", "z"] * 10, b=[1, 2, 3] * 10), {"targets": {"t": ["a", "b"]}},
          "{file}: the columns a, b are neither all 0 and 1 nor all numbers."),
         (dict(a=[1, 2, 3] * 10), {"validation": 0.6, "test": 0.4}, "validation=0.6 and test=0.4 must be above"),
@@ -257,7 +257,7 @@ def test_the_command_writes_a_configuration_that_trains(folder, tmp_path, monkey
     assert list(left_out) == ["note"] and "too many for classes" in left_out["note"]
     arguments = {"root": root, "labels": "labels.csv", "image": None, "split": None}
     image_table.write_configuration(data, arguments, tmp_path / "conf", "mine")
-    with pytest.raises(ValueError, match=r"conf/data/mine.yaml is already there: choose another --name"):
+    with pytest.raises(ValueError, match=r"conf/data/mine.yaml exists already: choose another --name"):
         image_table.write_configuration(data, arguments, tmp_path / "conf", "mine")
     monkeypatch.setattr("mtl.report.draw_run", lambda folder: None)
     written = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "data=mine", "data.batch_size=4", "data.image_size=16"]

@@ -61,7 +61,7 @@ def test_an_evaluation_sees_every_sample_once_in_order():
 
 
 def test_a_sample_seeds_no_devices_generator(monkeypatch):
-    """Nobody would set it back: a GPU's dropout masks would follow from the sample that was read last."""
+    """Its state would not be restored: dropout masks on a GPU would depend on the sample that was read last."""
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     batches(2)

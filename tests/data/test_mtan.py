@@ -1,4 +1,4 @@
-"""NYUv2 and Cityscapes: what is read from the arrays, and what is wrong with them."""
+"""NYUv2 and Cityscapes: samples read from arrays, and errors of malformed arrays."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_samples_are_in_the_order_of_their_numbers(own_root):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.uint8])
 def test_arrays_of_any_dtype_are_read(own_root, dtype):
-    """Images of whole numbers go to 255, and so do those of floats where the first one does."""
+    """Integer images range to 255, and float images do if the first one exceeds 1."""
     root = own_root("nyuv2")
     plain = NYUv2(str(root), augment=False).train[2]
     for number in range(10):
@@ -62,16 +62,16 @@ def test_arrays_of_any_dtype_are_read(own_root, dtype):
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
-        ("label", lambda a: np.where(a == a.max(), 40, a), "has the label 40; there are 0 to 12, and -1 for none."),
-        ("label", lambda a: np.where(a == a.max(), -2, a), "has the label -2; there are 0 to 12"),
-        ("label", lambda a: a + 0.5, "has the label -0.5; there are 0 to 12"),
-        ("label", lambda a: np.full(a.shape, np.nan), "has the label nan; there are 0 to 12"),
+        ("label", lambda a: np.where(a == a.max(), 40, a), "40; accepted are 0 to 12, and -1 for a missing label."),
+        ("label", lambda a: np.where(a == a.max(), -2, a), "has the label -2; accepted are 0 to 12"),
+        ("label", lambda a: a + 0.5, "has the label -0.5; accepted are 0 to 12"),
+        ("label", lambda a: np.full(a.shape, np.nan), "has the label nan; accepted are 0 to 12"),
         ("label", lambda a: a[1:], r"has the shape [23, 32], but [24, 32] is expected."),
         ("depth", lambda a: a[..., 0], r"has the shape [24, 32], but [24, 32, 1] is expected."),
-        ("depth", lambda a: -a, "it must be 0 (none) or more, and finite."),
-        ("depth", lambda a: np.where(a > 2, np.inf, a), "has the value inf; it must be 0 (none) or more, and finite."),
+        ("depth", lambda a: -a, "it must be 0 (missing) or more, and finite."),
+        ("depth", lambda a: np.where(a > 2, np.inf, a), "the value inf; it must be 0 (missing) or more, and finite."),
         ("normal", lambda a: np.moveaxis(a, 2, 0), r"has the shape [3, 24, 32], but [24, 32, 3] is expected."),
-        ("normal", lambda a: 255 * a, "a normal's are from -1 to 1, all 0 for none."),
+        ("normal", lambda a: 255 * a, "a normal's values are from -1 to 1, all 0 if it is missing."),
         ("image", lambda a: 300 * a, "it must be from 0 to 1, as in the first training image."),
         ("image", lambda a: np.where(a > 0.5, np.nan, a), "has the value nan; it must be from 0 to 1"),
         ("image", lambda a: a.astype(str), "holds <U32, not numbers"),

@@ -53,7 +53,7 @@ def test_pairs_are_drawn_once_for_all_epochs(fixture_root):
     [
         ("train-images-idx3", lambda b: b[:2000], "cannot be read"),
         ("t10k-labels-idx1", lambda b: b[:5], "cannot be read"),
-        ("train-labels-idx1", lambda b: b[:-1] + bytes([12]), "has the label 12; there are 0 to 9"),
+        ("train-labels-idx1", lambda b: b[:-1] + bytes([12]), "has the label 12; accepted are 0 to 9"),
         ("train-labels-idx1", lambda b: b[:4] + (23).to_bytes(4, "big") + b[8:-1], "but [23, 28, 28] is expected"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tasks with images of their own: what a batch holds, the one trunk pass, and where gradients can be compared."""
+"""Tasks with images of their own: batches, the single trunk pass, and the space of the comparison."""
 
 from collections import Counter
 
@@ -63,11 +63,11 @@ def test_a_shorter_domain_begins_again_and_none_of_its_images_is_favoured(root):
     seen = {domain: Counter() for domain in SIZES}
     for epoch in range(5):
         for domain in SIZES:
-            seen[domain].update(data.train._place(domain, i, epoch) for i in range(12))
+            seen[domain].update(data.train._position(domain, i, epoch) for i in range(12))
         assert max(seen["dslr"].values()) - min(seen["dslr"].values()) <= 1
     assert seen["dslr"] == Counter(dict.fromkeys(range(5), 12))
     assert seen["amazon"] == Counter(dict.fromkeys(range(12), 5))
-    one = [office(root, seed=s).train._place("webcam", i, 0) for s in (3, 4) for i in range(7)]
+    one = [office(root, seed=s).train._position("webcam", i, 0) for s in (3, 4) for i in range(7)]
     assert sorted(one[:7]) == list(range(7)) and one[:7] != one[7:]
 
 
@@ -90,7 +90,11 @@ def test_an_evaluation_has_every_image_once(root):
     [
         ("dslr_val.txt", None, "dslr_val.txt does not exist"),
         ("dslr_val.txt", "", "dslr_val.txt lists no image"),
-        ("dslr_val.txt", "dslr/images/a.jpg x\n", "has the line 'dslr/images/a.jpg x'; a line is a path and a class"),
+        (
+            "dslr_val.txt",
+            "dslr/images/a.jpg x\n",
+            "has the line 'dslr/images/a.jpg x'; a line must be a path and a class",
+        ),
         ("dslr_val.txt", "dslr/images/a.jpg 31\n", "a class from 0 to 30"),
         ("dslr_val.txt", "dslr/images/a.jpg 3\n", "but .*dslr/images/a.jpg does not exist: the images are at"),
         ("webcam_train.txt", None, "lacks .*webcam_train.txt .a list of images.: the images are at"),
@@ -203,7 +207,7 @@ def test_a_rule_sees_the_space_that_it_is_told(space):
 
 
 def test_images_of_tasks_that_have_no_head_are_left_out():
-    """As for a single-task baseline: the trunk's batch statistics are then of that task alone."""
+    """As in a single-task baseline: the trunk's batch statistics are those of that task alone."""
     _, _, inputs, _ = tasks_and_batch()
     trunk = Concatenated(nn.Identity(), ["c", "a"])
     features, places = trunk(inputs)

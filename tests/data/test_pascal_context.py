@@ -16,7 +16,7 @@ def label_map(root, name):
 
 
 def parts(root, name):
-    """By the places of the cells instead of their names, as the official code does."""
+    """By the positions of the cells and not by their names, as in the official code."""
     classes = np.zeros((H, W))
     for thing in scipy.io.loadmat(root / "human_parts" / f"{name}.mat")["anno"][0][0][1][0]:
         if thing[1][0][0] == 15 and len(thing[3]):
@@ -71,7 +71,11 @@ def test_parts_are_those_of_the_field():
 @pytest.mark.parametrize(
     ("folder", "array", "words"),
     [
-        ("semseg/VOC12", np.full((H, W), 21, np.uint8), "has the label 21; there are 0 to 20, and 255 for none."),
+        (
+            "semseg/VOC12",
+            np.full((H, W), 21, np.uint8),
+            "has the label 21; accepted are 0 to 20, and 255 for a missing label.",
+        ),
         ("sal_distill", np.zeros((H, W - 1), np.uint8), "has the shape [20, 27], but [20, 28] is expected."),
         ("normals_distill", np.zeros((H, W), np.uint8), "has the shape [20, 28], but [20, 28, 3] is expected."),
         ("JPEGImages", np.zeros((H, SIDE + 1, 3), np.uint8), "has 20×33 pixels, more than data.image_size=32."),

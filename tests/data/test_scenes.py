@@ -1,4 +1,4 @@
-"""Rendered scenes against sphere tracing, and dense training on them, also where labels are missing."""
+"""Rendered scenes against sphere tracing, and dense training on them, with missing labels too."""
 
 import math
 
@@ -9,9 +9,8 @@ import torch
 from mtl.config import load
 from mtl.config.build import build
 from mtl.data import scenes
-from mtl.data.labels import IGNORED
 from mtl.data.scenes import CLASSES, Scenes, borders, draw, render
-from mtl.losses import CosineNormals, MaskedL1
+from mtl.losses import IGNORED, CosineNormals, MaskedL1
 from mtl.report import only_metrics, read_metrics
 from mtl.strategies import Detached
 from mtl.train import train
@@ -56,7 +55,7 @@ def distances(scene, p):
 
 
 def trace(scene, row, column, side):
-    """March along a pixel's ray as far as nothing can be in the way: class, depth, normal in the camera's axes."""
+    """Sphere tracing along a pixel's ray: class, depth, and normal in the camera's axes."""
     left, up = scene["turn"]
     across, down = ((2 * (k + 0.5) / side - 1) * scene["lens"] for k in (column, row))
 
@@ -220,7 +219,7 @@ def test_the_experiment_learns(tmp_path):
 
 
 class Gappy(Scenes):
-    """Scenes whose depth is labelled in even samples only, and whose normals in every third."""
+    """Scenes with depth labels in even samples only, and normals in every third."""
 
     def __init__(self, **options):
         super().__init__(**options)

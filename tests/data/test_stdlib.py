@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def slow_encode(text, pairs):
-    """Byte by byte, as the docstring says it."""
+    """Greedy encoding, byte by byte."""
     ids = {bytes(divmod(int(pair), 256)): 256 + i for i, pair in enumerate(pairs)}
     tokens, place = [], 0
     while place < len(text):
@@ -95,7 +95,7 @@ def test_the_pairs_are_the_most_frequent_of_the_training_text(tmp_path):
 
 
 def test_bits_per_byte_do_not_depend_on_the_tokenizer(tmp_path):
-    """Uniform predictions: log2 V bits a token, over the one or two bytes that a token is."""
+    """Uniform predictions: log2 V bits per token, divided by its length of one or two bytes."""
     (tmp_path / "a.txt").write_bytes(TEXT)
     for vocabulary in (256, 270):
         data = Stdlib(path=str(tmp_path), vocabulary=vocabulary, context=8)
@@ -139,10 +139,10 @@ def test_a_wrong_argument_is_named(argument, message, tmp_path, monkeypatch):
 
 
 def test_a_path_without_text_is_named(tmp_path):
-    with pytest.raises(ValueError, match="has no text: of 0 files none is UTF-8 and not empty"):
+    with pytest.raises(ValueError, match="has no text: none of its 0 files is non-empty UTF-8"):
         Stdlib(path=str(tmp_path))
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="has no text: of 1 files"):
+    with pytest.raises(ValueError, match="has no text: none of its 1 files"):
         Stdlib(path=str(tmp_path))
     (tmp_path / "short.txt").write_bytes(b"short")
     with pytest.raises(ValueError, match="the text is too short, for one of its splits has 0 tokens"):

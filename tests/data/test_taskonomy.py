@@ -1,4 +1,4 @@
-"""Taskonomy's PNG files, decoded as task grouping does."""
+"""Taskonomy's PNG files, decoded as in the code of task grouping."""
 
 import logging
 
@@ -72,16 +72,20 @@ def test_listed_buildings_that_are_not_there_are_passed_over(own_root, caplog):
     (root / "train_models.txt").write_text("house0\nhouse1\nelsewhere\n")
     caplog.set_level(logging.INFO, "mtl")
     data = Taskonomy(str(root), image_size=24, validation=0.5)
-    assert (len(data.train), len(data.val)) == (3, 3) and "train_models.txt: 2 of 3 buildings are there" in caplog.text
+    assert (len(data.train), len(data.val)) == (3, 3) and "train_models.txt: 2 of 3 buildings have files" in caplog.text
     (root / "train_models.txt").write_text("elsewhere\n")
-    with pytest.raises(ValueError, match=r"train_models.txt lists 1 buildings, and .*rgb has none"):
+    with pytest.raises(ValueError, match=r"train_models.txt lists 1 buildings, but .*rgb has none"):
         Taskonomy(str(root))
 
 
 @pytest.mark.parametrize(
     ("kind", "array", "words"),
     [
-        ("segment_semantic", np.full((24, 24), 18, np.uint8), "has the label 18; there are 0 to 17, and 0 for none."),
+        (
+            "segment_semantic",
+            np.full((24, 24), 18, np.uint8),
+            "has the label 18; accepted are 0 to 17, and 0 for a missing label.",
+        ),
         ("depth_zbuffer", np.zeros((24, 23), np.uint16), "has the shape [24, 23], but [24, 24] is expected."),
         ("normal", np.zeros((24, 24), np.uint8), "has the shape [24, 24], but [24, 24, 3] is expected."),
     ],

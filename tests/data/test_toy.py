@@ -1,4 +1,4 @@
-"""The toy problem's values, gradients and front, and that its study does what the ordinary command does."""
+"""The toy problem: values, gradients, Pareto front; and that its study equals the ordinary command."""
 
 import importlib.util
 import math
@@ -33,7 +33,7 @@ def study():
 
 
 def published(u, v):
-    """Both losses as the official codes have them, in plain floats."""
+    """Both losses as in the official codes, in Python floats."""
     p = max(math.tanh(0.5 * v), 0)
     f1 = math.log(max(abs(0.5 * (-u - 7) - math.tanh(-v)), 0.000005)) + 6
     f2 = math.log(max(abs(0.5 * (-u + 3) + math.tanh(-v) + 2), 0.000005)) + 6

@@ -1,4 +1,4 @@
-"""What is refused, and in which words."""
+"""Errors of the rules and their messages; the strategy files."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import yaml
 from support.rule_zoo import GRAMS, ON_GRAM
 
 from mtl import rules
-from mtl.rules.solvers import SolverError, least_distance, nonnegative, onto_simplex
+from mtl.rules.solvers import SolverError, least_distance, nonnegative_least_squares, project_onto_simplex
 
 BAD = [
     (lambda: rules.CAGrad(c=-0.1), "c=-0.1 must be 0 or more."),
@@ -84,11 +84,13 @@ def test_a_solver_that_fails_says_so(monkeypatch):
 
 def test_solvers_on_their_own():
     matrix = torch.eye(2).double().numpy()
-    assert nonnegative(matrix, torch.tensor([1.0, -1.0]).double().numpy()).tolist() == [1, 0]
+    assert nonnegative_least_squares(matrix, torch.tensor([1.0, -1.0]).double().numpy()).tolist() == [1, 0]
     assert least_distance(matrix, torch.tensor([2.0, -1.0]).double().numpy()).tolist() == pytest.approx([2, 0])
     opposite = torch.tensor([[1.0, -1.0]]).double().numpy()
     assert least_distance(opposite, torch.tensor([1.0, 1.0]).double().numpy()) is None
-    assert onto_simplex(torch.tensor([0.9, 0.5, -3.0]).double().numpy()).tolist() == pytest.approx([0.7, 0.3, 0])
+    assert project_onto_simplex(torch.tensor([0.9, 0.5, -3.0]).double().numpy()).tolist() == pytest.approx(
+        [0.7, 0.3, 0]
+    )
 
 
 CONF = Path(__file__).parents[2] / "conf" / "strategy"
@@ -115,7 +117,7 @@ def test_a_strategy_file_builds_its_rule(name):
     assert scale == "tasks" or isinstance(scale, int | float)
 
 
-# Rules for which orthogonal gradients of one length call for the plain sum.
+# Rules with the sum as direction for orthogonal gradients of one norm.
 FAITHFUL = ["sum", "mgda", "pcgrad", "gradvac", "imtl_g", "aligned_mtl", "upgrad", "dualproj"]
 FAITHFUL += ["fairgrad", "config", "sdmgrad", "rotograd_scale"]
 

@@ -1,4 +1,4 @@
-"""What is known to connect the rules with each other and with closed forms."""
+"""Known identities between rules, and closed forms."""
 
 import pytest
 import torch

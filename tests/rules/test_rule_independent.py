@@ -1,4 +1,4 @@
-"""The rules against other ways to the same answer: brute force, general optimizers, many digits, peers."""
+"""The rules against independent solutions: brute force, general optimizers, many digits, other libraries."""
 
 import mpmath
 import numpy as np
@@ -52,7 +52,7 @@ def test_cagrad_against_slsqp(matrix):
 
 
 def project(rows, target):
-    """argmin |d - target| with rows @ d >= 0, over d itself and not over multipliers."""
+    """argmin |d - target| subject to rows @ d >= 0, over d and not over multipliers."""
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     found = minimize(
         lambda d: ((d - target) ** 2).sum(),

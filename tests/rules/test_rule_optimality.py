@@ -1,4 +1,4 @@
-"""The conditions of optimality, from each rule's definition; nothing here solves anything."""
+"""The optimality conditions of each rule's definition; these tests solve nothing themselves."""
 
 import pytest
 import torch
@@ -6,18 +6,18 @@ from support.rule_zoo import GRAMS, ROWS, rows_of, scaled
 
 from mtl import rules
 from mtl.rules import upgrad
-from mtl.rules.solvers import min_norm_weights, onto_dual_cone, unit_rows
+from mtl.rules.solvers import dual_cone_multipliers, min_norm_weights, unit_rows
 
 
 def reach(gram):
-    """The length of the shortest direction in the hull of the unit rows: 0 where no direction helps everyone."""
+    """The length of the shortest convex combination of unit rows: 0 if no direction improves every task."""
     norms = gram.diagonal().sqrt()
     weights = min_norm_weights(gram / norms[:, None] / norms)
     return (weights @ (gram / norms[:, None] / norms) @ weights).clamp(min=0).sqrt()
 
 
 def mgda_gap(gram, weights):
-    """How much shorter the direction could be, in units of the shortest gradient's square, and its rounding."""
+    """The optimality gap of the squared length, in units of the shortest gradient's square, and its rounding error."""
     norms = gram.diagonal().sqrt()
     unit = norms.min()
     image = gram / unit / unit @ weights
@@ -43,7 +43,7 @@ def test_mgda_is_zero_on_zero_gradients():
 
 
 def cagrad_gap(gram, weights, c):
-    """By how much the ball is left, and between the worst gain and its dual bound; 0 and 0 at the optimum."""
+    """The violation of the ball, and the gap between the smallest gain and its dual bound; both 0 at the optimum."""
     alive = gram.diagonal() > 0
     mean = torch.full((len(gram),), 1 / len(gram), dtype=torch.float64)
     length = (mean @ gram @ mean).sqrt()
@@ -86,7 +86,7 @@ def test_cagrad_notices_another_radius():
 
 
 def projection_error(correlation, own, added):
-    """What the conditions of a projection onto the dual cone miss, of u_own + sum_j s_j u_j."""
+    """The violation of the conditions for u_own + sum_j s_j u_j to be a projection onto the dual cone."""
     gains = correlation[own] + added @ correlation
     size = 1 + added.abs().sum()
     return max(-added.min(), -gains.min() / size, (added * gains).abs().max() / size)
@@ -118,7 +118,7 @@ def test_upgrad_takes_the_slower_way_for_what_the_quick_one_leaves():
     rows = unit_rows(GRAMS["rank 20 of 40"].numpy())
     quick, solved = upgrad._exchange(rows.correlation, rounds=1)
     assert not solved.all()
-    slow = onto_dual_cone(rows.factor, rows.factor[:, 0])
+    slow = dual_cone_multipliers(rows.factor, rows.factor[:, 0])
     error = projection_error(torch.from_numpy(rows.correlation), 0, torch.from_numpy(slow))
     assert error <= 1e-8 < projection_error(torch.from_numpy(rows.correlation), 0, torch.from_numpy(quick[0]))
 
@@ -140,7 +140,7 @@ FAIR |= {f"FairGrad {alpha}": (rules.FairGrad(alpha), alpha) for alpha in (0.1, 
 
 
 def fair_error(gram, weights, alpha):
-    """What G w = w^(-1/alpha) misses, relative to its right side and to what rounding leaves of the left."""
+    """The residual of G w = w^(-1/alpha), relative to its right side plus the rounding error of its left side."""
     alive = gram.diagonal() > 0
     gram, weights = gram[alive][:, alive], weights[alive]
     right = weights.pow(-1 / alpha)
@@ -163,7 +163,7 @@ def test_fairness(name):
 
 
 def random_grams(count):
-    """Matrices of any size, rank and spread of norms; the tenth power of alpha = 0.1 makes some of them hard."""
+    """Matrices of many sizes, ranks and norm ratios; the tenth power of alpha = 0.1 makes some of them hard."""
     generator = torch.Generator().manual_seed(1)
 
     def uniform(scale):

@@ -1,4 +1,4 @@
-"""The rules on rows, against their formulas written out."""
+"""The rules on rows, against their formulas."""
 
 import pytest
 import torch
@@ -108,16 +108,16 @@ def test_excess_mtl():
 def test_rows_of_another_length_are_an_error():
     rule = rules.MoCo(2)
     rule.combine([torch.ones(2, 4)], torch.ones(2, 2))
-    with pytest.raises(ValueError, match=r"The kept rows have \[4\] elements and the new ones \[6\]"):
+    with pytest.raises(ValueError, match=r"The stored rows have \[4\] elements and the new ones \[6\]"):
         rule.combine([torch.ones(2, 6)], torch.ones(2, 2))
 
 
 def test_rows_that_do_not_match_the_gram_matrix_are_an_error():
-    with pytest.raises(ValueError, match="about 3 tasks, but there are 2 rows"):
+    with pytest.raises(ValueError, match="has 3 tasks, but there are 2 rows"):
         rules.TrimmedMean().combine([torch.ones(2, 4)], torch.eye(3))
 
 
-def test_kept_rows_are_float32_for_bf16():
+def test_stored_rows_are_float32_for_bf16():
     rule = rules.DBMTL(2)
     rows = rows_of(2, 8).bfloat16()
     direction, _ = rule.combine([rows], rows.double() @ rows.double().T)

@@ -1,4 +1,4 @@
-"""State: into a fresh object and on, bit for bit, with tasks absent."""
+"""The rules' state: loaded into a new object, continued bit for bit, with absent tasks."""
 
 import copy
 import io
@@ -74,9 +74,9 @@ def test_another_number_of_tasks_is_an_error(name):
     rows = rows_of(3, 6)
     go = (lambda **k: rule.combine([rows], rows @ rows.T, **k)) if rule.needs_rows else None
     go = go or (lambda **k: rule(rows @ rows.T, **k))
-    with pytest.raises(ValueError, match=r"about 3 tasks, but num_tasks=4 makes 4\."):
+    with pytest.raises(ValueError, match=r"has 3 tasks, but num_tasks=4\."):
         go()
-    with pytest.raises(ValueError, match=r"about 3 tasks, but present=\[0, 1\] makes 2\."):
+    with pytest.raises(ValueError, match=r"has 3 tasks, but present=\[0, 1\]\."):
         go(present=[0, 1])
     for wrong in ([0, 1, 4], [0, 1, 1]):
         with pytest.raises(ValueError, match="must be different task indices from 0 to 3"):

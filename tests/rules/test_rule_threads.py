@@ -1,4 +1,4 @@
-"""No rule wakes the threads of NumPy's and SciPy's own BLAS, which would stay awake beside the trunk's."""
+"""No rule wakes the threads of the BLAS of NumPy and SciPy, which would spin beside the trunk's threads."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What holds for every rule on every awkward matrix."""
+"""Properties of every rule on a collection of awkward matrices."""
 
 import pytest
 import torch

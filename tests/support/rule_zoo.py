@@ -1,4 +1,4 @@
-"""Awkward Gram matrices, and the rules that the tests try on them."""
+"""Awkward Gram matrices, and the rules to try on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rows_of(count: int, size: int, seed: int = 0) -> Tensor:
 
 
 def apart(rows: Tensor, ratio: float) -> Tensor:
-    """Rows rescaled to norms that are spaced logarithmically from 1 to ``ratio``."""
+    """Rows with norms from 1 to ``ratio``, equally spaced in the logarithm."""
     return rows / rows.norm(dim=1, keepdim=True) * torch.logspace(0, 1, len(rows), base=ratio).double()[:, None]
 
 
@@ -123,7 +123,7 @@ KEEPING = ["GradVac", "SDMGrad", "PCD", "RotoGradScale"]
 
 
 def scaled(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For nonzero rows: norms n, correlation matrix C, b = n w, and C b, which large norms do not round."""
+    """For the nonzero rows: norms n, correlation C, b = n w, and C b; exact even if norms are far apart."""
     alive = gram.diagonal() > 0
     norms = gram.diagonal()[alive].sqrt()
     correlation = gram[alive][:, alive] / norms[:, None] / norms

@@ -1,4 +1,4 @@
-"""Every weighting by its configuration's name, and a stand-in for the strategy that drives it."""
+"""Every weighting by its configuration's name, and a stand-in for a strategy."""
 
 import torch
 
@@ -29,10 +29,7 @@ def scalars(tasks, values, dtype=torch.float32):
 
 
 def batch(step, tasks=TASKS, absent=()):
-    """Losses before and after an update, and the norms of unscaled gradients, of the tasks that are present.
-
-    The values of a task do not depend on the other tasks that are present.
-    """
+    """Losses before and after an update, and norms of the unscaled gradients; independent of the absent tasks."""
     draws = torch.rand(3, len(tasks), generator=torch.Generator().manual_seed(step))
     before, after, norms = (0.5 + draws).tolist()
     return (
@@ -43,7 +40,7 @@ def batch(step, tasks=TASKS, absent=()):
 
 
 def drive(weighting, optimizer, step, tasks=TASKS, absent=()):
-    """One training step as the strategy and the loop drive it; returns the weights as numbers."""
+    """One training step, as by a strategy and the loop; returns the weights as numbers."""
     before, after, norms = batch(step, tasks, absent)
     if weighting.needs_all_losses:
         weights = weighting.weights(before) if before else {}

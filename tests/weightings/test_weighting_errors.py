@@ -1,4 +1,4 @@
-"""Hyper-parameters out of range are one sentence with the name, the value and what is accepted."""
+"""Hyper-parameters out of range: one sentence with name, value and what is accepted."""
 
 import re
 

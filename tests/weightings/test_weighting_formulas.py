@@ -1,4 +1,4 @@
-"""Weights against autograd of the scalar that each paper minimises, and the awkward losses."""
+"""Weights against autograd of the scalar that each paper minimises, and weights of awkward losses."""
 
 import math
 
@@ -26,7 +26,7 @@ def early_weights(weighting, values):
 
 
 def warmed_up(mu=1.0, nadir=(0.5, 2.0, 100.0)):
-    """An STCH that has just left a warm-up of one epoch, two steps, with this nadir."""
+    """An STCH after a warm-up of one epoch of two steps, with this nadir."""
     stch = STCH(TASKS, steps_per_epoch=2, mu=mu, warmup_epochs=1)
     for factor in (0.5, 1.5):
         stch.observe(scalars(TASKS, [factor * n for n in nadir]), None)
@@ -112,7 +112,7 @@ def test_stch_gives_a_late_task_its_own_warm_up():
 
 @pytest.mark.parametrize("build", [GLS, lambda: famo_with([0.3, -1.2, 0.7]), warmed_up], ids=["gls", "famo", "stch"])
 def test_an_absent_task_is_as_if_there_were_fewer(build):
-    """Against the formulas over the two tasks that are there: K counts those in the batch."""
+    """Against the formulas over the two present tasks: K is the number of tasks in the batch."""
     two = scalars(["a", "c"], [LOSSES[0], LOSSES[2]], torch.float64)
     weights = torch.stack(list(build().weights(two).values())).double()
     objectives = {
@@ -135,7 +135,7 @@ def test_log():
 
 @pytest.mark.parametrize("loss", [0.0, 1e-9, -3.0])
 def test_a_loss_without_a_logarithm(loss):
-    """Zero weight for itself, defined weights for the others."""
+    """Its own weight is zero, the others' weights are defined."""
     assert early_weights(Log(), [loss, 1.0, 2.0]).tolist() == pytest.approx([0, 1, 0.5])
     for weighting in (GLS(), warmed_up()):
         weights = late_weights(weighting, [loss, 1.0, 2.0])

@@ -1,4 +1,4 @@
-"""What the learning weightings come to: closed forms, an independent step, a toy problem that gets balanced."""
+"""Weightings that learn: closed forms, an independent implementation of a step, a toy problem."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_the_learned_s_reaches_its_closed_form(build, sign):
 
 @pytest.mark.parametrize("build", [UW, IMTLL])
 def test_the_optimizer_decays_what_it_is_asked_to(build):
-    """As the docstrings say: weight decay keeps s from its closed form."""
+    """As documented: with weight decay, s does not reach its closed form."""
     weighting = build(["a"])
     optimizer = torch.optim.SGD(weighting.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(500):
@@ -179,7 +179,7 @@ def test_gradnorm_is_the_papers_equation(alpha):
 
 
 def norms_at_the_end(gradnorm, steps=400):
-    """Features of a trunk that three tasks pull to different places, with very different force."""
+    """Shared features that three tasks pull to different points, with very different force."""
     generator = torch.Generator().manual_seed(0)
     places, forces = torch.randn(3, 5, generator=generator), [0.3, 1.0, 5.0]
     theta = torch.zeros(5, requires_grad=True)

@@ -1,4 +1,4 @@
-"""A weighting's state goes on to the last bit in a fresh object, and is nobody else's."""
+"""A weighting's state: continued bit for bit in a new object, refused for other tasks."""
 
 import io
 
@@ -56,13 +56,13 @@ def test_an_object_without_the_state_does_not_go_on(name):
 @pytest.mark.parametrize("others", [["a", "b"], ["a", "b", "c", "d"], ["b", "a", "c"]], ids="+".join)
 def test_the_state_of_other_tasks_is_refused(name, others):
     state = BUILD[name](others).state_dict()
-    with pytest.raises(ValueError, match=rf"is of {len(others)} tasks .*, but there are 3 here \(a, b, c\)"):
+    with pytest.raises(ValueError, match=rf"has {len(others)} tasks .*, but the run has 3 \(a, b, c\)"):
         BUILD[name](TASKS).load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_nothing_learned_is_left_out_of_the_state(name):
-    """All tensors of the object are in the state, but for what the constructor's arguments say."""
+    """All tensors of the object are in the state, except those that follow from the constructor's arguments."""
     weighting = BUILD[name](TASKS)
     tensors = {key for key, _ in (*weighting.named_buffers(), *weighting.named_parameters())}
     assert tensors - {"min_losses"} == {key for key in weighting.state_dict() if not key.endswith("_extra_state")}
@@ -84,7 +84,7 @@ def test_an_absent_task_keeps_its_state(name):
 
 
 def entries(weighting, name):
-    """What is kept, as K numbers each; the losses of the running epoch and of this step are not yet learned."""
+    """The state, K numbers each, without the losses of the current epoch and step."""
     if name in LEARNED:
         return {"parameters": [parameter.item() for parameter in weighting.parameters()]}
     passing = ("sums", "counts" if name != "famo" else "", "before", "min_losses", "current" if name == "dwa" else "")
@@ -145,8 +145,8 @@ def test_weights_are_scalars_without_a_graph(name):
 
 
 @pytest.mark.parametrize("name", [name for name in BUILD if not BUILD[name](TASKS).needs_all_losses])
-def test_a_weighting_that_is_not_late_says_so(name):
-    with pytest.raises(TypeError, match="call it with that"):
+def test_a_weighting_that_needs_one_loss_says_so(name):
+    with pytest.raises(TypeError, match="call it with a task and its loss"):
         BUILD[name](TASKS).weights({"a": torch.tensor(1.0)})
 
 

@@ -1,4 +1,4 @@
-"""Agreement with TorchJD's scalarizers, where one computes the same."""
+"""Agreement with the scalarizers of TorchJD that compute the same."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_famo_through_training():
 
 @pytest.mark.parametrize("mu", [0.1, 1.0])
 def test_stch_of_the_relative_log_losses(mu):
-    """Theirs has no multi-task form: K times their smooth maximum of log(L / nadir), with preferences of one."""
+    """TorchJD lacks the multi-task form: K times its smooth maximum of log(L / nadir), with preferences of one."""
     mine = STCH(TASKS, steps_per_epoch=1, mu=mu, warmup_epochs=1)
     nadir = losses_of(1)
     mine.observe(scalars(TASKS, nadir.tolist()), None)
