@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-# What two runs may differ in and still be the same experiment but for chance.
-IRRELEVANT = (
-    "seed", "name", "device", "resume", "skip_finished", "tracker", "conflict", "trainer.num_workers",
-    "trainer.log_every", "trainer.checkpoint_every", "trainer.keep", "trainer.examples",
-)  # fmt: skip
+from mtl.config.schema import keys_that_are
+
+# Settings in which two runs may differ and be the same experiment but for chance.
+IRRELEVANT = keys_that_are("irrelevant")
 OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started
 
 

@@ -1,10 +1,8 @@
 """What is refused, and in which words."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
+from support.composing import option, options
 from support.rule_zoo import GRAMS, ON_GRAM
 
 from mtl import rules
@@ -91,8 +89,7 @@ def test_solvers_on_their_own():
     assert onto_simplex(torch.tensor([0.9, 0.5, -3.0]).double().numpy()).tolist() == pytest.approx([0.7, 0.3, 0])
 
 
-CONF = Path(__file__).parents[2] / "conf" / "strategy"
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))}
+FILES = {name: option("strategy", name) for name in options("strategy")}
 OURS = {name: file for name, file in FILES.items() if file["_target_"] == "mtl.strategies.Balanced"}
 
 
