@@ -103,15 +103,13 @@ def chosen_tasks(cfg: DictConfig) -> list[str]:
 def _check_options(cfg: DictConfig) -> None:
     """Hold each value to the choices and the minimum that the schema says of its key."""
     for name, key in section_options():
-        value = OmegaConf.select(cfg, name, default=key.default)
+        value, minimum = OmegaConf.select(cfg, name, default=key.default), key.metadata.get("minimum", 1)
         if choices := key.metadata.get("choices"):
             _check_choice(name, value, choices)
-        elif isinstance(value, float) and not value > 0:
+        elif type(value) is float and not value > 0:
             raise ConfigError(f"{name}={value} must be above 0.")
-        elif (
-            isinstance(value, int) and not isinstance(value, bool) and value < (least := key.metadata.get("minimum", 1))
-        ):
-            raise ConfigError(f"{name}={value} must be {least} or more.")
+        elif type(value) is int and value < minimum:  # no bool, which is an int as well
+            raise ConfigError(f"{name}={value} must be {minimum} or more.")
 
 
 def _check_values(cfg: DictConfig) -> None:

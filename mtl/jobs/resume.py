@@ -18,13 +18,7 @@ from omegaconf import DictConfig
 from mtl.config.redact import redacted
 from mtl.config.schema import Config, keys_that_are
 from mtl.errors import ConfigError
-from mtl.jobs.overrides import (
-    is_within,
-    quoted,
-    read_yaml,
-    recorded_overrides,
-    without,
-)
+from mtl.jobs.overrides import is_within, quoted, read_yaml, recorded_overrides, without
 from mtl.runs.files import run_folder
 from mtl.runs.record import truncate_to_step
 
