@@ -75,7 +75,7 @@ def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
 
 @pytest.mark.parametrize("backbone", options("backbone"))
 def test_every_backbone_takes_a_step(backbone):
-    one_step(*built(f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}"))
+    one_step(*build(load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])))
 
 
 STUDY = "experiment/digits_strategies"
