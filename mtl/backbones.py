@@ -22,8 +22,8 @@ class Timm(nn.Module):
 
     ``features`` says what it returns: ``pooled`` is one vector ``[B, C]``, ``tokens`` the last layer's positions
     ``[B, N, C]`` (with the class token, where there is one), ``pyramid`` a list of maps ``[B, C_i, H_i, W_i]`` from
-    fine to coarse. ``in_channels`` and ``image_size``, a side or (height, width), are the data's. ``options`` goes
-    to ``timm.create_model``, as ``out_indices``, which levels a pyramid has.
+    fine to coarse; None is ``pooled``. ``in_channels`` and ``image_size``, a side or (height, width), are the data's.
+    ``options`` goes to ``timm.create_model``, as ``out_indices``, which levels a pyramid has.
 
     Raises ValueError for a name that timm does not have (with the closest ones), for weights that cannot be
     loaded, and for a kind of features that the model does not give.
@@ -33,12 +33,13 @@ class Timm(nn.Module):
         self,
         name: str,
         pretrained: bool = False,
-        features: str = "pooled",
+        features: str | None = None,
         in_channels: int = 3,
         image_size: int | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        features = features or "pooled"
         if features not in FEATURES:
             raise ValueError(f"features={features} must be one of {', '.join(FEATURES)}.")
         if not timm.is_model(name.split(".")[0]):

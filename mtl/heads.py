@@ -1,4 +1,8 @@
-"""Heads. Any ``nn.Module`` that maps the features to a prediction is one; these are what torch and timm lack."""
+"""Heads that torch and timm lack. Any ``nn.Module`` that maps the features to a prediction is a head.
+
+A class may say with ``reads`` which kind of features it needs; a backbone whose configuration leaves ``features`` open
+then gives that kind.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,8 @@ class PyramidPool(nn.Module):
     A sequence of maps ``[B, channels_i, H_i, W_i]`` -> ``[B, out_features]``.
     """
 
+    reads = "pyramid"
+
     def __init__(self, channels: Sequence[int], out_features: int) -> None:
         super().__init__()
         self.linear = nn.Linear(sum(channels), out_features)
@@ -57,6 +63,8 @@ class FPN(nn.Module):
     Source: Lin et al. 2017 (FPN), with the semantic branch of Kirillov et al. 2019 (Panoptic FPN) with one convolution
     a level.
     """
+
+    reads = "pyramid"
 
     def __init__(
         self,
@@ -96,6 +104,8 @@ class DeepLab(nn.Module):
     Source: Chen et al. 2018 (DeepLabV3+), section 3. The paper's last map has a stride of 8 or 16: with timm's ResNets
     ``backbone.options.output_stride=8``.
     """
+
+    reads = "pyramid"
 
     def __init__(
         self,

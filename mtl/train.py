@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from mtl import report
 from mtl.config import CONF, check
-from mtl.config.build import build
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
@@ -41,12 +40,13 @@ def train(
 
 def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line: Sequence[str] | None) -> float | None:
     found = find_checkpoint(cfg, folder)
-    parts, state = build(cfg)
+    from mtl.config.build import build
     from mtl.runs.tracker import make_tracker
     from mtl.system.memory import explained
     from mtl.training.loop import fit
     from mtl.training.summary import run_summary
 
+    parts, state = build(cfg)
     restore(state, found, folder)
     config = config_to_record(cfg, found)
     save_config(folder, config, command_line)

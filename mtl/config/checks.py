@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-import typing
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config.redact import plain_secret_error
-from mtl.config.schema import Config, ConflictConfig, TrainerConfig
+from mtl.config.schema import Config, section_options
 from mtl.errors import ConfigError
+
+PARTS = ("backbone", "heads")  # whose parameters may have settings of their own: optimizer.groups
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ValueError, one sentence with the key, for every mistake that can be told without torch."""
+    """ConfigError, one sentence with the key, for every mistake that can be found without torch."""
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
@@ -32,10 +33,7 @@ def check(cfg: DictConfig) -> None:
         _check_component(cfg, section)
     if "rule" in cfg.strategy:
         _check_component(cfg, "strategy.rule")
-    if not isinstance(cfg.optimizer.get("backbone"), DictConfig | None):
-        raise ConfigError(
-            f"optimizer.backbone={cfg.optimizer.backbone} must be a mapping, as in optimizer.backbone.lr=…."
-        )
+    _check_optimizer_groups(cfg.optimizer.get("groups"))
     for section in ("heads", "losses"):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
             raise ConfigError(f"{section} must name at least one task.")
@@ -43,6 +41,7 @@ def check(cfg: DictConfig) -> None:
             _check_component(cfg, f"{section}.{task}")
     _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
     _check_chosen(cfg)
+    _check_options(cfg)
     _check_values(cfg)
 
 
@@ -53,15 +52,25 @@ def _check_keys(cfg: DictConfig, schema: type, prefix: str) -> None:
         if key not in accepted:
             raise ConfigError(f"{prefix}{key!s} is not a key of the configuration; {suggestion(str(key), accepted)}.")
     for key in accepted:
-        default = accepted[key].default_factory
-        if is_dataclass(default):
-            _check_keys(cfg[key], typing.cast(type, default), f"{prefix}{key}.")
+        if key != "data" and (section := accepted[key].metadata.get("section")):
+            _check_keys(cfg[key], section, f"{prefix}{key}.")
 
 
 def _check_component(cfg: DictConfig, key: str) -> None:
     node = OmegaConf.select(cfg, key)
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ConfigError(f"{key} must be a mapping with a _target_, the class to build; it is {node}.")
+
+
+def _check_optimizer_groups(groups: Any) -> None:
+    if not isinstance(groups, DictConfig | None):
+        raise ConfigError(f"optimizer.groups={groups} must be a mapping, as in optimizer.groups.backbone.lr=….")
+    for part, own in (groups or {}).items():
+        key = f"optimizer.groups.{part!s}"
+        if part not in PARTS:
+            raise ConfigError(f"{key} names no part of the model; {suggestion(str(part), PARTS)}.")
+        if not isinstance(own, DictConfig | None):
+            raise ConfigError(f"{key}={own} must be a mapping, as in {key}.lr=….")
 
 
 def _check_tasks(heads: list[str], losses: list[str]) -> None:
@@ -91,26 +100,24 @@ def chosen_tasks(cfg: DictConfig) -> list[str]:
     return [task for task in cfg.heads if cfg.get("tasks") is None or task in cfg.tasks]
 
 
+def _check_options(cfg: DictConfig) -> None:
+    """Hold each value to the choices and the minimum that the schema says of its key."""
+    for name, key in section_options():
+        value, minimum = OmegaConf.select(cfg, name, default=key.default), key.metadata.get("minimum", 1)
+        if choices := key.metadata.get("choices"):
+            _check_choice(name, value, choices)
+        elif type(value) is float and not value > 0:
+            raise ConfigError(f"{name}={value} must be above 0.")
+        elif type(value) is int and value < minimum:  # no bool, which is an int as well
+            raise ConfigError(f"{name}={value} must be {minimum} or more.")
+
+
 def _check_values(cfg: DictConfig) -> None:
-    counts = [(f"trainer.{f.name}", cfg.trainer[f.name]) for f in fields(TrainerConfig)]
-    counts += [(f"conflict.{f.name}", cfg.conflict[f.name]) for f in fields(ConflictConfig)]
-    for key, value in counts:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        least = 0 if key in ("trainer.num_workers", "trainer.keep", "trainer.examples") else 1
-        if not (value > 0 if isinstance(value, float) else value >= least):
-            raise ConfigError(f"{key}={value} must be {'above 0' if isinstance(value, float) else f'{least} or more'}.")
     trainer = cfg.trainer
     if trainer.max_steps is None and trainer.max_epochs is None and not trainer.fast_dev_run:
         raise ConfigError("trainer.max_steps and trainer.max_epochs are both null: give at least one a number.")
     if not 0 <= cfg.seed < 2**32:
         raise ConfigError(f"seed={cfg.seed} must be from 0 to {2**32 - 1}.")
-    _check_choice("trainer.mode", trainer.mode, ("min", "max"))
-    _check_choice("trainer.precision", trainer.precision, ("32", "bf16", "fp16"))
-    _check_choice("trainer.accumulate", trainer.accumulate, ("micro", "exact"))
-    _check_choice("trainer.shard", trainer.shard, (None, "backbone", "all"))
-    _check_choice("trainer.on_nan", trainer.on_nan, ("raise", "skip"))
-    _check_choice("data.on_error", cfg.data.get("on_error", "raise"), ("raise", "skip"))
     if trainer.shard is not None and cfg.conflict.audit_every is not None:
         raise ConfigError(
             f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use conflict.audit_every=null."
@@ -119,7 +126,6 @@ def _check_values(cfg: DictConfig) -> None:
         raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
     if trainer.ema is not None and trainer.ema >= 1:
         raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
-    _check_choice("tracker.mode", cfg.tracker.mode, (None, "online", "offline", "disabled"))
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
         raise ConfigError(f"device={cfg.device} must be auto, cpu, cuda, cuda:<number> or mps.")
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():

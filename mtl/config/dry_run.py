@@ -1,4 +1,4 @@
-"""The model's parts on two samples, before anything is trained: what does not fit is a ConfigError that names it."""
+"""The model's parts on two samples, before anything is trained: a part that does not fit is named by a ConfigError."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtl.tasks import count_labels
 
 
 def describe_features(features: Any) -> dict[str, Any]:
-    """The properties of the features that a head's constructor may name.
+    """The arguments of a head's constructor that the features show.
 
     Of ``[B, D]`` and ``[B, N, D]``: ``in_features`` = D. Of maps ``[B, C, H, W]``: ``in_channels`` = C. Of a list of
     maps: ``channels``, one number a level.
@@ -45,12 +45,24 @@ def dry_run_backbone(backbone: Any, inputs: Any) -> Any:
 
 
 def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> Labels | None:
-    """One head and its loss on two samples, as the cut will run them, so that what does not fit is named.
+    """One head, its loss and its metrics on two samples, as the strategies run them. ConfigError for a part that fails.
 
-    Returns what the targets must look like, where these samples have any.
+    Returns what the targets must look like; None where these samples have none.
     """
-    training = head.training
     name = f"heads.{task.name} ({type(head).__name__})"
+    prediction = _predict(name, head, features)
+    if task.name not in targets:
+        return None
+    target = targets[task.name]
+    pair = f"{name} with output of shape {_shape(prediction)} and targets of shape {_shape(target)}"
+    _dry_run_loss(task, prediction, target, pair)
+    for metric_name, metric in task.metrics.items():
+        _dry_run_metric(f"{task.name}/{metric_name}", metric, prediction.detach(), target, pair)
+    return labels_of(task.loss, prediction, target)
+
+
+def _predict(name: str, head: Any, features: Any) -> Any:
+    training = head.training
     try:
         prediction = head.eval()(Cut(features).features)
         with torch.random.fork_rng(devices=[]):  # as in training: in-place dropout cannot work on a leaf
@@ -65,10 +77,10 @@ def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]
         raise ConfigError(
             f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more."
         )
-    if task.name not in targets:
-        return None
-    target = targets[task.name]
-    pair = f"{name} with output of shape {_shape(prediction)} and targets of shape {_shape(target)}"
+    return prediction
+
+
+def _dry_run_loss(task: Any, prediction: Any, target: Any, pair: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
@@ -79,25 +91,24 @@ def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]
         ) from error
     if loss.numel() != 1:
         raise ConfigError(f"losses.{task.name} must give one number, but gives {_shape(loss)}; use reduction=mean.")
-    for metric_name, metric in task.metrics.items():
-        try:
-            metric.update(prediction.detach(), target)
-        except Exception as error:
-            raise ConfigError(
-                f"The metric {task.name}/{metric_name} does not fit {pair}: {first_line(error)}"
-            ) from error
-        value = metric.compute()
-        if not hasattr(value, "numel") or value.numel() != 1:
-            raise ConfigError(f"The metric {task.name}/{metric_name} must give one number, but gives {_shape(value)}.")
-        metric.reset()
-    return labels_of(task.loss, prediction, target)
+
+
+def _dry_run_metric(name: str, metric: Any, prediction: Any, target: Any, pair: str) -> None:
+    try:
+        metric.update(prediction, target)
+    except Exception as error:
+        raise ConfigError(f"The metric {name} does not fit {pair}: {first_line(error)}") from error
+    value = metric.compute()
+    if not hasattr(value, "numel") or value.numel() != 1:
+        raise ConfigError(f"The metric {name} must give one number, but gives {_shape(value)}.")
+    metric.reset()
 
 
 def dry_run_chunks(task: Any, head: Any, features: Any, target: Any, count: int) -> None:
-    """Show that a head and its loss on ``count`` slices of the positions come to the same as on all at once.
+    """Compare a head and its loss on ``count`` slices of the positions with the same on all positions at once.
 
-    That is so for a head that treats every position by itself and a loss that is the mean over its labels. ConfigError
-    for any other, by comparing numbers: no head has to say what it is. ``target`` is None where the samples have none.
+    The numbers agree for a head that treats every position alone and a loss that is the mean over its labels.
+    ConfigError where they differ. ``target`` is None where the samples have no labels.
     """
     key = f"strategy.token_chunks={count}"
     if not isinstance(features, Tensor) or features.dim() not in (3, 4):
@@ -132,7 +143,7 @@ def _predict_by_slices(key: str, name: str, head: Any, features: Tensor, count: 
     """The predictions of a head like this one, from all positions and from their slices; ConfigError if they differ."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         head = _without_dropout(copy.deepcopy(head).train())
-        for parameter in head.parameters():  # also what starts at zero is to show
+        for parameter in head.parameters():  # a parameter that starts at zero would hide a difference
             parameter += 0.1 * torch.randn_like(parameter)
         whole = head(features)
         try:
@@ -144,7 +155,7 @@ def _predict_by_slices(key: str, name: str, head: Any, features: Tensor, count: 
     if not same:
         raise ConfigError(
             f"{key}: {name} predicts something else from slices of the positions than from all of them, so that its "
-            "gradient would be another one; use token_chunks=1, or a head without attention, batch statistics or "
+            "gradient would differ; use token_chunks=1, or a head without attention, batch statistics or "
             "kernels over positions."
         )
     return whole, parts

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mtl.config.checks import (
-    suggestion,
-)
+from mtl.config.checks import suggestion
+from mtl.config.schema import Config
 from mtl.errors import ConfigError, first_line
+
+ConfigStore.instance().store(name="schema", node=Config)
+# There is one store in a process, but Hydra copies it, with all that it holds, for each group that --help lists.
+ConfigStore.__deepcopy__ = lambda store, memo: store
 
 # In an installed package conf/ lies inside mtl/, in the repository beside it.
 HERE = Path(__file__).resolve().parents[1]
+RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
@@ -38,68 +44,77 @@ def load(overrides: Iterable[str] = ()) -> DictConfig:
 def make(key: str, node: Any, **offered: Any) -> Any:
     """Build the component that ``node`` (found at ``key``) describes.
 
-    An argument that its constructor names, that the configuration leaves open and that is in ``offered`` is filled in.
-    Raises ValueError with the key for an unknown or missing argument, a wrong type, and whatever the
-    constructor itself objects to.
+    An argument of the constructor that the configuration leaves out, or null, is filled in where ``offered`` has it.
+    ConfigError with the key for an unknown or missing argument, a wrong type, and every error of the constructor.
     """
-    from hydra.utils import get_object, instantiate
-
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {reason}") from error
+    target = import_target(key, node)
     check_arguments(key, target, node, offered, raw)
-    filled = {name: value for name, value in offered.items() if name not in node and _takes(target, name)}
+    filled = {name: value for name, value in offered.items() if node.get(name) is None and _takes(target, name)}
     try:
         return instantiate(node, _partial_=True, _convert_="all")(**filled)
     except Exception as error:
-        # Hydra wraps what a nested component raised; any other cause is the constructor's own affair.
+        # Hydra wraps the error of a nested component; any other cause is the constructor's own affair.
         inner = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
         raise ConfigError(f"{key}: {first_line(inner)}") from error
+
+
+def import_target(key: str, node: Mapping[str, Any]) -> Any:
+    """The class or function that ``node`` (found at ``key``) names; ConfigError where it cannot be imported."""
+    try:
+        return get_object(node["_target_"])
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {reason}") from error
 
 
 def check_arguments(
     key: str, target: Any, node: Mapping[str, Any], offered: Mapping[str, Any], raw: Any = None
 ) -> None:
-    """ConfigError for an argument of ``node`` that its ``target`` does not take, lacks, or takes another type of."""
-    import torch
-    from hydra.utils import get_object
+    """ConfigError for an argument of ``node`` that its ``target`` does not take, lacks, or takes another type of.
 
+    ``raw`` is the node with its references unresolved, for the words of the error: a reference may be to a secret.
+    """
     name = node["_target_"]
-    try:
-        parameters = dict(inspect.signature(target).parameters)
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # written in C, or annotated with names that cannot be resolved: its own errors must do
-        hints = {}
-        try:
-            parameters = dict(inspect.signature(target).parameters)
-        except (TypeError, ValueError):
-            return
-    if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
-        parameters = {}  # which takes anything, to complain about it later
+    signature = _signature(target)
+    if signature is None:
+        return
+    parameters, hints = signature
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    anything = len(named) < len(parameters)
     for argument, value in node.items():
-        if argument in ("_target_", "_args_", "_partial_", "_convert_", "_recursive_"):
+        if argument in RESERVED:
             continue
-        if argument not in named and not anything:
+        if argument not in named and len(named) == len(parameters):
             raise ConfigError(f"{key}.{argument} is not an argument of {name}; {suggestion(argument, named)}.")
         if not _accepts(hints.get(argument, Any), value):
             kind = str(hints[argument]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
-            text = raw.get(argument, value) if isinstance(raw, dict) else value  # a reference may be to a secret
+            text = raw.get(argument, value) if isinstance(raw, dict) else value
             raise ConfigError(f"{key}.{argument}={text} has the wrong type: {name} takes {kind}.")
         if isinstance(value, dict) and "_target_" in value:
             check_arguments(f"{key}.{argument}", get_object(value["_target_"]), value, {})
     for argument, parameter in named.items():
         if parameter.default is parameter.empty and argument not in {*node, *offered} and "_args_" not in node:
-            has = ", ".join(offered) or "nothing"
             raise ConfigError(
                 f"{key}: {name} needs {argument}, which the configuration does not give and which cannot "
-                f"be filled in (what is known here: {has})."
+                f"be filled in (what is known here: {', '.join(offered) or 'nothing'})."
             )
+
+
+def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]] | None:
+    """The parameters of a class or function and their types; None where Python cannot tell, as for code in C."""
+    import torch  # not at the top: --help and mistakes on the command line come without torch
+
+    if inspect.isclass(target) and target.__init__ is torch.nn.Module.__init__:
+        return {}, {}  # it takes anything, to complain later
+    try:
+        parameters = dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return None
+    try:
+        return parameters, typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # annotated with names that cannot be resolved: the constructor's own errors must do
+        return parameters, {}
 
 
 def _accepts(hint: Any, value: Any) -> bool:

@@ -1,47 +1,86 @@
-"""The types of the configuration's own keys, which Hydra and the checks hold a command line to; no torch."""
+"""The types of the configuration's own keys, and what holds for each; no torch and no Hydra.
+
+An option of the trainer is one line here and its use. ``option`` says beside the default what is accepted, whether a
+resumed run may change it, and whether runs that differ in it are still the same experiment.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+MISSING: Any = "???"  # OmegaConf's
+
+
+def option(
+    default: Any,
+    *,
+    minimum: int = 1,
+    choices: tuple[str | None, ...] = (),
+    changeable: bool = False,
+    length: bool = False,
+    irrelevant: bool = False,
+) -> Any:
+    """The field of a key.
+
+    ``minimum``: of a whole number; any other number must be above 0. ``choices``: the values that are accepted.
+    ``changeable``: a resumed run may change it. ``length``: it says how long the run is, so that a finished run goes on
+    when it changes. ``irrelevant``: runs that differ in it alone are compared as the same experiment.
+    """
+    metadata = {
+        "minimum": minimum, "choices": choices, "changeable": changeable, "length": length, "irrelevant": irrelevant,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class TrainerConfig:
     """How long and how often. Steps are optimizer steps."""
 
-    max_steps: int | None = None  # stop after so many steps …
-    max_epochs: int | None = None  # … or passes over the training data, whichever comes first
+    # stop after so many steps, or passes over the training data, whichever comes first
+    max_steps: int | None = option(None, changeable=True, length=True)
+    max_epochs: int | None = option(None, changeable=True, length=True)
+    # stop after so many evaluations without a better one
+    patience: int | None = option(None, changeable=True, length=True)
     val_every: int | None = None  # steps between evaluations; null: after every epoch
-    log_every: int = 10  # steps between lines of metrics.jsonl
-    checkpoint_every: int | None = None  # steps between writes of last.pt; null: at every evaluation
-    monitor: str = "loss/total"  # the metric of the val split that decides what is best.pt
-    mode: str = "min"  # min | max
-    patience: int | None = None  # stop after so many evaluations without a better one
-    devices: int = 1  # processes, each with a part of every batch and, on GPUs, one of its own
-    precision: str = "32"  # 32 | bf16 | fp16: what the forward and backward passes compute in
+    # steps between lines of metrics.jsonl
+    log_every: int = option(10, changeable=True, irrelevant=True)
+    # steps between writes of last.pt; null: at every evaluation
+    checkpoint_every: int | None = option(None, changeable=True, irrelevant=True)
+    # numbered checkpoints that stay beside last.pt and best.pt: the latest so many
+    keep: int = option(0, minimum=0, changeable=True, irrelevant=True)
+    monitor: str = "loss/total"  # the metric of the val split that decides which checkpoint is best.pt
+    mode: str = option("min", choices=("min", "max"))
+    # processes, each with a part of every batch and, on GPUs, a device of its own
+    devices: int = option(1, changeable=True)
+    # the part of the model that is sharded over the processes (FSDP2)
+    shard: str | None = option(None, choices=(None, "backbone", "all"), changeable=True)
+    # the type that the forward and backward passes compute in
+    precision: str = option("32", choices=("32", "bf16", "fp16"))
     compile: bool = False  # torch.compile the backbone and the heads
-    channels_last: bool = False  # the memory order that convolutions are fastest in, mostly
-    grad_checkpointing: bool = False  # the backbone keeps fewer activations and computes them again (timm models)
+    channels_last: bool = False  # the memory format in which most convolutions are fastest
+    grad_checkpointing: bool = False  # the backbone keeps fewer activations and recomputes them (timm models)
     sync_batchnorm: bool = False  # batch normalisation over the whole batch, not over each process's part
-    shard: str | None = None  # null | backbone | all: what of the model is spread over the processes (FSDP2)
     accumulate_grad_batches: int = 1  # batches an optimizer step
-    accumulate: str = "micro"  # micro: each batch has weights of its own | exact: as one large batch
+    # micro: each batch has weights of its own | exact: as one large batch
+    accumulate: str = option("micro", choices=("micro", "exact"))
     grad_clip_norm: float | None = None  # clip the gradient of all parameters to this norm
     ema: float | None = None  # evaluate a running average of the weights, with this decay a step; null: the weights
-    keep: int = 0  # numbered checkpoints that stay beside last.pt and best.pt: the latest so many
-    on_nan: str = "raise"  # raise | skip: what a step whose loss or gradient is not finite comes to
-    max_skips: int = 10  # steps that on_nan=skip leaves out in a row, at most
-    keep_memory: bool = True  # on a CPU with glibc, what a step frees stays with the process for the next step
-    num_workers: int = 0  # processes that load data; 0: the training process itself
+    # a step whose loss or gradient is not finite: stop with an error, or leave the step out
+    on_nan: str = option("raise", choices=("raise", "skip"), changeable=True)
+    # the most steps in a row that on_nan=skip leaves out
+    max_skips: int = option(10, changeable=True)
+    # on a CPU with glibc, the process keeps the memory of a step for the next one
+    keep_memory: bool = option(True, changeable=True)
+    # processes that load data; 0: the training process loads
+    num_workers: int = option(0, minimum=0, changeable=True, irrelevant=True)
     deterministic: bool = False  # torch's deterministic algorithms; an operation that has none is an error
     limit_train_batches: int | None = None  # batches of an epoch
-    limit_val_batches: int | None = None  # batches of an evaluation, of test as well
+    limit_val_batches: int | None = None  # batches of an evaluation, on val and on test
     overfit_batches: int | None = None  # train and evaluate on the same first batches, in order
-    examples: int = 8  # samples of the test split whose predictions are drawn into examples/, where they are images
+    # samples of the test split whose predictions are drawn into examples/, where they are images
+    examples: int = option(8, minimum=0, changeable=True, irrelevant=True)
     fast_dev_run: bool = False  # one step, one batch an evaluation, no W&B: does it run at all?
 
 
@@ -49,7 +88,8 @@ class TrainerConfig:
 class TrackerConfig:
     """Where Weights & Biases finds the run; metrics.jsonl is always written."""
 
-    mode: str | None = None  # online | offline | disabled; null: WANDB_MODE, else online where a key is known
+    # null: WANDB_MODE, else online where a key is known, else offline
+    mode: str | None = option(None, choices=(None, "online", "offline", "disabled"))
     project: str = "mtl"
     entity: str | None = None
     group: str | None = None  # null: the sweep's folder
@@ -59,17 +99,28 @@ class TrackerConfig:
 
 @dataclass
 class ConflictConfig:
-    """When the tasks' gradients are measured."""
+    """How often the task gradients are measured."""
 
     every: int | None = 10  # steps; null: never
-    audit_every: int | None = None  # steps between checks of feature space against parameter space; null: never
+    audit_every: int | None = None  # steps between comparisons of feature space with parameter space; null: never
+
+
+@dataclass
+class DataConfig:
+    """The key of ``data`` that is no argument of the data set."""
+
+    # a sample that cannot be read: stop with an error, or leave the sample out
+    on_error: str = option("raise", choices=("raise", "skip"), changeable=True)
+
+
+RECORDING = {"changeable": True, "irrelevant": True}  # a section about the record alone
 
 
 @dataclass
 class Config:
     """The whole configuration; conf/config.yaml holds the defaults."""
 
-    data: Any = MISSING
+    data: Any = field(default=MISSING, metadata={"section": DataConfig})  # and the data set's arguments
     backbone: Any = MISSING
     heads: Any = MISSING
     losses: Any = MISSING
@@ -79,16 +130,23 @@ class Config:
     strategy: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    conflict: ConflictConfig = field(default_factory=ConflictConfig)
-    seed: int = 0
-    device: str = "auto"
-    resume: str | None = None
-    skip_finished: bool = False
-    name: str = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig, metadata={"section": TrainerConfig})
+    tracker: TrackerConfig = field(default_factory=TrackerConfig, metadata={"section": TrackerConfig} | RECORDING)
+    conflict: ConflictConfig = field(default_factory=ConflictConfig, metadata={"section": ConflictConfig} | RECORDING)
+    seed: int = option(0, irrelevant=True)
+    device: str = option("auto", changeable=True, irrelevant=True)
+    resume: str | None = option(None, changeable=True, irrelevant=True)
+    skip_finished: bool = option(False, changeable=True, irrelevant=True)
+    name: str = option(MISSING, changeable=True, irrelevant=True)
 
 
-ConfigStore.instance().store(name="schema", node=Config)
-# There is one in a process; Hydra copies its sources, and with them all that is stored, for each group --help lists.
-ConfigStore.__deepcopy__ = lambda store, memo: store
+def section_options() -> Iterator[tuple[str, Field[Any]]]:
+    """Every key of every section, by its full name, as ``trainer.max_steps``."""
+    for name, schema in [(key.name, key.metadata.get("section")) for key in fields(Config)]:
+        yield from ((f"{name}.{key.name}", key) for key in (fields(schema) if schema else ()))
+
+
+def keys_that_are(property: str) -> tuple[str, ...]:
+    """The full names of the keys and of the whole sections that have a property, as ``changeable``."""
+    whole = [key.name for key in fields(Config) if key.metadata.get(property)]
+    return *whole, *(name for name, key in section_options() if key.metadata.get(property))

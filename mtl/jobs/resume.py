@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mtl.config.redact import redacted
-from mtl.config.schema import Config
+from mtl.config.schema import Config, keys_that_are
 from mtl.errors import ConfigError
 from mtl.jobs.overrides import is_within, quoted, without
 from mtl.runs.files import read_overrides, read_status, read_yaml, run_folder
@@ -24,14 +24,8 @@ from mtl.runs.record import truncate_to_step
 log = logging.getLogger(__name__)
 
 
-# What a run may be gone on with otherwise than it was begun: its length, where and how it runs and is recorded.
-CHANGEABLE = (
-    "name", "device", "resume", "skip_finished", "tracker", "conflict", "data.on_error", "trainer.max_steps",
-    "trainer.max_epochs", "trainer.patience", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep",
-    "trainer.num_workers", "trainer.keep_memory", "trainer.devices", "trainer.shard", "trainer.on_nan",
-    "trainer.max_skips", "trainer.examples",
-)  # fmt: skip
-LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.patience")
+CHANGEABLE = keys_that_are("changeable")  # settings that may change on resume
+LENGTH = keys_that_are("length")  # those that make a finished run go on
 
 
 def newest_run(root: Path, overrides: Sequence[str]) -> Path | None:

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mtl.config.schema import keys_that_are
 from mtl.report.files import read_json
 
-# What two runs may differ in and still be the same experiment but for chance.
-IRRELEVANT = (
-    "seed", "name", "device", "resume", "skip_finished", "tracker", "conflict", "trainer.num_workers",
-    "trainer.log_every", "trainer.checkpoint_every", "trainer.keep", "trainer.examples",
-)  # fmt: skip
+# Settings in which two runs may differ and be the same experiment but for chance.
+IRRELEVANT = keys_that_are("irrelevant")
 OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import timm.scheduler
@@ -84,11 +83,6 @@ class Plan:
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step in (1, self.steps)
-
-
-def plan(data: Any, trainer: Any) -> Plan:
-    """Plan.from_data without the conflict's settings, for build()."""
-    return Plan.from_data(data, trainer, SimpleNamespace(every=None, audit_every=None))
 
 
 def _steps_per_epoch(data: Any, trainer: Any) -> int:

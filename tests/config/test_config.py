@@ -1,13 +1,23 @@
 """Every shipped configuration is built; every mistake is one sentence with its key."""
 
+import importlib
+
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
+from support.composing import configuration, options
 from torch import nn
 
 from mtl.config import CONF, check, load
 from mtl.config.build import build
+from mtl.config.schema import keys_that_are
+from mtl.data.loader import Batches, sequential
 from mtl.errors import ConfigError
 
 THIRD = [
@@ -17,51 +27,92 @@ THIRD = [
 ]
 
 
-def options(group):
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-# The toy problem and text have backbones of their own.
-TOGETHER = {
-    "data=toy": ["backbone=theta"],
-    "backbone=theta": ["data=toy"],
-    "data=stdlib": ["backbone=causal_transformer"],
-    "backbone=causal_transformer": ["data=stdlib"],
-}
+# The data of the backbones that do not read images.
+DATA = {"theta": "toy", "causal_transformer": "stdlib"}
 
 
 def built(*overrides):
-    partners = [partner for override in overrides for partner in TOGETHER.get(override, [])]
-    setting = partners or ["data.batch_size=4"]
-    return build(load([*setting, "device=cpu", "trainer.max_steps=2", *overrides]))
+    return build(load(["data.batch_size=4", "device=cpu", "trainer.max_steps=2", *overrides]))
 
 
 def one_step(parts, state):
-    inputs, targets = parts.data.train.batch([0, 1, 2, 3], 0)
+    inputs, targets = next(iter(Batches(parts.data.train, sequential(4, 4), seed=0)))
     result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=True)
     assert all(torch.isfinite(loss) for loss in result.losses.values())
     state.optimizer.step()
     return result
 
 
-@pytest.mark.parametrize("group", ["weighting", "strategy", "optimizer", "scheduler", "trainer", "tracker", "data"])
+@pytest.mark.parametrize("group", ["weighting", "strategy", "optimizer", "scheduler", "trainer", "tracker"])
 def test_every_option_is_built_and_takes_a_step(group):
     for option in options(group):
-        if group == "data" and OmegaConf.is_missing(load([f"data={option}"]).data, "root"):
-            continue  # it needs files: see tests/data
         one_step(*built(f"{group}={option}"))
+
+
+@pytest.mark.parametrize("data", options("data"))
+def test_every_data_set_alone_is_a_run(data, tmp_path):
+    """No other group is named: backbone, heads and losses fit."""
+    cfg = load([f"data={data}", "device=cpu"])
+    if OmegaConf.is_missing(cfg.data, "root"):
+        domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
+        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(tmp_path / data, **domains)
+        cfg.data.root = str(tmp_path / data)
+    one_step(*build(cfg))
+
+
+def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
+    choices = {
+        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2] for data in ("digits", "stdlib", "toy")
+    }
+    assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta"}
+    assert load(["data=stdlib", "backbone=mlp"]).backbone == load(["backbone=mlp"]).backbone
+    assert load(["data=toy", "~backbone", "+backbone._target_=mine.Backbone"]).backbone == {"_target_": "mine.Backbone"}
+    with pytest.raises(ConfigError, match=r"^backbone: cannot take inputs of shape \[2, 128\]"):
+        build(load(["data=stdlib", "backbone=tiny_resnet"]))
+    with pytest.raises(ConfigError, match=r"^backbone: mtl.backbones.CausalTransformer needs vocabulary, which"):
+        build(load(["backbone=causal_transformer"]))
 
 
 @pytest.mark.parametrize("backbone", options("backbone"))
 def test_every_backbone_takes_a_step(backbone):
-    one_step(*built(f"backbone={backbone}"))
+    one_step(*build(load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])))
 
 
-@pytest.mark.parametrize("arm", options("arm"))
+STUDY = "experiment/digits_strategies"
+
+
+@pytest.mark.parametrize("arm", options(f"{STUDY}/arm"))
 def test_every_arm_of_the_study_takes_a_step(arm):
-    parts, state = built("+experiment=digits_strategies", f"+arm={arm}", "backbone=mlp")
+    parts, state = built("+experiment=digits_strategies", f"+{STUDY}/arm={arm}", "backbone=mlp")
     result = one_step(parts, state)
     assert list(result.losses) == ([arm.removeprefix("single_")] if "single" in arm else ["left", "right", "sum"])
+
+
+def test_the_study_has_180_runs():
+    """14 arms and six points of static weights, each with three learning rates and three seeds."""
+    jobs = jobs_of("+experiment=digits_strategies") + jobs_of("+experiment=digits_strategies/static")
+    assert len({*map(tuple, jobs)}) == 180
+    job = next(job for job in jobs if any("sum:1.8" in override for override in job))
+    assert load(job).weighting == {
+        "_target_": "mtl.weightings.Static", "weights": {"left": 0.6, "right": 0.6, "sum": 1.8},
+    }  # fmt: skip
+
+
+def jobs_of(experiment):
+    """The overrides of each job of a sweep."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        params = loader.load_configuration("config", [experiment], RunMode.MULTIRUN).hydra.sweeper.params
+        texts = [experiment, *(f"{key}={value}" for key, value in params.items())]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        return jobs
+
+
+@pytest.mark.parametrize("group", ["strategy", "weighting"])
+def test_what_the_tests_compose_by_themselves_is_what_hydra_composes(group):
+    for option in options(group):
+        assert configuration(f"{group}={option}") == load([f"{group}={option}"])
 
 
 def test_one_head_of_a_set_alone_sees_the_same_data():
@@ -79,12 +130,15 @@ def test_one_head_of_a_set_alone_sees_the_same_data():
 )
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_every_head_on_its_kind_of_features(features, head, backbone):
-    overrides = [f"backbone.name={backbone}", f"backbone.features={features}"]
+    overrides = [f"backbone.name={backbone}"]
+    if features == "tokens":  # timm's attention pooling cannot say what it reads
+        overrides.append("backbone.features=tokens")
     if head == "attention_pool" and backbone == "test_resnet":
         overrides.append("data.image_size=64")
     heads = [f"head@heads.{side}={head}" for side in ("left", "right")]
-    result = one_step(*built(*overrides, *heads))
-    assert result.gram.shape == (2, 2)
+    parts, state = built(*overrides, *heads)
+    assert one_step(parts, state).gram.shape == (2, 2)
+    assert state.model.backbone.features == features
 
 
 def test_no_head_option_is_left_out():
@@ -111,9 +165,12 @@ def test_a_head_can_be_any_module_also_a_lazy_one():
 
 
 def test_backbone_and_heads_have_learning_rates_of_their_own():
-    _, state = built("optimizer.lr=0.5", "optimizer.backbone.lr=0.1", "scheduler=constant")
+    _, state = built("optimizer.groups.heads.lr=0.5", "optimizer.groups.backbone.lr=0.1", "scheduler=constant")
     (shared, others) = state.optimizer.param_groups
     assert shared["lr"] == 0.1 and others["lr"] == 0.5
+    assert shared["weight_decay"] == others["weight_decay"] == 0.01
+    decay = built("+optimizer.groups.heads.weight_decay=0.2")[1].optimizer.param_groups[1]["weight_decay"]
+    assert decay == 0.2
     assert len(shared["params"]) == len(list(state.model.shared_parameters()))
     assert len(others["params"]) == 4
     _, state = built("optimizer.lr=0.5", "scheduler=constant")
@@ -124,6 +181,12 @@ def test_one_loss_is_every_tasks():
     _, state = built(*THIRD[:2], "~losses", "+losses._target_=torch.nn.CrossEntropyLoss", "+losses.label_smoothing=0.1")
     assert [task.loss.label_smoothing for task in state.tasks] == [0.1] * 3
     assert len({id(task.loss) for task in state.tasks}) == 3
+
+
+class ReadsTokens(nn.Linear):
+    """A head that says what it reads."""
+
+    reads = "tokens"
 
 
 class Gaps(nn.Module):
@@ -180,15 +243,26 @@ def test_the_same_seed_builds_the_same_model():
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_what_may_change_on_resume_and_what_matters_to_the_result():
+    changeable, irrelevant = set(keys_that_are("changeable")), set(keys_that_are("irrelevant"))
+    assert {"name", "tracker", "data.on_error", "trainer.max_steps", "trainer.keep"} <= changeable
+    assert not {"seed", "data", "trainer", "trainer.precision", "trainer.val_every", "strategy"} & changeable
+    assert irrelevant - changeable == {"seed"} and "trainer.max_steps" not in irrelevant
+    assert set(keys_that_are("length")) == {"trainer.max_steps", "trainer.max_epochs", "trainer.patience"} < changeable
+
+
 MISTAKES = [
     (["+trainer.max_step=3"], "trainer.max_step is not a key of the configuration; did you mean max_steps."),
     (["+lr=3"], "lr is not a key of the configuration; accepted: data, backbone,"),
     (["+backbone.nam=x"], "backbone.nam is not an argument of mtl.backbones.Timm; did you mean name."),
     (["optimizer.lr=abc"], "optimizer.lr=abc has the wrong type: torch.optim.AdamW takes float"),
-    (["optimizer.backbone.lr=abc"], "optimizer.backbone.lr=abc has the wrong type"),
-    (["+optimizer.backbone.lrr=1"], "optimizer.backbone.lrr is not an argument of torch.optim.AdamW"),
+    (["optimizer.groups.backbone.lr=abc"], "optimizer.groups.backbone.lr=abc has the wrong type"),
+    (["+optimizer.groups.heads.lrr=1"], "optimizer.groups.heads.lrr is not an argument of torch.optim.AdamW"),
+    (["+optimizer.groups.head.lr=1"], "optimizer.groups.head names no part of the model; did you mean heads."),
+    (["+optimizer.groups.left.lr=1"], "optimizer.groups.left names no part of the model; accepted: backbone, heads."),
+    (["optimizer.groups.heads=1"], "optimizer.groups.heads=1 must be a mapping, as in optimizer.groups.heads.lr=…."),
     (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
-    (["optimizer.backbone.lr=-1"], "optimizer.backbone.lr=-1 must be 0 or more."),
+    (["optimizer.groups.backbone.lr=-1"], "optimizer.groups.backbone.lr=-1 must be 0 or more."),
     (["scheduler.warmup_t=x"], "scheduler.warmup_t=x has the wrong type"),
     (["trainer.max_steps=-5"], "trainer.max_steps=-5 must be 1 or more."),
     (["trainer.log_every=0"], "trainer.log_every=0 must be 1 or more."),
@@ -217,7 +291,19 @@ MISTAKES = [
         ["backbone.features=tokens", "backbone.name=test_vit"],
         "losses.left (CrossEntropyLoss) does not fit heads.left",
     ),
-    (["head@heads.left=pyramid_pool"], "heads.left: mtl.heads.PyramidPool needs channels, which"),
+    (
+        ["head@heads.left=pyramid_pool", "backbone.features=pooled"],
+        "heads.left: mtl.heads.PyramidPool needs channels, which",
+    ),
+    (["head@heads.left=pyramid_pool"], "heads.right: torch.nn.Linear needs in_features, which"),
+    (
+        ["head@heads.left=pyramid_pool", "heads.right._target_=tests.config.test_config.ReadsTokens"],
+        "heads.left reads pyramid, heads.right reads tokens: a backbone gives one kind of features; choose heads",
+    ),
+    (
+        ["data=scenes", "backbone=mlp"],
+        "heads.segmentation: mtl.heads.FPN needs channels, which the configuration does not give",
+    ),
     (
         ["+heads.left.in_features=7"],
         "heads.left (Linear) cannot take the backbone's features of shape [2, 96]",
@@ -242,7 +328,7 @@ MISTAKES = [
     ),
     (["seed=-1"], "seed=-1 must be from 0 to"),
     (["optimizer.lr=${nope}"], "Interpolation key 'nope' not found"),
-    (["optimizer.backbone=0.1"], "optimizer.backbone=0.1 must be a mapping"),
+    (["optimizer.groups=0.1"], "optimizer.groups=0.1 must be a mapping, as in optimizer.groups.backbone.lr=…."),
     (["strategy=mgda", "strategy.rule=null"], "strategy.rule must be a mapping with a _target_"),
     (["+scheduler.t_in_epochs=true"], "scheduler.t_in_epochs=true: schedules count optimizer steps here"),
     (["trainer.grad_clip_norm=nan"], "trainer.grad_clip_norm=nan must be above 0."),
@@ -261,7 +347,7 @@ MISTAKES = [
     ),
     (["strategy.token_chunks=0"], "strategy: token_chunks=0 must be 1 or more."),
     (["strategy=mgda", "strategy.token_chunks=x"], "strategy.token_chunks=x has the wrong type"),
-    (["strategy=naive", "strategy.token_chunks=1.5"], "strategy.token_chunks=1.5 has the wrong type"),
+    (["strategy=naive", "+strategy.token_chunks=1.5"], "strategy.token_chunks=1.5 has the wrong type"),
     (["+losses._target_=torch.nn.CrossEntropyLoss"], "losses.left is not an argument of torch.nn.CrossEntropyLoss"),
     (["trainer.mode=up"], "trainer.mode=up must be one of min, max."),
     (["tracker.mode=on"], "tracker.mode=on must be one of null, online, offline, disabled."),

@@ -18,7 +18,7 @@ from mtl.model import MultiTaskModel
 from mtl.report import read_metrics
 from mtl.tasks import Task
 from mtl.train import train
-from mtl.training.schedule import plan
+from mtl.training.schedule import Plan
 from tests.engine.test_precision import NAMES, STRATEGIES
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_accumulates_exactly_is_the_run_of_the_large_batch(tmp_path):
 def test_an_epoch_has_whole_steps_only_and_one_at_least():
     cfg = load([*RUN, "trainer.accumulate_grad_batches=7", "trainer.max_epochs=1", "trainer.max_steps=null"])
     parts, _ = build(cfg)
-    p = plan(parts.data, cfg.trainer)
+    p = Plan.from_data(parts.data, cfg.trainer, cfg.conflict)
     assert p.per_epoch == p.steps == len(parts.data.train) // 6 // 7
     with pytest.raises(ConfigError, match="accumulate_grad_batches=5000 must be at most 209, the batches of an epoch"):
         build(load([*RUN, "trainer.accumulate_grad_batches=5000"]))

@@ -7,7 +7,7 @@ import pytest
 from support import composing
 from support.exactness import assert_same, left_by, same
 
-from mtl.config import CONF, load
+from mtl.config import load
 from mtl.config.redact import redacted
 from mtl.errors import ConfigError
 from mtl.jobs.overrides import expand_resume, save_config
@@ -24,8 +24,7 @@ RESTLESS = [
     "data.batch_size=6", "+data.pairs_per_digit=1", "trainer.limit_train_batches=4", "trainer.max_steps=10",
     "trainer.val_every=3", "trainer.limit_val_batches=1", "trainer.log_every=2", "conflict.every=3", "tracker=jsonl",
 ]  # fmt: skip
-STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
-WEIGHTINGS = sorted(path.stem for path in (CONF / "weighting").glob("*.yaml"))
+STRATEGIES, WEIGHTINGS = composing.options("strategy"), composing.options("weighting")
 
 
 def configuration(*overrides):

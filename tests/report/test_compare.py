@@ -40,7 +40,7 @@ def test_names_say_what_tells_the_rows_apart_and_no_more(tmp_path):
     write_run(tmp_path / "3", test=accuracies(0.5, 0.5), weights={"left": 0.25})
     write_run(tmp_path / "4", test=accuracies(0.5), tasks=["left"])
     _, rows = compared(tmp_path)
-    # c belongs to one rule only, and optimizer.backbone.lr follows optimizer.lr
+    # c belongs to one rule only, and optimizer.groups.backbone.lr follows optimizer.lr
     assert set(rows) == {
         "left alone optimizer.lr=0.1", "CAGrad optimizer.lr=0.1", "MGDA optimizer.lr=0.1", "MGDA optimizer.lr=0.3",
         "Static optimizer.lr=0.1",

@@ -1,10 +1,8 @@
 """Errors of the rules and their messages; the strategy files."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
+from support.composing import option, options
 from support.rule_zoo import GRAMS, ON_GRAM
 
 from mtl import rules
@@ -93,8 +91,7 @@ def test_solvers_on_their_own():
     )
 
 
-CONF = Path(__file__).parents[2] / "conf" / "strategy"
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))}
+FILES = {name: option("strategy", name) for name in options("strategy")}
 OURS = {name: file for name, file in FILES.items() if file["_target_"] == "mtl.strategies.Balanced"}
 
 

@@ -9,10 +9,22 @@ from mtl.config import CONF, load
 composed = cache(lambda *overrides: load(overrides))
 
 
+def options(group):
+    """What a group has to choose from; a file with a leading underscore is there to be inherited."""
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+
+
+def option(group, name):
+    """A file of a group, with the files of the group that it inherits."""
+    own = OmegaConf.load(CONF / group / f"{name}.yaml")
+    inherited = own.pop("defaults", [])
+    return OmegaConf.merge(*(option(group, base) for base in inherited), own)
+
+
 def configuration(*overrides):
     """What ``load`` gives. Those that differ in the choice of strategy and weighting only are composed once.
 
-    Neither group's files have defaults of their own; tests/config/test_config.py has Hydra compose each of them.
+    tests/config/test_config.py has Hydra compose each of both groups' files, and compares.
     """
     choices = {}
     for group in ("strategy", "weighting"):
@@ -21,8 +33,6 @@ def configuration(*overrides):
             choices[own[0]] = group
     cfg = composed(*(override for override in overrides if override not in choices)).copy()
     for override, group in choices.items():
-        own = OmegaConf.load(CONF / group / f"{override.partition('=')[2]}.yaml")
-        assert "defaults" not in own, f"{override} must be composed"
         with open_dict(cfg):
-            cfg[group] = own
+            cfg[group] = option(group, override.partition("=")[2])
     return cfg

@@ -43,7 +43,7 @@ def write_run(
         "tasks": tasks,
         "weighting": weighting,
         "strategy": STRATEGIES[strategy],
-        "optimizer": {"lr": 0.1, "backbone": {"lr": config.get("optimizer", {}).get("lr", 0.1)}},
+        "optimizer": {"lr": 0.1, "groups": {"backbone": {"lr": config.get("optimizer", {}).get("lr", 0.1)}}},
         "trainer": {"mode": "min", "monitor": "loss/total"},
         "tracker": {"project": "mtl", "run_name": str(folder)},
         "seed": seed,
