@@ -50,7 +50,7 @@ def main() -> None:
         metrics = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.device)
     except ValueError as error:
         sys.exit(f"mtl-eval: {error}")
-    from mtl.report import task_table
+    from mtl.runs.terminal import task_table
 
     print(task_table(f"{arguments.checkpoint.name}: {arguments.split}", metrics))
     print(json.dumps(metrics))

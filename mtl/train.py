@@ -8,13 +8,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from mtl import report
 from mtl.config import CONF, check
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
 from mtl.jobs.overrides import config_to_record, name_tracker_run, overrides, save_config
 from mtl.jobs.resume import find_checkpoint, restore, wandb_id
+from mtl.runs import figures
+from mtl.runs.terminal import final_report
 
 
 def train(
@@ -54,8 +55,8 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line
         test = fit(state, parts, cfg, tracker, stop)
         tracker.summarise(run_summary(state, test, folder))
     if rank() == 0:
-        report.draw_run(folder)
-        print(report.final_report(folder))
+        figures.draw_run(folder)
+        print(final_report(folder))
     return state.best
 
 

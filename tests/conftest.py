@@ -93,7 +93,7 @@ def forked(tmp_path):
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
     """A run in this process leaves an empty run.png: drawing it is more than half of a tiny run's time."""
-    monkeypatch.setattr("mtl.report.draw_run", lambda folder: (folder / "run.png").touch())
+    monkeypatch.setattr("mtl.runs.figures.draw_run", lambda folder: (folder / "run.png").touch())
 
 
 @pytest.fixture(autouse=True)

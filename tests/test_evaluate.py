@@ -8,7 +8,8 @@ from mtl.engine.engine import Engine
 from mtl.evaluate import evaluate_checkpoint
 from mtl.losses import TokenCrossEntropy
 from mtl.model import MultiTaskModel
-from mtl.report import only_metrics, read_metrics
+from mtl.runs.files import read_metrics
+from mtl.runs.terminal import only_metrics
 from mtl.tasks import Task
 from mtl.training.evaluation import evaluate
 

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 
 from mtl.jobs.job import JobFailed, run_job
-from mtl.report import read_metrics
+from mtl.runs.files import read_metrics
 
 TINY = [
     "trainer.max_steps=2",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mtl.config import load
 from mtl.config.build import build_parts
-from mtl.report import read_metrics
 from mtl.runs import checkpoint
+from mtl.runs.files import read_metrics
 from mtl.train import train
 
 HERE = Path(__file__).parent

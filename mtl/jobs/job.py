@@ -24,8 +24,8 @@ from mtl.jobs.folder import folder_lock
 from mtl.jobs.launch import RankFailed
 from mtl.jobs.overrides import expand_resume
 from mtl.jobs.resume import is_finished
-from mtl.report import overview
 from mtl.runs.files import read_json, read_status, write_json, write_status
+from mtl.runs.terminal import overview
 from mtl.system import allocator
 from mtl.system.signals import Preempted, StopSignal, exit_process, signal_handlers
 

@@ -15,11 +15,10 @@ import numpy as np
 import yaml
 
 from mtl.config.schema import keys_that_are
-from mtl.report.files import read_json
+from mtl.runs.files import read_json, read_overrides
 
 # Settings in which two runs may differ and be the same experiment but for chance.
 IRRELEVANT = keys_that_are("irrelevant")
-OVERRIDES = "# overrides: "  # the first line of a run's config.yaml: how it was started
 
 
 class ReportError(ValueError):
@@ -127,11 +126,8 @@ def read_run(folder: Path, name: str) -> Run:
         folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
     )
     run.summary = read_json(folder / "summary.json")
-    text = file.read_text() if file.is_file() else ""
-    run.config = _yaml(text)
-    first = text.split("\n", 1)[0]
-    if first.startswith(OVERRIDES):
-        run.overrides = json.loads(first.removeprefix(OVERRIDES))
+    run.config = _yaml(file.read_text() if file.is_file() else "")
+    run.overrides = read_overrides(folder) or []
     _read_series(run)
     return run
 

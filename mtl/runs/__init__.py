@@ -1,1 +1,1 @@
-"""A run's folder: its record, its checkpoints, its W&B run."""
+"""A run's folder: its record, checkpoints and W&B run, and the tables and figures of a single run."""

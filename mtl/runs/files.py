@@ -37,8 +37,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; an empty dict if there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """The content of a small JSON file; empty if the file is missing or incomplete."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def read_metrics(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of one split in a run's metrics.jsonl, without a truncated last line."""
+    with (folder / "metrics.jsonl").open() as file:
+        rows = [json.loads(line) for line in file if line.endswith("\n")]
+    return [row for row in rows if row["split"] == split]
 
 
 def read_yaml(path: Path) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from mtl import report
+from mtl.runs.terminal import one_line
 from mtl.training.schedule import Plan
 
 log = logging.getLogger(__name__)
@@ -25,4 +25,4 @@ class ProgressBar(tqdm):
         """Show the metrics of a step that is logged."""
         self.set_postfix_str(f"loss {metrics['loss/total']:.4f}" if "loss/total" in metrics else "")
         if self.disable and self._plan.prints(step):
-            log.info("step %d of %d: %s", step, self._plan.steps, report.one_line(metrics))
+            log.info("step %d of %d: %s", step, self._plan.steps, one_line(metrics))

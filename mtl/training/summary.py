@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from mtl import report
+from mtl.runs.files import read_metrics
+from mtl.runs.terminal import mean_conflict, only_metrics
 from mtl.system import environment
 from mtl.training.state import TrainState
 
@@ -15,7 +16,7 @@ from mtl.training.state import TrainState
 def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict[str, Any]:
     """The run in ``folder`` in numbers: steps, metrics, parameters, skips, times, memory, versions."""
     unreadable = state.unreadable_on_all_ranks()
-    train, val = report.read_metrics(folder, "train"), report.read_metrics(folder, "val")
+    train, val = read_metrics(folder, "train"), read_metrics(folder, "val")
     last = train[-1] if train else {}
     return {
         "steps": state.step,
@@ -25,13 +26,13 @@ def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict
             "monitor": state.best,
             "val": state.best_metrics,
         },
-        "last": {"val": report.only_metrics(val[-1]) if val else {}},
+        "last": {"val": only_metrics(val[-1]) if val else {}},
         "higher_is_better": {
             f"{task.name}/{name}": metric.higher_is_better
             for task in state.tasks
             for name, metric in task.metrics.items()
         },
-        "conflict": report.mean_conflict(train),
+        "conflict": mean_conflict(train),
         "parameters": {
             "shared": sum(p.numel() for p in state.model.shared_parameters()),
             "heads": {name: sum(p.numel() for p in head.parameters()) for name, head in state.model.heads.items()},

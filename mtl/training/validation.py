@@ -6,9 +6,10 @@ import logging
 import math
 from typing import Any
 
-from mtl import report
 from mtl.distributed.sharding import load_full_state_dict
 from mtl.runs import checkpoint
+from mtl.runs.figures import heat_map
+from mtl.runs.terminal import task_table
 from mtl.runs.tracker import NullTracker, Tracker
 from mtl.tasks import loss_modules
 from mtl.training.evaluation import evaluate
@@ -36,9 +37,9 @@ class Validation:
         state = self._state
         metrics = evaluate(state.evaluated, self._batches, self._device)
         self._tracker.log("val", step, self._plan.epoch(step), metrics)
-        log.info("%s", report.task_table(f"step {step}: val", metrics))
+        log.info("%s", task_table(f"step {step}: val", metrics))
         if (cosines := state.conflicts.mean()) is not None:
-            self._tracker.image("train/conflict/cos", step, report.heat_map(cosines))
+            self._tracker.image("train/conflict/cos", step, heat_map(cosines))
         value = metrics.get(self._monitor, math.nan)
         step_plateau(state.scheduler, step // self._plan.val_every, value)
         return (value, metrics) if self._improves(value) else None
@@ -70,6 +71,6 @@ def evaluate_best(
     batches = eval_batches(parts.data, "test", cfg, state.tasks, state.unreadable)
     metrics = evaluate(state.evaluated, batches, parts.device)
     tracker.log("test", state.best_step, plan.epoch(state.best_step), metrics)
-    log.info("%s", report.task_table(f"best model (step {state.best_step}): test", metrics))
+    log.info("%s", task_table(f"best model (step {state.best_step}): test", metrics))
     write_examples(tracker.folder, state.evaluated, parts.data, parts.device, cfg.trainer.examples)
     return metrics

@@ -259,7 +259,7 @@ def test_the_command_writes_a_configuration_that_trains(folder, tmp_path, monkey
     image_table.write_configuration(data, arguments, tmp_path / "conf", "mine")
     with pytest.raises(ValueError, match=r"conf/data/mine.yaml exists already: choose another --name"):
         image_table.write_configuration(data, arguments, tmp_path / "conf", "mine")
-    monkeypatch.setattr("mtl.report.draw_run", lambda folder: None)
+    monkeypatch.setattr("mtl.runs.figures.draw_run", lambda folder: None)
     written = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "data=mine", "data.batch_size=4", "data.image_size=16"]
     cfg = load([*written, "trainer.max_steps=2", "tracker=jsonl", "device=cpu"])
     check(cfg)

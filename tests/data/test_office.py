@@ -241,7 +241,7 @@ SLOW = pytest.mark.slow
     ids=" ".join,
 )
 def test_every_kind_of_strategy_trains(root, tmp_path, choice):
-    from mtl.report import read_metrics
+    from mtl.runs.files import read_metrics
 
     train(load(settings(root, *choice)), tmp_path)
     (test,) = read_metrics(tmp_path, "test")
@@ -300,7 +300,8 @@ def test_resumed_is_never_stopped(root, tmp_path):
 @pytest.mark.parametrize("choice", [[], ["strategy=pcgrad", "strategy.space=parameters"]], ids=["sum", "rule"])
 def test_two_processes_do_what_one_does(root, command, tmp_path, choice):
     """Losses, conflict, and accuracies over splits in which a process may have no image of a task."""
-    from mtl.report import only_metrics, read_metrics
+    from mtl.runs.files import read_metrics
+    from mtl.runs.terminal import only_metrics
 
     rows = []
     for devices in (1, 2):

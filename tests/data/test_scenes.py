@@ -11,7 +11,8 @@ from mtl.config.build import build
 from mtl.data import scenes
 from mtl.data.scenes import CLASSES, Scenes, borders, draw, render
 from mtl.losses import IGNORED, CosineNormals, MaskedL1
-from mtl.report import only_metrics, read_metrics
+from mtl.runs.files import read_metrics
+from mtl.runs.terminal import only_metrics
 from mtl.strategies import Detached
 from mtl.train import train
 from mtl.weightings import Equal

@@ -12,8 +12,8 @@ from mtl.config import load
 from mtl.config.build import build
 from mtl.data.toy import PassOn, Toy, ToyLoss, front, on_front
 from mtl.errors import ConfigError
-from mtl.report import read_metrics
 from mtl.runs import checkpoint
+from mtl.runs.files import read_metrics
 from mtl.train import train
 
 STUDY = Path(__file__).parents[2] / "experiments" / "toy" / "run.py"

@@ -11,8 +11,8 @@ from mtl.config import load
 from mtl.distributed.collectives import get_rank
 from mtl.distributed.ranks import rank
 from mtl.evaluate import evaluate_checkpoint
-from mtl.report import read_metrics
 from mtl.runs import checkpoint
+from mtl.runs.files import read_metrics
 from mtl.train import train
 
 

@@ -15,7 +15,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError
 from mtl.model import MultiTaskModel
-from mtl.report import read_metrics
+from mtl.runs.files import read_metrics
 from mtl.tasks import Task
 from mtl.train import train
 from mtl.training.schedule import Plan

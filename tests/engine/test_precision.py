@@ -11,8 +11,8 @@ from mtl.config import load
 from mtl.engine.engine import Engine
 from mtl.engine.precision import Precision
 from mtl.model import MultiTaskModel
-from mtl.report import read_metrics
 from mtl.runs import checkpoint
+from mtl.runs.files import read_metrics
 from mtl.strategies import Balanced, Detached, Naive
 from mtl.tasks import Task
 from mtl.train import train

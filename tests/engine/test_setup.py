@@ -13,7 +13,7 @@ from mtl.config.build import build
 from mtl.engine import setup
 from mtl.errors import ConfigError
 from mtl.evaluate import evaluate_checkpoint
-from mtl.report import read_metrics
+from mtl.runs.files import read_metrics
 from mtl.system.memory import PeakMemory
 from mtl.train import train
 

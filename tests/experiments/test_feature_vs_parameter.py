@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl.report import read_metrics
+from mtl.runs.files import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "feature_vs_parameter"))
 

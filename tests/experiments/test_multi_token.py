@@ -12,7 +12,7 @@ from mtl.backbones import CausalTransformer
 from mtl.config import load
 from mtl.heads import NextToken
 from mtl.model import MultiTaskModel
-from mtl.report import read_metrics
+from mtl.runs.files import read_metrics
 
 STUDY = Path(__file__).parents[2] / "experiments" / "multi_token"
 TINY = [f"data.path={Path(__file__)}", "data.context=16", "backbone.width=16", "device=cpu"]

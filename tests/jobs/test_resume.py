@@ -12,9 +12,9 @@ from mtl.config.redact import redacted
 from mtl.errors import ConfigError
 from mtl.jobs.overrides import expand_resume, save_config
 from mtl.jobs.resume import is_finished, newest_run, restore
-from mtl.report import read_metrics
 from mtl.report.runs import read_run
 from mtl.runs import checkpoint
+from mtl.runs.files import read_metrics
 from mtl.system.signals import Preempted
 from mtl.train import train
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from mtl import report
 from mtl.config import load
 from mtl.distributed.collectives import get_rank, is_distributed
 from mtl.distributed.ranks import rank
@@ -18,6 +17,7 @@ from mtl.engine.engine import Engine
 from mtl.errors import ConfigError
 from mtl.metrics import classification
 from mtl.model import MultiTaskModel
+from mtl.runs import figures
 from mtl.system.signals import Preempted
 from mtl.tasks import Task
 from mtl.train import train
@@ -97,7 +97,7 @@ def mistake(*overrides):
 def run_all(root):
     """Every run of the tests at once, as starting the processes takes the longest; returns other answers by name."""
     root = Path(root)
-    report.draw_run = lambda folder: None
+    figures.draw_run = lambda folder: None
     train(load(PLAIN), root / "plain")
     train(load([*PLAIN, "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]), root / "accumulated")
     train(load(RESTLESS), root / "whole")

@@ -11,9 +11,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])] 
 
 from support.ranks import run_ranks  # noqa: E402
 
-from mtl import report  # noqa: E402
 from mtl.config import load  # noqa: E402
 from mtl.errors import ConfigError  # noqa: E402
+from mtl.runs import figures  # noqa: E402
 from mtl.train import train  # noqa: E402
 
 README = Path(__file__).parents[2] / "README.md"
@@ -55,7 +55,7 @@ def attempt(root, columns):
     """Whether each strategy runs with the options of each column; False if a ConfigError refuses them."""
     works = {}
     # Tracing is enough here: tests/engine/test_setup.py compares compiled results.
-    compile_by, draw, report.draw_run = nn.Module.compile, report.draw_run, lambda folder: None
+    compile_by, draw, figures.draw_run = nn.Module.compile, figures.draw_run, lambda folder: None
     nn.Module.compile = functools.partialmethod(compile_by, backend="aot_eager")
     for row, own in ROWS.items():
         for column, options in columns.items():
@@ -66,7 +66,7 @@ def attempt(root, columns):
             except ConfigError as error:
                 assert str(error).startswith(("trainer.", "strategy.")), error
                 works[row, column] = False
-    nn.Module.compile, report.draw_run = compile_by, draw
+    nn.Module.compile, figures.draw_run = compile_by, draw
     return works
 
 

@@ -5,7 +5,7 @@ import torch
 
 from mtl.config import load
 from mtl.config.build import build
-from mtl.report import read_metrics
+from mtl.runs.files import read_metrics
 from mtl.runs.tracker import make_tracker
 from mtl.system.timer import StepTimer
 from mtl.training.loop import fit

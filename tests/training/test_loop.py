@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mtl.config import load
-from mtl.report import read_metrics
 from mtl.runs.checkpoint import load as load_checkpoint
+from mtl.runs.files import read_metrics
 
 TRAIN_NAMES = {
     "loss/left", "loss/right", "loss/total", "weight/left", "weight/right", "lr", "grad_norm",

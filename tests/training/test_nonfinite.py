@@ -8,8 +8,8 @@ from support.composing import configuration
 from support.exactness import differing, same
 from torch import nn
 
-from mtl.report import read_metrics
 from mtl.runs import checkpoint
+from mtl.runs.files import read_metrics
 from mtl.train import train
 from mtl.training.nonfinite import total_norm
 

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from mtl import report
-from mtl.report.figures import draw_run
+from mtl.runs.figures import CELL, draw_run, heat_map
+from mtl.runs.files import read_metrics
+from mtl.runs.terminal import conflict_table, overview, task_table
 
 
 def write_run(folder, status="finished", overrides=(), test=None, error=None):
@@ -29,11 +30,11 @@ def train_row(step, cos, **more):
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     write_rows(tmp_path, train_row(1, 0.5), {"split": "val", "step": 1}, tail='{"step": 2, "spl')
-    assert [row["step"] for row in report.read_metrics(tmp_path, "train")] == [1]
+    assert [row["step"] for row in read_metrics(tmp_path, "train")] == [1]
 
 
 def test_the_task_table_has_a_line_a_task_and_a_dash_where_a_metric_is_another_tasks():
-    text = report.task_table(
+    text = task_table(
         "step 3: val", {"loss/a": 0.5, "loss/b": 1.25, "loss/total": 1.75, "a/accuracy": 1.0, "b/mae": 3.0}
     )
     lines = [line.split() for line in text.splitlines()]
@@ -43,27 +44,27 @@ def test_the_task_table_has_a_line_a_task_and_a_dash_where_a_metric_is_another_t
 
 def test_conflict_is_averaged_over_the_run_and_its_last_quarter(tmp_path):
     write_rows(tmp_path, *(train_row(step, cos) for step, cos in enumerate([1.0, 0.0, 0.0, -0.5])))
-    lines = [line.split() for line in report.conflict_table(tmp_path).splitlines()]
+    lines = [line.split() for line in conflict_table(tmp_path).splitlines()]
     assert ["cos_mean", "0.1250", "-0.5000"] in lines
     write_rows(tmp_path, {"split": "train", "step": 1, "loss/a": 1.0})
-    assert report.conflict_table(tmp_path) is None
+    assert conflict_table(tmp_path) is None
 
 
 def test_the_overview_names_what_differs_and_what_failed(tmp_path):
     write_run(tmp_path / "0", overrides=["seed=0", "strategy=naive"], test={"loss/a": 0.25})
     write_run(tmp_path / "1", overrides=["seed=1", "strategy=naive"], status="failed", error="RuntimeError: no")
     write_run(tmp_path / "10", overrides=["seed=2", "strategy=naive"], status="running")
-    lines = report.overview(tmp_path).splitlines()
+    lines = overview(tmp_path).splitlines()
     assert [line.split() for line in lines[2:5]] == [
         ["0", "seed=0", "finished", "0.2500"], ["1", "seed=1", "failed", "–"], ["10", "seed=2", "running", "–"],
     ]  # fmt: skip
     assert lines[5:] == ["job 1: RuntimeError: no"]
-    assert report.overview(tmp_path / "nothing") is None
+    assert overview(tmp_path / "nothing") is None
 
 
 def test_a_heat_map_is_blue_where_tasks_agree_and_red_where_they_fight():
-    pixels = report.heat_map([[1.0, -0.8], [float("nan"), 1.0]])
-    size = report.CELL
+    pixels = heat_map([[1.0, -0.8], [float("nan"), 1.0]])
+    size = CELL
     assert pixels.shape == (2 * size, 2 * size, 3) and pixels.dtype == np.uint8
     blue, red, unknown = pixels[0, 0].astype(int), pixels[0, -1].astype(int), pixels[-1, 0].astype(int)
     assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50 and unknown[0] == unknown[1] == unknown[2]

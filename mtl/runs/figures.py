@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl.report.files import read_metrics
-from mtl.report.terminal import mean, task_names
+from mtl.runs.files import read_metrics
+from mtl.runs.terminal import mean, task_names
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mtl.report.files import read_json, read_metrics
+from mtl.runs.files import read_json, read_metrics
 
 
 def task_names(metrics: Mapping[str, Any]) -> list[str]:
