@@ -22,22 +22,25 @@ from mtl.tasks import Task, loss_modules, present_tasks
 log = logging.getLogger(__name__)
 
 
-def clip(parameters: Sequence[nn.Parameter], max_norm: float, norm: Tensor) -> None:
-    """Scale the gradients down to ``max_norm`` if their total ``norm`` is larger."""
-    for group in _by_sharding(parameters):
-        nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+class GradientNorm:
+    """The norm of the gradients of some parameters, and clipping by it.
 
+    torch takes no norm of sharded and unsharded parameters together: they are told apart once, when it is made.
+    """
 
-def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The norm of all gradients together; in float64 if their squares overflow float32."""
-    norms = [_norm([p.grad for p in group if p.grad is not None]) for group in _by_sharding(parameters)]
-    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        groups = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
+        self._groups = [group for group in groups if group] or [[]]
 
+    def total(self) -> Tensor:
+        """The norm of all gradients together; in float64 if their squares overflow float32."""
+        norms = [_norm([p.grad for p in group if p.grad is not None]) for group in self._groups]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
-def _by_sharding(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Unsharded and sharded parameters in two groups, for torch takes no norm of a mixture."""
-    groups = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
-    return [group for group in groups if group] or [[]]
+    def clip(self, max_norm: float, norm: Tensor) -> None:
+        """Scale the gradients down to ``max_norm`` if their total ``norm`` is larger."""
+        for group in self._groups:
+            nn.utils.clip_grads_with_norm_(group, max_norm, norm)
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from mtl.engine.setup import RecompileWarning
 from mtl.engine.weighting import observe_after_update
 from mtl.system.timer import StepTimer
 from mtl.training.loaders import DeviceBatches
-from mtl.training.nonfinite import StepSnapshot, all_finite, clip, diagnose, total_norm
+from mtl.training.nonfinite import GradientNorm, StepSnapshot, all_finite, diagnose
 from mtl.training.schedule import Plan, step_scheduler
 from mtl.training.state import TrainState
 from mtl.training.step_metrics import Outcome
@@ -30,7 +30,7 @@ class Update:
 
     def __init__(self, state: TrainState, device: torch.device, plan: Plan, trainer: Any, timer: StepTimer) -> None:
         self._state, self._device, self._plan, self._trainer, self._timer = state, device, plan, trainer, timer
-        self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        self._norm = GradientNorm([p for group in state.optimizer.param_groups for p in group["params"]])
         skips = trainer.on_nan == "skip" or state.engine.precision.scaler is not None
         self._snapshot = StepSnapshot(state.model, state.tasks, state.strategy) if skips else None
         self._recompile_warning = RecompileWarning(state.model)
@@ -48,11 +48,11 @@ class Update:
                 state, batch, lambda: next(batches), self._plan.batches, measure=measure, audit=audit
             )
             precision.unscale(state.optimizer)
-            grad_norm = total_norm(self._parameters)
+            grad_norm = self._norm.total()
             finite = all_finite(result, grad_norm)
             if finite:
                 if self._trainer.grad_clip_norm is not None:
-                    clip(self._parameters, self._trainer.grad_clip_norm, grad_norm)
+                    self._norm.clip(self._trainer.grad_clip_norm, grad_norm)
                 state.optimizer.step()
         outcome = Outcome(result, finite, grad_norm, lr=state.optimizer.param_groups[-1]["lr"])
         overflow = not finite and precision.is_overflow(result)

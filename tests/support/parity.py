@@ -19,7 +19,7 @@ from mtl.losses import MaskedL2
 from mtl.model import MultiTaskModel
 from mtl.strategies import Balanced, Detached, Naive
 from mtl.tasks import Task, loss_modules
-from mtl.training.nonfinite import clip, total_norm
+from mtl.training.nonfinite import GradientNorm
 
 TASKS = "abcdefgh"
 BATCH, STEPS = 7, 3  # no number of ranks divides the batch
@@ -166,7 +166,8 @@ def train(
             result = chosen.run(engine, inputs, targets, measure=True, audit=audit)
         collectives.append(sizes)
         if max_norm is not None:
-            clip(learned, max_norm, total_norm(learned))
+            norm = GradientNorm(learned)
+            norm.clip(max_norm, norm.total())
         optimizer.step()
         if chosen.weighting.needs_losses_after_update:
             observe_after_update(engine, chosen.weighting, inputs, targets)

@@ -11,7 +11,7 @@ from torch import nn
 from mtl.runs import checkpoint
 from mtl.runs.files import read_metrics
 from mtl.train import train
-from mtl.training.nonfinite import total_norm
+from mtl.training.nonfinite import GradientNorm
 
 RUN = [
     "~backbone", "+backbone._target_=support.restless.Backbone", "data._target_=support.restless.AugmentedDigits",
@@ -108,6 +108,6 @@ def test_no_more_than_so_many_are_skipped_in_a_row(tmp_path):
 def test_gradients_whose_squares_float32_cannot_hold_are_finite(size):
     parameter = nn.Parameter(torch.zeros(4))
     parameter.grad = torch.full((4,), size)
-    assert total_norm([parameter]).item() == pytest.approx(2 * size, rel=1e-6)
+    assert GradientNorm([parameter]).total().item() == pytest.approx(2 * size, rel=1e-6)
     parameter.grad[1] = float("inf")
-    assert not torch.isfinite(total_norm([parameter]))
+    assert not torch.isfinite(GradientNorm([parameter]).total())
