@@ -142,7 +142,7 @@ def test_parameter_space_needs_parameters():
         (["strategy=fairgrad", "strategy.rule.alpha=x"], "strategy.rule.alpha=x has the wrong type"),
         (["strategy=mgda", "+strategy.rule.beta=1"], "strategy.rule.beta is not an argument of mtl.rules.MGDA"),
         (["strategy=mgda", "strategy.space=weights"], "strategy: space=weights must be one of features, features_sum"),
-        (["strategy=graddrop", "+strategy.every=2"], "strategy: GradDrop works on the rows themselves: it needs"),
+        (["strategy=graddrop", "strategy.every=2"], "strategy: GradDrop works on the rows themselves: it needs"),
         (["strategy=mgda", "strategy.every=0"], "strategy: every=0 must be 1 or more"),
         (["strategy=mgda", "+strategy.evry=2"], "strategy.evry is not an argument of mtl.strategies.Balanced; did"),
         (["weighting=dwa", "weighting.temperature=0"], "weighting: temperature=0"),
