@@ -5,16 +5,22 @@ BIN    := $(VENV)/bin
 # torch, torchvision and timm must be resolved together: a torch of another build breaks torchvision's import.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow bench lint clean
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-slow test-lowest bench lint clean
 
 demo: $(VENV)/.installed                 ## set up, then train two heads on overlapping digits
 	$(BIN)/mtl-train
 
 test: $(VENV)/.installed-test            ## set up, then run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed-test       ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-lowest: $(LOWEST)/.installed        ## the fast tests at the lower bounds of the dependencies; PYTHON=python3.11 or 3.10
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/.installed-bench          ## set up with the libraries it is compared with, then measure what a step costs
 	$(BIN)/python experiments/cost/benchmark.py
@@ -26,7 +32,7 @@ lint: $(VENV)/.installed-test            ## ruff, mypy, and the arrows between t
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "mtl needs Python 3.10 to 3.13: make PYTHON=python3.12 …"'
@@ -40,4 +46,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP) -e '.[bench]'
+	touch $@
+
+# Each "torch>=2.8" of pyproject.toml is the pin torch==2.8.
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 12), "the oldest versions need Python 3.10 or 3.11: make PYTHON=python3.11 …"'
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	grep -oE '"[A-Za-z-]+(\[[a-z,]+\])?>=[0-9.]+' pyproject.toml | sed -E 's/"([^[>]+)[^>]*>=/\1==/' > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	touch $@

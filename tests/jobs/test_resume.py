@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 
 import pytest
 from support import composing
@@ -79,11 +80,24 @@ def test_resumed_is_never_stopped(tmp_path, once, stop_at, workers):
     assert_same(left_by(whole), left_by(parts))
 
 
+def whole_and_parts(tmp_path, *overrides):
+    """The folder of a whole run, and a copy of it from when step 5 was its last checkpoint and 6 its last row."""
+    whole, parts, steps = tmp_path / "whole", tmp_path / "parts", count(1)
+
+    def copy_after_step_6():
+        if next(steps) == 6:
+            shutil.copytree(whole, parts)
+        return False
+
+    train(configuration("trainer.checkpoint_every=5", *overrides), whole, copy_after_step_6)
+    assert checkpoint.load(parts)["step"] == 5
+    return whole, parts
+
+
 @pytest.mark.parametrize("choice", [f"strategy={s}" for s in STRATEGIES] + [f"weighting={w}" for w in WEIGHTINGS])
 def test_with_every_strategy_and_weighting(tmp_path, choice):
-    whole = run(tmp_path / "whole", choice)
-    parts = run(tmp_path / "parts", choice, stop_at=5)
-    run(parts, choice, "resume=auto")
+    whole, parts = whole_and_parts(tmp_path, choice)
+    run(parts, choice, "trainer.checkpoint_every=5", "resume=auto")
     assert_same(left_by(whole), left_by(parts))
 
 
@@ -98,9 +112,8 @@ def test_with_every_strategy_and_weighting(tmp_path, choice):
     ids=" ".join,
 )
 def test_in_other_precisions_and_accumulating(tmp_path, options):
-    whole = run(tmp_path / "whole", *options)
-    parts = run(tmp_path / "parts", *options, stop_at=5)
-    run(parts, *options, "resume=auto")
+    whole, parts = whole_and_parts(tmp_path, *options)
+    run(parts, *options, "trainer.checkpoint_every=5", "resume=auto")
     assert_same(left_by(whole), left_by(parts))
 
 
