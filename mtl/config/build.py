@@ -103,7 +103,7 @@ def _two_samples(cfg: DictConfig, data: Any) -> tuple[Any, Mapping[str, Any]]:
 def _make_backbone(cfg: DictConfig, data: Any) -> nn.Module:
     """The backbone, from what the data say of their inputs and the heads of the features they read."""
     backbone = make("backbone", cfg.backbone, **data.input_info, **_features_read(cfg))
-    return Concatenated(backbone, chosen_tasks(cfg)) if getattr(data, "multi_input", False) else backbone
+    return Concatenated(backbone, chosen_tasks(cfg)) if getattr(data, "inputs_per_task", False) else backbone
 
 
 def _features_read(cfg: DictConfig) -> dict[str, str]:
@@ -176,7 +176,7 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
     """The strategy with its weighting and its rule, on the model's device."""
     names = [task.name for task in parts.tasks]
     try:
-        comparable = common_space(cfg) if getattr(parts.data, "multi_input", False) else {}
+        comparable = common_space(cfg) if getattr(parts.data, "inputs_per_task", False) else {}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     # A weighting sees every batch, and an optimizer step may take several.

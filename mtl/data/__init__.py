@@ -11,6 +11,6 @@ The object that ``data`` in the configuration names has
   ``vocabulary`` and ``context`` of text;
 - ``batch_size``;
 - ``kinds``, for images: target -> how ``examples/`` shows it, see mtl.training.examples;
-- ``multi_input``: true if every task has inputs of its own. Then a batch's inputs are a dict task -> inputs, and the
-  data sets have ``samples(task, indices)``: the indices of a batch for which the task has a sample.
+- ``inputs_per_task``: true if every task has inputs of its own. Then a batch's inputs are a dict task -> inputs, and
+  the data sets have ``samples(task, indices)``: the indices of a batch for which the task has a sample.
 """

@@ -43,7 +43,7 @@ class Office:
     names the file. Source: Saenko et al. 2010; Venkateswara et al. 2017; the splits are LibMTL's.
     """
 
-    multi_input = True
+    inputs_per_task = True
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class GradDrop(Random, RowRule):
         require("leak", leak, "from 0 to 1", bool(leaks) and all(0 <= value <= 1 for value in leaks))
         self.leaks = leaks
         self.generator = new_generator(seed)
-        self._places: Sequence[Sequence[tuple[int, int, int]]] | None = None
+        self._offsets: Sequence[Sequence[tuple[int, int, int]]] | None = None
 
     def combine(
         self,
@@ -39,10 +39,10 @@ class GradDrop(Random, RowRule):
         gram: Tensor,
         losses: Tensor | None = None,
         present: Sequence[int] | None = None,
-        places: Sequence[Sequence[tuple[int, int, int]]] | None = None,
+        offsets: Sequence[Sequence[tuple[int, int, int]]] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """As :meth:`RowRule.combine`. ``places`` (see Rows.places) locates ``rows`` that are a part of the batch."""
-        self._places = places
+        """As :meth:`RowRule.combine`. ``offsets`` (Rows.offsets_in_batch) locates ``rows`` of a part of the batch."""
+        self._offsets = offsets
         return super().combine(rows, gram, losses, present)
 
     def aggregate(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
@@ -61,8 +61,8 @@ class GradDrop(Random, RowRule):
         return direction, effective_weights(rows, factors)
 
     def _draw(self, block: int, length: int) -> Tensor:
-        places = [(0, length, length)] if self._places is None else self._places[block]
-        draws = [torch.rand(whole, generator=self.generator)[start:stop] for start, stop, whole in places]
+        offsets = [(0, length, length)] if self._offsets is None else self._offsets[block]
+        draws = [torch.rand(whole, generator=self.generator)[start:stop] for start, stop, whole in offsets]
         return torch.cat(draws)
 
     def _leak(self, count: int, present: Sequence[int] | None) -> Tensor:

@@ -40,9 +40,9 @@ class RuleCall:
         """The direction that a rule on rows makes of them, and the weights [K] to log."""
         assert step.gram is not None
         context = self._context(step.names, losses)
-        if "places" in self._takes and isinstance(space, FeatureSpace):
+        if "offsets" in self._takes and isinstance(space, FeatureSpace):
             samples, rank = step.batch.samples, step.engine.reducer.rank
-            context["places"] = space.rows.offsets_in_batch(sum(samples[:rank]), sum(samples))
+            context["offsets"] = space.rows.offsets_in_batch(sum(samples[:rank]), sum(samples))
         blocks, weights = self._rule.combine(space.rows.blocks(), step.gram, **context)
         return space.unflatten(blocks), space.mean_weights(weights.double().cpu(), step.gram)
 
