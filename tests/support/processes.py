@@ -18,16 +18,7 @@ def server():
     """A forkserver context: its processes start with torch and our modules loaded, and with no other state."""
     os.environ["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"  # for the server, if it has not started yet
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "mtl.train",
-            "mtl.training.loop",
-            "mtl.backbones",
-            "mtl.data.digits",
-            "wandb",
-            "matplotlib.backends.backend_agg",
-        ]
-    )
+    context.set_forkserver_preload(["support.preloaded"])
     return context
 
 
@@ -77,6 +68,8 @@ def _command(folder, module, arguments, environment, out, err):
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.argv = [module, *arguments]
+    # An empty run.png: drawing it is half of a short run's time, and tests/test_train.py looks at one.
+    importlib.import_module("mtl.report").draw_run = lambda folder: (folder / "run.png").touch()
     importlib.import_module(module).main()
 
 
