@@ -25,7 +25,7 @@ from mtl.config import load
 from mtl.config.build import build
 from mtl.data.loader import Batches, sequential
 from mtl.system.allocator import RetainedHeap
-from mtl.training.evaluation import to_device
+from mtl.training.loaders import to_device
 
 PLACE = "device=cpu", "tracker=jsonl"
 STEPS, WARM_UP = 6, 3

@@ -81,7 +81,7 @@ def trajectory(arguments: list[str], steps: int | None = None) -> list[tuple[flo
             nn.utils.clip_grad_norm_([theta], clip)
         state.optimizer.step()  # the experiments' scheduler is constant
         if strategy.weighting.needs_losses_after_update:
-            observe_after_update(strategy.weighting, model, state.tasks, inputs, targets)
+            observe_after_update(state.engine, strategy.weighting, inputs, targets)
     with torch.no_grad():
         predictions = model(inputs)
     losses = (task.loss(predictions[task.name], targets[task.name]).item() for task in state.tasks)

@@ -50,7 +50,7 @@ def take_steps(data, state, numbers):
         assert all(torch.isfinite(value) for value in [*result.losses.values(), *result.weights.values()])
         state.optimizer.step()
         if state.strategy.weighting.needs_losses_after_update:
-            observe_after_update(state.strategy.weighting, state.model, state.tasks, inputs, targets)
+            observe_after_update(state.engine, state.strategy.weighting, inputs, targets)
         state.step += 1
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mtl.backbones import CausalTransformer
+from mtl.engine.engine import Engine
 from mtl.engine.weighting import observe_after_update
 from mtl.heads import NextToken
 from mtl.losses import TokenCrossEntropy
@@ -141,9 +142,9 @@ def test_showing_a_weighting_the_losses_again_needs_one_heads_logits():
     peaks = []
     for heads in (1, 4):
         with without_data():
-            setting = future_tokens(heads, 32, 3000, 2, 16)
+            model, tasks, *batch = future_tokens(heads, 32, 3000, 2, 16)
             with PeakMemory() as memory:
-                observe_after_update(Equal(), *setting)
+                observe_after_update(Engine(model, tasks), Equal(), *batch)
         peaks.append(memory.peak)
     assert peaks[1] - peaks[0] < 1000  # a few numbers per head; its logits have 384 000 bytes
 
