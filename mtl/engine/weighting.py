@@ -96,24 +96,19 @@ def observe_after_update(engine: Engine, weighting: Weighting, inputs: Any, targ
     """
 
     def run(module: nn.Module, values: Any) -> Any:
-        with engine.autocast():
-            return functional_call(module, {name: buffer.clone() for name, buffer in module.named_buffers()}, (values,))
+        return functional_call(module, {name: buffer.clone() for name, buffer in module.named_buffers()}, (values,))
 
-    model = engine.model
-    with torch.no_grad(), engine.eager_unsharded():
-        batch = label_shares(engine.tasks, inputs, targets, engine.reducer)
-        features = run(model.backbone, inputs)
-        losses = {}
+    batch, heads, losses = label_shares(engine.tasks, inputs, targets, engine.reducer), engine.model.heads, {}
+    with torch.no_grad(), engine.eager_unsharded(), engine.autocast():
+        features = run(engine.model.backbone, inputs)
         for task in batch.tasks:
             share, loss = batch.shares[task.name], engine.zero_loss()
             if share:
-                prediction = run(model.heads[task.name], features)
-                with engine.autocast():
-                    loss = task.loss(prediction, targets[task.name]).to(loss)
-            elif waits(model.heads[task.name]):
-                run(model.heads[task.name], features)
+                loss = task.loss(run(heads[task.name], features), targets[task.name]).to(loss)
+            elif waits(heads[task.name]):
+                run(heads[task.name], features)
             losses[task.name] = times(loss, share)
-        weighting.observe_after_update(engine.reducer.sum_losses(losses))
+    weighting.observe_after_update(engine.reducer.sum_losses(losses))
 
 
 def times(value: Tensor, factor: float) -> Tensor:

@@ -192,12 +192,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample(fixture_root):
 def test_a_run_with_augmentation_is_resumed_to_the_last_bit(fixture_root, tmp_path):
     def run(folder, *overrides, stop_at=None):
         options = ["trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1", "tracker=jsonl", *overrides]
-        options += [
-            "backbone._target_=support.data_parts.Trunk",
-            "~backbone.name",
-            "~backbone.pretrained",
-            "~backbone.features",
-        ]
+        options += ["~backbone", "+backbone._target_=support.data_parts.Trunk"]
         options += [f"heads.{task}.width=8" for task in ("segmentation", "depth", "normals")]
         cfg = configuration("nyuv2", fixture_root("nyuv2"), *options)
         answers = iter([False] * (stop_at - 1) + [True]) if stop_at else None

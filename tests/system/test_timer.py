@@ -50,17 +50,17 @@ def test_a_run_logs_the_mean_over_the_steps_and_no_evaluation(time, tmp_path):
          "trainer.max_steps=6", "trainer.log_every=3", "trainer.val_every=2", "trainer.limit_val_batches=1"]
     )  # fmt: skip
     parts, state = build(cfg)
-    step, evaluated = state.strategy.step, state.tasks[0].metrics["accuracy"].compute
+    run, evaluated = state.strategy.run, state.tasks[0].metrics["accuracy"].compute
 
     def slow_step(*arguments, **options):
         time.now += 10 ** (state.step % 3)  # the steps 1, 10, 100, 1, 10, 100
-        return step(*arguments, **options)
+        return run(*arguments, **options)
 
     def slow_evaluation():
         time.now += 1e6
         return evaluated()
 
-    slow = patch.object(state.strategy, "step", slow_step)
+    slow = patch.object(state.strategy, "run", slow_step)
     evaluation = patch.object(state.tasks[0].metrics["accuracy"], "compute", slow_evaluation)
     with slow, evaluation, make_tracker(tmp_path, cfg.tracker, {}, None) as tracker:
         fit(state, parts, cfg, tracker)

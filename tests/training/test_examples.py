@@ -104,7 +104,7 @@ def test_a_run_on_scenes_leaves_its_pictures(train_tiny):
 
 def test_digits_have_text_that_is_what_the_model_says(tmp_path):
     parts = build_parts(load(["device=cpu"]))
-    write_examples(tmp_path, parts.model, parts.tasks, parts.data, parts.device, 2)
+    write_examples(tmp_path, parts.engine, parts.data, parts.device, 2)
     data = Digits()
     first, last = listed(tmp_path)
     assert (first["index"], last["index"]) == (0, len(data.test) - 1)
@@ -120,7 +120,7 @@ def test_digits_have_text_that_is_what_the_model_says(tmp_path):
 def test_each_domains_image_is_an_example_of_its_own(tmp_path):
     make_fixture(tmp_path / "data")
     parts = build_parts(load(["data=office", f"data.root={tmp_path}/data", "data.image_size=16", "device=cpu"]))
-    write_examples(tmp_path, parts.model, parts.tasks, parts.data, parts.device, 2)
+    write_examples(tmp_path, parts.engine, parts.data, parts.device, 2)
     entries = listed(tmp_path)
     assert [list(e["tasks"]) for e in entries] == [["amazon"], ["dslr"], ["webcam"], ["amazon"]]
     assert len({e["image"] for e in entries}) == 4
@@ -135,7 +135,7 @@ def test_a_task_without_a_label_is_left_out(tmp_path):
         return images, targets | {"depth": 0 * targets["depth"]}
 
     parts.data.test.batch = without_depth
-    write_examples(tmp_path, parts.model, parts.tasks, parts.data, parts.device, 1)
+    write_examples(tmp_path, parts.engine, parts.data, parts.device, 1)
     assert set(listed(tmp_path)[0]["tasks"]) == {"segmentation", "normals"}
 
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_drawn_is_a_warning_and_no_failure(tmp_path, caplog):
     for folder, words in ((tmp_path, "FileExistsError"), (tmp_path / "missing", "FileNotFound"), (None, "kind=depths")):
         caplog.clear()
         (tmp_path / "empty").mkdir(exist_ok=True)
-        write_examples(folder or tmp_path / "empty", parts.model, parts.tasks, parts.data, parts.device, 1)
+        write_examples(folder or tmp_path / "empty", parts.engine, parts.data, parts.device, 1)
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         assert "No pictures of examples" in caplog.text and words in caplog.text
     assert parts.model.training
@@ -154,9 +154,9 @@ def test_what_cannot_be_drawn_is_a_warning_and_no_failure(tmp_path, caplog):
 
 def test_there_are_none_where_none_are_asked_for_or_no_kind_is_known(tmp_path):
     parts = build_parts(load(["device=cpu"]))
-    write_examples(tmp_path, parts.model, parts.tasks, parts.data, parts.device, 0)
+    write_examples(tmp_path, parts.engine, parts.data, parts.device, 0)
     del parts.data.kinds
-    write_examples(tmp_path, parts.model, parts.tasks, parts.data, parts.device, 8)
+    write_examples(tmp_path, parts.engine, parts.data, parts.device, 8)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=r"trainer.examples=-1 must be 0 or more"):
         check(load(["trainer.examples=-1"]))
