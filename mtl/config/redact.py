@@ -8,8 +8,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# A key, or a variable of the environment, that holds what nobody else may read.
-SECRET = re.compile(r"(^|_)(api_?key|(access|secret|private)_?key|secret|token|password|passwd|credentials?)$", re.I)
+# The last words of a key, or of a variable of the environment, that holds what nobody else may read.
+SECRET = re.compile(
+    r"(^|_)((api|access|secret|private|auth)_?keys?|secrets?|passwords?|passwd|passphrase|credentials?)$", re.I
+)
+# A token lets somebody in; a pad_token, a mask_token or a stop_token is a symbol of a vocabulary.
+TOKEN = re.compile(
+    r"(^|(^|_)(access|api|auth|bearer|git|github|gitlab|hf|hub|huggingface|jwt|login|my|oauth|personal|private|refresh|"
+    r"secret|security|service|session|user|wandb)_?)token$",
+    re.I,
+)
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # accessToken is access_Token
+URL_PASSWORD = re.compile(r"\w://[^/\s:@]*:(?!\$\{)[^/\s@]+@")  # https://user:password@host
 VARIABLE = re.compile(r"\$\{oc\.env:\s*['\"]?(\w+)")
 SHORTEST = 4  # a shorter value is no secret, and would be found in everything
 
@@ -20,8 +30,13 @@ def plain_secret_error(cfg: DictConfig, overrides: Sequence[str] = ()) -> str | 
     pairs += [(override.lstrip("+~").partition("=")[0], override.partition("=")[2]) for override in overrides]
     for key, raw in pairs:
         text = "" if raw is None or isinstance(raw, bool) else str(raw)
-        if _is_secret(key, "") and text not in ("", "???", "null", "true", "false") and "${" not in text:
-            variable = key.rsplit(".", 1)[-1].upper()
+        variable = re.sub(r"\W", "_", key.rsplit(".", 1)[-1]).upper()
+        if URL_PASSWORD.search(text):
+            return (
+                f"{key} is a URL with a password, which must not be written down: name a variable of the environment "
+                f"that holds it, as in {key}='https://user:${{oc.env:PASSWORD}}@…'."
+            )
+        if _is_secret_key(key, text) and text not in ("", "???", "null", "true", "false") and "${" not in text:
             return (
                 f"{key} is a secret and must not be written down: name a variable of the environment that holds it, as "
                 f"in {key}='${{oc.env:{variable}}}'."
@@ -40,8 +55,18 @@ def redacted(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _is_secret(key: str, raw: Any) -> bool:
-    names = [key.rsplit(".", 1)[-1], *(VARIABLE.findall(raw) if isinstance(raw, str) else [])]
-    return any(SECRET.search(name) for name in names)
+    """Whether a value is a secret by its key, or by a variable of the environment that it comes from.
+
+    Every variable that ends in TOKEN counts: its value then stays the reference that it is, which costs nothing.
+    """
+    variables = VARIABLE.findall(raw) if isinstance(raw, str) else []
+    return _is_secret_key(key, raw) or any(SECRET.search(name) or name.lower().endswith("token") for name in variables)
+
+
+def _is_secret_key(key: str, raw: Any) -> bool:
+    name = CAMEL_CASE.sub("_", key.rsplit(".", 1)[-1])
+    is_number = re.fullmatch(r"-?\d+(\.\d*)?", str(raw)) is not None  # of a token: its place in a vocabulary
+    return bool(SECRET.search(name) or (TOKEN.search(name) and not is_number))
 
 
 def _masked(raw: Any, value: Any, secrets: set[str]) -> Any:

@@ -56,7 +56,9 @@ def run_job(body: Body, cfg: DictConfig) -> Any:
     except Exception as error:
         mistake = _is_mistake(error)
         expected = mistake or isinstance(error, RankFailed)
-        log.error("%s", _message(error), exc_info=not expected or bool(os.environ.get("HYDRA_FULL_ERROR")))
+        log.error(
+            "%s", _message(error), exc_info=not expected or os.environ.get("HYDRA_FULL_ERROR") == "1"
+        )  # as Hydra reads it
         _clear_frames(error)
         raise _job_failed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
     finally:

@@ -5,6 +5,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+from hydra._internal.utils import _is_env_set
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -53,6 +54,19 @@ def test_an_error_is_the_status_and_hydra_gets_one_without_a_traceback(tmp_path,
     with pytest.raises(JobFailed, match="did not start" if isinstance(error, ConfigError) else "run failed"):
         job(failing_with(error))
     assert (read_status(tmp_path)["status"], read_status(tmp_path)["error"]) == (status, message)
+
+
+@pytest.mark.parametrize(
+    ("value", "has_traceback"), [(None, False), ("", False), ("0", False), ("false", False), ("1", True)]
+)
+def test_the_traceback_of_a_mistake_is_there_where_hydra_would_give_it(job, monkeypatch, caplog, value, has_traceback):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", value)
+    assert _is_env_set("HYDRA_FULL_ERROR") == has_traceback
+    with pytest.raises(JobFailed):
+        job(failing_with(ConfigError("lr=0 must be positive.")))
+    assert bool(caplog.records[-1].exc_info) == has_traceback
 
 
 def test_a_mistake_leaves_the_status_of_an_earlier_run(tmp_path, job):
