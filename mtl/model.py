@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 class MultiTaskModel(nn.Module):
@@ -29,6 +31,14 @@ class MultiTaskModel(nn.Module):
         features = self.backbone(inputs)
         return {task: head(features) for task, head in self.heads.items()}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> MultiTaskModel:
+        """A copy, as of an average of the weights, also of heads that keep a tensor of a graph."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo.update(graph_tensors(self))
+        copied.__setstate__(copy.deepcopy(self.__reduce_ex__(4)[2], memo))
+        return copied
+
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The backbone's parameters: the tasks share them."""
         return self.backbone.parameters()
@@ -40,6 +50,15 @@ class MultiTaskModel(nn.Module):
     def is_compiled(self) -> bool:
         """Whether the backbone or a head is compiled."""
         return any(getattr(m, "_compiled_call_impl", None) is not None for m in (self.backbone, *self.heads.values()))
+
+
+def graph_tensors(module: nn.Module) -> dict[int, Any]:
+    """A memo for copy.deepcopy, which torch refuses for tensors of a graph: copies without it, by the tensors' ids.
+
+    Such tensors are what a module keeps of its last forward pass, and the ``weight`` of torch's older weight_norm.
+    """
+    kept = [leaf for inner in module.modules() for leaf in pytree.tree_leaves(vars(inner)) if isinstance(leaf, Tensor)]
+    return {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
 
 
 def _share(heads: Mapping[str, nn.Module], name: str) -> None:

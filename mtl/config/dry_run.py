@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from mtl.config.in_place import INSTEAD, in_place_error, is_same
+from mtl.config.restored import has_lazy_parameters, restored
 from mtl.data.labels import Labels, labels_of
 from mtl.engine.chunks import chunk_shares, split_head
 from mtl.errors import ConfigError, first_line
 from mtl.gradients.cut import Cut, position_axis, split_positions
+from mtl.model import graph_tensors
 from mtl.tasks import count_labels
 
 
@@ -30,18 +34,27 @@ def describe_features(features: Any) -> dict[str, Any]:
     return {}
 
 
+def two_samples(values: Any) -> Any:
+    """The same for two samples at least: statistics of a batch need more than one."""
+    leaves = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim()]
+    if any(len(leaf) != 1 for leaf in leaves):
+        return values
+    return pytree.tree_map_only(Tensor, lambda leaf: torch.cat([leaf, leaf]) if leaf.dim() else leaf, values)
+
+
 def dry_run_backbone(backbone: Any, inputs: Any) -> Any:
     """The features of two samples."""
-    training = backbone.training
     try:
         with torch.no_grad():
-            return backbone.eval()(inputs)
+            if has_lazy_parameters(backbone):
+                backbone.eval()(inputs)
+                backbone.train()
+            with restored(backbone):
+                return backbone.eval()(inputs)
     except Exception as error:
         words = first_line(error)
         reason = words if isinstance(error, ValueError) else f"cannot take inputs of shape {_shape(inputs)}: {words}"
         raise ConfigError(f"backbone: {reason}") from error
-    finally:
-        backbone.train(training)
 
 
 def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> Labels | None:
@@ -62,17 +75,14 @@ def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]
 
 
 def _predict(name: str, head: Any, features: Any) -> Any:
-    training = head.training
-    try:
-        prediction = head.eval()(Cut(features).features)
-        with torch.random.fork_rng(devices=[]):  # as in training: in-place dropout cannot work on a leaf
-            copy.deepcopy(head).train()(Cut(features).features)
-    except Exception as error:
-        raise ConfigError(
-            f"{name} cannot take the backbone's features of shape {_shape(features)}: {first_line(error)}"
-        ) from error
-    finally:
-        head.train(training)
+    """The head's prediction in evaluation; it also runs as in training, where in-place dropout would act."""
+    if has_lazy_parameters(head):
+        with torch.no_grad():
+            _run_head(name, head.eval(), features)
+        head.train()
+    with restored(head):
+        prediction = _run_head(name, head.eval(), features)
+        _run_head(name, head.train(), two_samples(features))
     if hasattr(prediction, "numel") and prediction.numel() == 0:
         raise ConfigError(
             f"{name} gives an empty prediction of shape {_shape(prediction)}: its width must be 1 or more."
@@ -80,17 +90,34 @@ def _predict(name: str, head: Any, features: Any) -> Any:
     return prediction
 
 
-def _dry_run_loss(task: Any, prediction: Any, target: Any, pair: str) -> None:
+def _run_head(name: str, head: Any, features: Any) -> Any:
+    own = pytree.tree_map_only(Tensor, torch.clone, features)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
-            loss = task.loss(prediction, target)
+        prediction = head(cut := Cut(own).features)
     except Exception as error:
-        raise ConfigError(
-            f"losses.{task.name} ({type(task.loss).__name__}) does not fit {pair}: {first_line(error)}"
-        ) from error
+        reason = in_place_error(name, head, features)
+        reason = (
+            reason or f"{name} cannot take the backbone's features of shape {_shape(features)}: {first_line(error)}"
+        )
+        raise ConfigError(reason) from error
+    if not is_same(cut, features):
+        raise ConfigError(f"{name} changes the backbone's features, which the other heads read too: {INSTEAD}.")
+    return prediction
+
+
+def _dry_run_loss(task: Any, prediction: Any, target: Any, pair: str) -> None:
+    named = f"losses.{task.name} ({type(task.loss).__name__})"
+    own = pytree.tree_map_only(Tensor, torch.clone, (prediction, target))
+    try:
+        with restored(task.loss), warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
+            loss = task.loss(*own)
+    except Exception as error:
+        raise ConfigError(f"{named} does not fit {pair}: {first_line(error)}") from error
     if loss.numel() != 1:
         raise ConfigError(f"losses.{task.name} must give one number, but gives {_shape(loss)}; use reduction=mean.")
+    if not is_same(own, (prediction, target)):
+        raise ConfigError(f"{named} changes its prediction or its target, which the metrics read too: {INSTEAD}.")
 
 
 def _dry_run_metric(name: str, metric: Any, prediction: Any, target: Any, pair: str) -> None:
@@ -142,7 +169,7 @@ def dry_run_chunks(task: Any, head: Any, features: Any, target: Any, count: int)
 def _predict_by_slices(key: str, name: str, head: Any, features: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
     """The predictions of a head like this one, from all positions and from their slices; ConfigError if they differ."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        head = _without_dropout(copy.deepcopy(head).train())
+        head = _without_dropout(copy.deepcopy(head, graph_tensors(head)).train())
         for parameter in head.parameters():  # a parameter that starts at zero would hide a difference
             parameter += 0.1 * torch.randn_like(parameter)
         whole = head(features)

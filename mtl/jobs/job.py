@@ -56,9 +56,8 @@ def run_job(body: Body, cfg: DictConfig) -> Any:
     except Exception as error:
         mistake = _is_mistake(error)
         expected = mistake or isinstance(error, RankFailed)
-        log.error(
-            "%s", _message(error), exc_info=not expected or os.environ.get("HYDRA_FULL_ERROR") == "1"
-        )  # as Hydra reads it
+        is_asked = os.environ.get("HYDRA_FULL_ERROR") == "1"  # as Hydra reads it
+        log.error("%s", _message(error), exc_info=not expected or is_asked)
         _clear_frames(error)
         raise _job_failed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
     finally:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtl.engine.step import Step
 from mtl.gradients.cut import Direction
 from mtl.gradients.spaces import FeatureSpace, ParameterSpace
+from mtl.model import graph_tensors
 from mtl.rules.solvers import SolverError
 
 Losses = Mapping[str, Tensor]
@@ -34,7 +35,7 @@ class RuleCall:
 
     def trial_weights(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
         """The same from a copy of the rule, which learns nothing from it."""
-        return self._weights(copy.deepcopy(self._rule), gram, names, losses)
+        return self._weights(copy.deepcopy(self._rule, graph_tensors(self._rule)), gram, names, losses)
 
     def combine(self, space: FeatureSpace | ParameterSpace, step: Step, losses: Losses) -> tuple[Direction, Tensor]:
         """The direction that a rule on rows makes of them, and the weights [K] to log."""
