@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
 from mtl.data.labels import Labels
@@ -51,6 +52,14 @@ def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Tas
     return [task for task, mask in zip(candidates, labelled, strict=True) if (True if mask is None else next(answers))]
 
 
+def learnable_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Task]:
+    """Those of :func:`present_tasks` whose loss is a number: class weights of 0 alone would leave a mean of nothing."""
+    present = present_tasks(tasks, targets)
+    weighted = [task for task in present if _class_weights(task, targets[task.name]) is not None]
+    empty = {t.name for t, count in zip(weighted, label_counts(weighted, targets), strict=True) if not count}
+    return [task for task in present if task.name not in empty]
+
+
 def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[float]:
     """The number of labels of each task in this batch; see :func:`count_labels`."""
     counts: list[Any] = []
@@ -62,13 +71,22 @@ def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[floa
         elif mask is not None and (weights := _class_weights(task, target)) is not None:
             counts.append(weights[target.where(mask, 0)].where(mask, 0.0).sum().item())
         elif mask is None:
-            counts.append(target.numel() if isinstance(target, Tensor) else len(target))
+            counts.append(target.numel() if isinstance(target, Tensor) else batch_size(target))
         else:
             counts.append(mask.sum())
     # One transfer from the device for all tasks, not one per task.
     unknown = [count for count in counts if isinstance(count, Tensor)]
     answers = iter(torch.stack(unknown).tolist() if unknown else [])
     return [next(answers) if isinstance(count, Tensor) else count for count in counts]
+
+
+def batch_size(values: Any) -> int:
+    """The samples of a batch: the length that all tensors of a nesting have in common, or that of a list of items."""
+    if isinstance(values, Tensor):
+        return len(values) if values.dim() else 1
+    tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim()]
+    lengths = {len(tensor) for tensor in tensors}
+    return lengths.pop() if len(lengths) == 1 else len(values)
 
 
 def where_labelled(task: Task, target: Any) -> Tensor | None:
@@ -98,5 +116,6 @@ def count_labels(task: Task, target: Any) -> float:
     """The number of labels that a mean-reduced loss averages over.
 
     It is the sum of their class weights if the loss has some, and the number of samples if the target is not a tensor.
+    A nesting of tensors of one length is a batch in parts, as a collated tuple; any other list has an item a sample.
     """
     return label_counts([task], {task.name: target})[0]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mtl.tasks import Task, count_labels, label_counts, loss_modules, present_tasks
+from mtl.tasks import Task, batch_size, count_labels, label_counts, learnable_tasks, loss_modules, present_tasks
 
 TASKS = [
     Task("classes", nn.CrossEntropyLoss()),
@@ -54,3 +54,19 @@ def test_losses_that_hold_state_are_found_and_moved():
 def test_a_task_without_a_label_counts_zero():
     targets = {"map": torch.full((2, 2), 255), "number": torch.tensor([1.0, float("nan")])}
     assert label_counts(TASKS, targets) == [0, 0, 1]
+
+
+def test_a_loss_whose_labels_all_have_the_weight_0_is_no_number_and_is_not_learnt_from():
+    weighted = Task("a", nn.CrossEntropyLoss(weight=torch.tensor([0.0, 2.0])))
+    for target, learnt in (([0, 0], []), ([0, -100], []), ([-100, -100], []), ([0, 1], [weighted])):
+        targets = {"a": torch.tensor(target)}
+        assert learnable_tasks([weighted], targets) == learnt
+        assert weighted.loss(torch.randn(2, 2), targets["a"]).isnan() == (not learnt)  # torch's own
+    assert present_tasks([weighted], {"a": torch.tensor([0, 0])}) == [weighted]  # its metrics have labels
+
+
+def test_a_batch_in_parts_has_as_many_samples_as_each_and_a_list_one_an_item():
+    a, b = torch.zeros(7, 3), torch.zeros(7)
+    assert [batch_size(value) for value in (a, [a, b], (a, (b,)), {"x": a, "y": b})] == [7, 7, 7, 7]
+    assert batch_size([torch.zeros(1), torch.zeros(2), torch.zeros(3)]) == batch_size(["a", "b", "c"]) == 3
+    assert count_labels(Task("a", nn.MSELoss()), [a, b]) == 7

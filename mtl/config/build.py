@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
@@ -16,7 +17,8 @@ from mtl.architectures.multi_input import Concatenated, common_space, own_sample
 from mtl.config.checks import check, chosen_tasks
 from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task
 from mtl.config.instantiate import check_arguments, import_target, make
-from mtl.data.loader import Batches, sequential
+from mtl.config.rehearsal import rehearse
+from mtl.data.loader import Batches, DataError, sequential
 from mtl.distributed.collectives import get_rank
 from mtl.distributed.data_parallel import broadcast_parameters
 from mtl.engine.engine import Engine
@@ -43,6 +45,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     seed_everything(cfg.seed, cfg.trainer.deterministic)
     parts = build_parts(cfg)
     _check_monitor(cfg.trainer.monitor, parts.tasks)
+    rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
     ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
@@ -98,6 +101,15 @@ def _two_samples(cfg: DictConfig, data: Any) -> tuple[Any, Mapping[str, Any]]:
     """Inputs and targets of the first samples of the validation split."""
     sampler, on_error = sequential(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
     return next(iter(Batches(data.val, sampler, cfg.seed, split="val", on_error=on_error)))
+
+
+def _training_targets(cfg: DictConfig, data: Any) -> Mapping[str, Any]:
+    """The targets of eight samples from all over the training split; none where one of them cannot be read."""
+    indices = np.linspace(0, len(data.train) - 1, min(8, len(data.train))).astype(int).tolist()
+    try:
+        return next(iter(Batches(data.train, [(0, indices)], cfg.seed)))[1]
+    except DataError:  # the run will say so, or leave it out
+        return {}
 
 
 def _make_backbone(cfg: DictConfig, data: Any) -> nn.Module:

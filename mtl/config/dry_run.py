@@ -50,7 +50,7 @@ def dry_run_backbone(backbone: Any, inputs: Any) -> Any:
                 backbone.eval()(inputs)
                 backbone.train()
             with restored(backbone):
-                return backbone.eval()(inputs)
+                return pytree.tree_map_only(Tensor, torch.detach, backbone.eval()(inputs))
     except Exception as error:
         words = first_line(error)
         reason = words if isinstance(error, ValueError) else f"cannot take inputs of shape {_shape(inputs)}: {words}"
@@ -153,7 +153,7 @@ def dry_run_chunks(task: Any, head: Any, features: Any, target: Any, count: int)
             f"{key}: the targets of {task.name}, {_shape(target)}, do not have one or more labels for each of the "
             f"{positions} positions of the features."
         )
-    for labels in (target, _with_gap(task, target)):
+    for labels in (target, _with_gap(task, target), _with_other_classes(task, whole, target)):
         if not count_labels(task, labels):
             continue
         shares = chunk_shares([task], {task.name: labels}, positions, count)[task.name]
@@ -202,6 +202,15 @@ def _with_gap(task: Any, target: Tensor) -> Tensor:
     target = target.clone()
     split_positions(target, 2)[0].fill_(task.loss.ignore_index)
     return target
+
+
+def _with_other_classes(task: Any, prediction: Any, target: Tensor) -> Tensor:
+    """The target with each class in turn, where the loss has classes: those of two samples may weigh the same."""
+    labels = labels_of(task.loss, prediction, target)
+    if labels is None or labels.floating or labels.highest is None:
+        return target
+    classes = torch.arange(target.numel(), device=target.device).view(target.shape) % (labels.highest + 1)
+    return classes.to(target.dtype).where((target >= 0) & (target <= labels.highest), target)
 
 
 def _close(a: Any, b: Tensor) -> bool:

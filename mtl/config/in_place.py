@@ -19,25 +19,33 @@ def in_place_error(name: str, head: nn.Module, features: Any) -> str | None:
 
     ``name``: of the head, as heads.left (MLP). torch refuses it, because a head's gradient stops at the features.
     """
-    active: list[tuple[str, nn.Module]] = []
-    hooks = []
-    for path, module in head.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, _, path=path: active.append((path, m))))
-        hooks.append(module.register_forward_hook(lambda *_: active.pop() and None))
-    try:
-        fails = _fails_in_place(head, Cut(_clones(features)).features)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    path, module = innermost_module(head, Cut(_clones(features)).features)
+    fails = _fails_in_place(head, Cut(_clones(features)).features)
     # Where a copy fails as well, it is something else that is changed in place, as one of the head's parameters.
     if not fails or _fails_in_place(head, _clones(Cut(features).features)):
         return None
-    path, module = active[-1] if active else ("", head)
     if getattr(module, "inplace", False) is True:
         where = name.split(" ")[0] + (f".{path}" if path else "")
         return f"{where}: {module} changes the backbone's features, which the other heads read too; use inplace=False."
     inside = f", in {path} ({type(module).__name__})," if path else ""
     return f"{name} changes the backbone's features in place{inside} and the other heads read them too: {INSTEAD}."
+
+
+def innermost_module(module: nn.Module, values: Any) -> tuple[str, nn.Module]:
+    """The path and the module inside of ``module`` that fails on ``values``; it itself where none inside does."""
+    active: list[tuple[str, nn.Module]] = []
+    hooks = []
+    for path, inner in module.named_modules():
+        hooks.append(inner.register_forward_pre_hook(lambda m, _, path=path: active.append((path, m))))
+        hooks.append(inner.register_forward_hook(lambda *_: active.pop() and None))
+    try:
+        module(values)
+    except Exception:
+        return active[-1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return "", module
 
 
 def is_same(values: Any, before: Any) -> bool:

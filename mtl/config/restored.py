@@ -15,7 +15,7 @@ CONTAINERS = dict, list, set  # an attribute of these types may be filled in pla
 
 @contextmanager
 def restored(*parts: Any) -> Iterator[None]:
-    """Undo what happens in this context to those of ``parts`` that are modules, and to the CPU's random numbers.
+    """Undo what happens in this context to those of ``parts`` that are modules, and to torch's random numbers.
 
     A copy would be no substitute: torch cannot copy a module that keeps a tensor of a graph, as its older weight_norm
     does from the start. What a hook stores outside of the modules stays there.
@@ -23,17 +23,19 @@ def restored(*parts: Any) -> Iterator[None]:
     modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
     before = [(module, {name: _copied(value) for name, value in vars(module).items()}) for module in modules]
     tensors = {id(tensor): tensor for module in modules for tensor in _tensors(module) if not is_lazy(tensor)}
-    values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors.values()]
+    devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update({name: _put_back(*pair) for name, pair in attributes.items()})
         with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
+            for tensor, version, value in values:
+                if tensor._version != version:
+                    tensor.copy_(value)
 
 
 def has_lazy_parameters(module: nn.Module) -> bool:

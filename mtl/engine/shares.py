@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mtl.distributed.reducer import Reducer
-from mtl.tasks import Task, label_counts, present_tasks
+from mtl.tasks import Task, label_counts, learnable_tasks
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def label_shares(tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any],
     """The tasks that are in the batch, and this rank's share of their labels: one sum over the ranks."""
     samples = next((len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
     if not reducer.is_distributed:
-        present = present_tasks(tasks, targets)
+        present = learnable_tasks(tasks, targets)
         return LabelShares(present, {task.name: 1.0 for task in present}, [samples])
     here = label_counts(tasks, targets)
     sizes = [samples * (number == reducer.rank) for number in range(reducer.world_size)]

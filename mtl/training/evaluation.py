@@ -12,7 +12,7 @@ from mtl.data.loader import closing
 from mtl.distributed.collectives import all_reduce
 from mtl.distributed.data_parallel import broadcast_buffers
 from mtl.engine.engine import Engine
-from mtl.tasks import Task, count_labels, present_tasks
+from mtl.tasks import Task, count_labels, loss_modules, present_tasks
 from mtl.training.loaders import to_device
 
 
@@ -25,7 +25,7 @@ def evaluate(engine: Engine, batches: Iterable, device: torch.device) -> dict[st
     """
     broadcast_buffers(engine.model)
     tasks = engine.tasks
-    sums, counts = dict.fromkeys((t.name for t in tasks), 0.0), dict.fromkeys((t.name for t in tasks), 0.0)
+    sums, counts, present = (dict.fromkeys((task.name for task in tasks), 0.0) for _ in range(3))
     for task in tasks:
         for metric in task.metrics.values():
             metric.reset()
@@ -35,17 +35,18 @@ def evaluate(engine: Engine, batches: Iterable, device: torch.device) -> dict[st
             for task, prediction in predictions(engine, inputs, targets):
                 target = targets[task.name]
                 count = count_labels(task, target)
-                with engine.autocast():  # it computes losses in float32
-                    sums[task.name] += task.loss(prediction, target).item() * count
+                if count:  # class weights of 0 alone leave a mean of nothing
+                    with engine.autocast():  # it computes losses in float32
+                        sums[task.name] += task.loss(prediction, target).item() * count
                 counts[task.name] += count
+                present[task.name] += 1
                 for metric in task.metrics.values():
                     metric.update(prediction, target)
-    reduced = all_reduce(torch.tensor([*sums.values(), *counts.values()], dtype=torch.float64)).tolist()
-    sums, counts = (dict(zip(sums, part, strict=True)) for part in (reduced[: len(sums)], reduced[len(sums) :]))
-    labelled = [task for task in tasks if counts[task.name]]
-    results = {f"loss/{task.name}": sums[task.name] / counts[task.name] for task in labelled}
+    own = torch.tensor([[*numbers.values()] for numbers in (sums, counts, present)], dtype=torch.float64)
+    sums, counts, present = (dict(zip(sums, row, strict=True)) for row in all_reduce(own).tolist())
+    results = {f"loss/{name}": sums[name] / count for name, count in counts.items() if count}
     results["loss/total"] = sum(results.values())
-    for task in labelled:
+    for task in (task for task in tasks if present[task.name]):
         results |= {f"{task.name}/{name}": metric.compute().item() for name, metric in task.metrics.items()}
     return results
 
@@ -53,13 +54,18 @@ def evaluate(engine: Engine, batches: Iterable, device: torch.device) -> dict[st
 @contextmanager
 def inference(engine: Engine) -> Iterator[None]:
     """Evaluation mode without gradients; the model runs eager and unsharded, so that mtl-eval gets the same numbers."""
-    model, training = engine.model, engine.model.training
-    model.eval()
+    parts = [engine.model, *loss_modules(engine.tasks).values()]
+    training = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    devices = {p.device for p in engine.model.parameters() if p.device.type == "cuda"}
     try:
-        with engine.eager_unsharded(), torch.inference_mode():
+        # The training goes on with its own random numbers, also where a module draws some in evaluation.
+        with engine.eager_unsharded(), torch.inference_mode(), torch.random.fork_rng(list(devices)):
             yield
     finally:
-        model.train(training)
+        for part, was in zip(parts, training, strict=True):
+            part.train(was)
 
 
 def predictions(engine: Engine, inputs: Any, targets: Mapping[str, Any]) -> Iterator[tuple[Task, Any]]:

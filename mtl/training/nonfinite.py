@@ -17,7 +17,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.result import StepResult
 from mtl.gradients.cut import Cut
 from mtl.model import MultiTaskModel
-from mtl.tasks import Task, loss_modules, present_tasks
+from mtl.tasks import Task, learnable_tasks, loss_modules
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _tasks_not_finite(engine: Engine, inputs: Any, targets: Mapping[str, Any]) -
     guilty = []
     with torch.random.fork_rng():
         cut = Cut(engine.features(inputs))
-        for task in present_tasks(engine.tasks, targets):
+        for task in learnable_tasks(engine.tasks, targets):
             loss = engine.loss(task, cut.features, targets[task.name])
             if loss.requires_grad:
                 loss.backward()
