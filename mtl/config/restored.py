@@ -23,7 +23,7 @@ def restored(*parts: Any) -> Iterator[None]:
     modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
     before = [(module, {name: _copied(value) for name, value in vars(module).items()}) for module in modules]
     tensors = {id(tensor): tensor for module in modules for tensor in _tensors(module) if not is_lazy(tensor)}
-    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors.values()]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
@@ -33,8 +33,8 @@ def restored(*parts: Any) -> Iterator[None]:
             vars(module).clear()
             vars(module).update({name: _put_back(*pair) for name, pair in attributes.items()})
         with torch.no_grad():
-            for tensor, version, value in values:
-                if tensor._version != version:
+            for tensor, value in values:
+                if not torch.equal(tensor, value):  # batch normalisation does not count as a new version
                     tensor.copy_(value)
 
 

@@ -95,11 +95,11 @@ class Step:
         self.weights = self.task_weights.deferred_weights(self.losses)
         return {name: weight * self.engine.precision.scale for name, weight in self.weights.items()}
 
-    def compare(self, cut: Cut | Tap) -> FeatureSpace | ParameterSpace:
-        """The tasks' gradients in the strategy's space."""
+    def compare(self, cut: Cut | Tap, keep_graph: bool = False) -> FeatureSpace | ParameterSpace:
+        """The tasks' gradients in the strategy's space; ``keep_graph``: the trunk's backward is still to come."""
         engine = self.engine
         parameters = engine.trained_shared_parameters() if self.strategy.space == "parameters" else []
-        return SPACES[self.strategy.space](cut, parameters, engine.reducer.all_reduce)
+        return SPACES[self.strategy.space](cut, parameters, engine.reducer.all_reduce, keep_graph)
 
     def measure_conflict(self, cut: Cut | Tap) -> None:
         """The Gram matrix of the tasks' gradients, in a step that was asked for it."""

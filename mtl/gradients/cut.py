@@ -75,14 +75,14 @@ class Cut:
             self.rows.scale(weights)
             self._reweighed = True
 
-    def backward(self, direction: Direction | None = None) -> None:
+    def backward(self, direction: Direction | None = None, weights: Tensor | None = None) -> None:
         """Send ``direction``, by default the sum of the tasks' gradients, through the trunk in one backward.
 
-        Leaves that no head has read, and those of a frozen trunk, are left out.
+        Leaves that no head has read, and those of a frozen trunk, are left out. ``weights`` [K]: the factors of the
+        rows in that sum, where they are not one.
         """
-        weights = None
         if self.rows is not None and direction is None:
-            weights = torch.ones(self.rows.count, dtype=torch.float64)
+            weights = torch.ones(self.rows.count, dtype=torch.float64) if weights is None else weights
             direction = Direction(self.rows.combine(weights), weights) if self._reweighed else None
         elif direction is not None:
             weights = direction.weights

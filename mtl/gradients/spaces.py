@@ -20,7 +20,11 @@ class FeatureSpace:
     """Rows flattened over the batch, and one backward of the trunk: MGDA-UB of Sener & Koltun 2018."""
 
     def __init__(
-        self, cut: Cut | Tap, parameters: Sequence[nn.Parameter] = (), all_reduce: AllReduce | None = None
+        self,
+        cut: Cut | Tap,
+        parameters: Sequence[nn.Parameter] = (),
+        all_reduce: AllReduce | None = None,
+        keep_graph: bool = False,
     ) -> None:
         assert cut.rows is not None
         self.cut, self.rows, self._all_reduce = cut, cut.rows, all_reduce
@@ -67,14 +71,23 @@ class SummedSpace(FeatureSpace):
 
 
 class ParameterSpace:
-    """Each row pushed through the trunk: K trunk backwards, and K copies of the trunk's gradient."""
+    """Each row pushed through the trunk: K trunk backwards, and K copies of the trunk's gradient.
 
-    def __init__(self, cut: Cut, parameters: Sequence[nn.Parameter], all_reduce: AllReduce | None = None) -> None:
+    ``keep_graph``: a backward pass of the trunk will follow.
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        parameters: Sequence[nn.Parameter],
+        all_reduce: AllReduce | None = None,
+        keep_graph: bool = False,
+    ) -> None:
         assert cut.rows is not None
         self.parameters, self._loss_scale = parameters, cut.loss_scale
         self.rows = ParameterRows(parameters)
         for task in range(cut.rows.count):
-            more = task < cut.rows.count - 1
+            more = keep_graph or task < cut.rows.count - 1
             self.rows.append(trunk_vjp(cut.trunk, cut.rows.row(task), parameters, more, cut.loss_scale))
         self.rows.all_reduce(all_reduce)
 

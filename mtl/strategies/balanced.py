@@ -93,17 +93,16 @@ class Balanced(Strategy):
         due = self.steps % self.every == 0 or step.names != self.solved
         self.steps += 1
         # Parameter-space rows are already reduced over ranks, backward gradients are not: a step must not mix them.
-        keep = due or step.keeps_rows or (self.space == "parameters" and step.is_partial)
+        by_rows = due or step.task_weights.deferred or (self.space == "parameters" and step.is_partial)
         last = self._by_task(step.names, self._last(step.names))
+        keep = by_rows or step.keeps_rows
         cut = step.cut(self._rows if keep else None)  # the buffers of the rows are kept from step to step
-        heads = Heads(step, cut, hold=self.head_scale == "weights", factors=None if keep else last)
+        heads = Heads(step, cut, hold=self.head_scale == "weights", factors=None if by_rows else last)
         for head in heads:
             head.backward()  # the row g_i = dL_i / dz is collected on the cut
         losses = heads.losses()  # of the whole batch
-        if not keep:  # between two runs of the rule: the rows were multiplied by its last weights as they came
-            step.rule_weights = last
-            heads.release(self._for_heads(last))
-            cut.backward()
+        if not by_rows:
+            self._between(step, cut, heads, last)
             return
         rows = step.compare(cut)
         step.gram = rows.gram()  # K x K, over all ranks
@@ -113,6 +112,19 @@ class Balanced(Strategy):
         rows.send(direction)  # ONE backward of the trunk, or none where the rows have been pushed through it
         if step.audited and direction is not None:
             step.audit = self._complete(step, cut, losses)
+
+    def _between(self, step: Step, cut: Cut, heads: Heads, last: dict[str, float]) -> None:
+        """Between two runs of the rule: the gradients were multiplied by its last weights as they came.
+
+        The rows, where the step is measured, are looked at and not sent: measuring changes no bit of the training.
+        """
+        step.rule_weights = last
+        heads.release(self._for_heads(last))
+        if step.measured:
+            step.gram = step.compare(cut, keep_graph=True).gram()
+        cut.backward(weights=torch.tensor(list(last.values()), dtype=torch.float64))
+        if step.audited:
+            step.audit = self._complete(step, cut, heads.losses())
 
     def _solve(
         self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]

@@ -340,7 +340,7 @@ MISTAKES = [
             "~heads.left",
             "+heads.left={_target_: torch.nn.Sequential, _args_: [{_target_: torch.nn.Dropout, inplace: true}]}",
         ],
-        "heads.left (Sequential) cannot take the backbone's features of shape [2, 96]: a leaf Variable",
+        "heads.left.0: Dropout(p=0.5, inplace=True) changes the backbone's features, which the other heads read too",
     ),
     (["share=[pool]"], "share=pool: the head of left has only no submodules."),
     (
