@@ -32,8 +32,8 @@ def rehearse(parts: Any, trainer: Any, targets: Callable[[], Mapping[str, Any]])
     pieces = trainer.accumulate_grad_batches if trainer.accumulate == "exact" else 1
     together = min(len(parts.data.train), parts.data.batch_size * pieces)
     tried = [task for task in parts.tasks if not is_known_mean(task.loss)]
-    if together // ranks // pieces > 1 and not tried:
-        return
+    if together // ranks == 0 or (together // ranks // pieces > 1 and not tried):
+        return  # without a sample for each process, their preparation says so
     predictions = _predict(parts, together // ranks, ranks, pieces)
     labels = targets() if tried else {}
     for task in tried:
@@ -55,6 +55,11 @@ def _check_loss(task: Task, prediction: Any, target: Any, batch_size: int, train
                 "the batch, and only for such a mean they train as one process does.", name, reason,
             )  # fmt: skip
         return
+    if ranks > 1 and getattr(task.loss, "reduction", None) == "sum":
+        raise ConfigError(
+            f"losses.{task.name}.reduction=sum: with several processes a loss must be the mean over its labels, "
+            "because each process has a part of them; use reduction=mean."
+        )
     if ranks > 1:
         raise ConfigError(
             f"{name} is not the mean over its labels: with several processes (trainer.devices={ranks}) each has a part "

@@ -34,8 +34,12 @@ class RecomputedChunks(nn.Module):
         leaves, structure = pytree.tree_flatten(inputs)
         split = [x.tensor_split(self.count) if isinstance(x, Tensor) else [x] * self.count for x in leaves]
         chunks = [pytree.tree_unflatten(list(chunk), structure) for chunk in zip(*split, strict=True)]
-        features = [checkpoint(self.trunk, chunk, use_reentrant=False) for chunk in chunks]
+        features = [checkpoint(self._run, chunk, use_reentrant=False) for chunk in chunks]
         return pytree.tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *features)
+
+    def _run(self, chunk: Any) -> Any:
+        # A copy: a trunk that normalises its inputs in place would do it once more on the way back.
+        return self.trunk(pytree.tree_map_only(Tensor, torch.clone, chunk))
 
 
 def accumulate(

@@ -58,12 +58,6 @@ def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
     where = all_gather_object(f"{platform.node()}: {parts.device}")
     if parts.device.type != "cpu" and len(set(where)) < ranks:
         raise ValueError(f"device={parts.device} is that of several processes; every one needs its own: device=cuda.")
-    for task in parts.tasks:
-        if getattr(task.loss, "reduction", "mean") == "sum":
-            raise ValueError(
-                f"losses.{task.name}.reduction={task.loss.reduction}: with several processes a loss must be the mean "
-                "over its labels, because each process has a part of them; use reduction=mean."
-            )
     rule = getattr(strategy, "rule", None)
     if getattr(rule, "needs_rows", False) and strategy.space == "features" and not getattr(rule, "elementwise", False):
         raise ValueError(

@@ -98,6 +98,29 @@ def test_running_statistics_move_once():
     assert differing(*found) == []
 
 
+class NormalisesInPlace(nn.Module):
+    """A trunk that changes its inputs, to which torch has no objection."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+
+    def forward(self, x):
+        x -= 3
+        return self.linear(x).tanh()
+
+
+def test_a_trunk_that_works_in_place_on_its_inputs_does_it_once():
+    inputs, found = torch.randn(6, 4), []
+    for pieces in (None, 3):
+        torch.manual_seed(0)
+        trunk = NormalisesInPlace()
+        wrapped = trunk if pieces is None else RecomputedChunks(trunk, pieces)
+        wrapped(inputs.clone()).square().mean().backward()
+        found.append(trunk.linear.weight.grad)
+    torch.testing.assert_close(*found)
+
+
 RUN = [
     "~backbone", "+backbone._target_=tests.engine.test_precision.Features", "data.image_size=8", "data.batch_size=6",
     "device=cpu",
