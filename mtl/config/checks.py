@@ -76,10 +76,9 @@ def _check_component(cfg: DictConfig, key: str) -> None:
 
 def unknown_argument(key: str, argument: str, target: str, known: Iterable[str]) -> str:
     """The sentence for an argument of the component at ``key`` that its class ``target`` does not take."""
-    return (
-        f"{key}.{argument} is not an argument of {target}; {suggestion(argument, known)}; ~{key}.{argument} leaves it "
-        "out."
-    )
+    hint = suggestion(argument, known)
+    leave_out = "" if hint.startswith("did you mean") else f"; ~{key}.{argument} leaves it out"
+    return f"{key}.{argument} is not an argument of {target}; {hint}{leave_out}."
 
 
 def _check_optimizer_groups(groups: Any) -> None:

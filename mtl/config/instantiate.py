@@ -50,8 +50,9 @@ def load(overrides: Iterable[str] = ()) -> DictConfig:
 def make(key: str, node: Any, **offered: Any) -> Any:
     """Build the component that ``node`` (found at ``key``) describes.
 
-    An argument of the constructor that the configuration leaves out, or null, is filled in where ``offered`` has it.
-    ConfigError with the key for an unknown or missing argument, a wrong type, and every error of the constructor.
+    An argument of the constructor that the configuration leaves out, or null, is filled in where ``offered`` has it. A
+    list of numbers becomes a tensor where the constructor takes one. ConfigError with the key for an unknown or missing
+    argument, a wrong type, and every error of the constructor.
     """
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
@@ -59,11 +60,22 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     check_arguments(key, target, node, offered, raw)
     filled = {name: value for name, value in offered.items() if node.get(name) is None and _takes(target, name)}
     try:
+        filled |= _lists_as_tensors(target, node)
         return instantiate(node, _partial_=True, _convert_="all")(**filled)
     except Exception as error:
         # Hydra wraps the error of a nested component; any other cause is the constructor's own affair.
         inner = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
         raise ConfigError(f"{key}: {first_line(inner)}") from error
+
+
+def _lists_as_tensors(target: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists of numbers in ``node`` for which ``target`` takes a tensor, as the weights of classes, in float32."""
+    import torch
+
+    _, hints = _signature(target) or ({}, {})
+    takes_tensor = {name for name, hint in hints.items() if torch.Tensor in (hint, *typing.get_args(hint))}
+    lists = {name: value for name, value in node.items() if isinstance(value, list) and name in takes_tensor}
+    return {name: torch.tensor(value, dtype=torch.float32) for name, value in lists.items()}
 
 
 def import_target(key: str, node: Mapping[str, Any]) -> Any:
