@@ -12,7 +12,7 @@ from mtl.config import CONF, check
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
-from mtl.jobs.overrides import config_to_record, name_tracker_run, overrides, save_config
+from mtl.jobs.overrides import command_line, config_to_record, name_tracker_run, save_config
 from mtl.jobs.resume import find_checkpoint, restore, wandb_id
 from mtl.runs import figures
 from mtl.runs.terminal import final_report
@@ -22,24 +22,24 @@ def train(
     cfg: DictConfig,
     folder: Path,
     stop: Callable[[], bool] = lambda: False,
-    command_line: Sequence[str] | None = None,
+    arguments: Sequence[str] | None = None,
 ) -> float | None:
     """Train the model that ``cfg`` describes, record the run in ``folder``, return the monitored metric's best value.
 
     Callable without Hydra's command line: ``train(mtl.config.load(["seed=1"]), Path("here"))``. With
     ``trainer.devices`` above 1 it starts that many processes, and each trains on a part of every batch. After each step
-    ``stop`` is asked whether to save and end (mtl.system.signals). ``command_line``, a list of overrides, is saved with
-    the configuration. A mistake in the configuration is a ConfigError (a ValueError), before anything is trained.
+    ``stop`` is asked whether to save and end (mtl.system.signals). ``arguments``, those of the command line, are saved
+    with the configuration. A mistake in the configuration is a ConfigError (a ValueError), before anything is trained.
     """
     check(cfg)
     check_devices(cfg.trainer.devices)
     if cfg.trainer.devices > 1 and not has_several_ranks():
-        return launch(train, cfg, folder, command_line)
+        return launch(train, cfg, folder, arguments)
     with process_group():
-        return _train(cfg, folder, stop, command_line)
+        return _train(cfg, folder, stop, arguments)
 
 
-def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line: Sequence[str] | None) -> float | None:
+def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: Sequence[str] | None) -> float | None:
     found = find_checkpoint(cfg, folder)
     from mtl.config.build import build
     from mtl.runs.tracker import make_tracker
@@ -50,7 +50,7 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line
     parts, state = build(cfg)
     restore(state, found, folder)
     config = config_to_record(cfg, found)
-    save_config(folder, config, command_line)
+    save_config(folder, config, arguments)
     with make_tracker(folder, cfg.tracker, config, wandb_id(cfg, found)) as tracker, explained(state):
         test = fit(state, parts, cfg, tracker, stop)
         tracker.summarise(run_summary(state, test, folder))
@@ -62,7 +62,7 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], command_line
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float | None:
-    return run_job(lambda cfg, folder, stop: train(name_tracker_run(cfg), folder, stop, overrides()), cfg)
+    return run_job(lambda cfg, folder, stop: train(name_tracker_run(cfg), folder, stop, command_line()), cfg)
 
 
 def main() -> None:

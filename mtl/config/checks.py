@@ -14,8 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config.redact import plain_secret_error
 from mtl.config.schema import Config, section_options
+from mtl.config.source import arguments_of, can_be_found
 from mtl.errors import ConfigError
 
+RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
+OURS = {"data": ("on_error",), "optimizer": ("groups",)}  # keys beside the arguments of the class
+OWN_CODE = "code of your own is found in the current folder, in the folder of -cd, or through PYTHONPATH."
 PARTS = ("backbone", "heads")  # whose parameters may have settings of their own: optimizer.groups
 
 
@@ -60,6 +64,21 @@ def _check_component(cfg: DictConfig, key: str) -> None:
     node = OmegaConf.select(cfg, key)
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ConfigError(f"{key} must be a mapping with a _target_, the class to build; it is {node}.")
+    target, ours = str(node["_target_"]), OURS.get(key, ())
+    if not can_be_found(target):
+        package = target.partition(".")[0]
+        raise ConfigError(f"{key}._target_={target} cannot be imported (there is no package {package}); {OWN_CODE}")
+    known = arguments_of(target)
+    for argument in node:
+        if known is not None and argument not in (*known, *RESERVED, *ours):
+            raise ConfigError(unknown_argument(key, str(argument), target, known))
+
+
+def unknown_argument(key: str, argument: str, target: str, known: Iterable[str]) -> str:
+    """The sentence for an argument of the component at ``key`` that its class ``target`` does not take."""
+    hint = suggestion(argument, known)
+    leave_out = "" if hint.startswith("did you mean") else f"; ~{key}.{argument} leaves it out"
+    return f"{key}.{argument} is not an argument of {target}; {hint}{leave_out}."
 
 
 def _check_optimizer_groups(groups: Any) -> None:

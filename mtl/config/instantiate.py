@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Union
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mtl.config.checks import suggestion
+from mtl.config.checks import OWN_CODE, RESERVED, unknown_argument
 from mtl.config.schema import Config
 from mtl.errors import ConfigError, first_line
 
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what import_target's error says
 ConfigStore.instance().store(name="schema", node=Config)
 # There is one store in a process, but Hydra copies it, with all that it holds, for each group that --help lists.
 ConfigStore.__deepcopy__ = lambda store, memo: store
 
 # In an installed package conf/ lies inside mtl/, in the repository beside it.
 HERE = Path(__file__).resolve().parents[1]
-RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
 def load(overrides: Iterable[str] = ()) -> DictConfig:
-    """Compose a configuration as the command line would, for notebooks and tests: ``load(["strategy=naive"])``."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    """Compose a configuration as the command line would, for notebooks and tests: ``load(["strategy=naive"])``.
+
+    Within a Hydra application, its folders of configurations are searched.
+    """
+    with nullcontext() if GlobalHydra().is_initialized() else initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(composed)  # what ${hydra:…} refers to
     composed.name = str(composed.name)
@@ -44,8 +50,9 @@ def load(overrides: Iterable[str] = ()) -> DictConfig:
 def make(key: str, node: Any, **offered: Any) -> Any:
     """Build the component that ``node`` (found at ``key``) describes.
 
-    An argument of the constructor that the configuration leaves out, or null, is filled in where ``offered`` has it.
-    ConfigError with the key for an unknown or missing argument, a wrong type, and every error of the constructor.
+    An argument of the constructor that the configuration leaves out, or null, is filled in where ``offered`` has it. A
+    list of numbers becomes a tensor where the constructor takes one. ConfigError with the key for an unknown or missing
+    argument, a wrong type, and every error of the constructor.
     """
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
@@ -53,6 +60,7 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     check_arguments(key, target, node, offered, raw)
     filled = {name: value for name, value in offered.items() if node.get(name) is None and _takes(target, name)}
     try:
+        filled |= _lists_as_tensors(target, node)
         return instantiate(node, _partial_=True, _convert_="all")(**filled)
     except Exception as error:
         # Hydra wraps the error of a nested component; any other cause is the constructor's own affair.
@@ -60,13 +68,24 @@ def make(key: str, node: Any, **offered: Any) -> Any:
         raise ConfigError(f"{key}: {first_line(inner)}") from error
 
 
+def _lists_as_tensors(target: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists of numbers in ``node`` for which ``target`` takes a tensor, as the weights of classes, in float32."""
+    import torch
+
+    _, hints = _signature(target) or ({}, {})
+    takes_tensor = {name for name, hint in hints.items() if torch.Tensor in (hint, *typing.get_args(hint))}
+    lists = {name: value for name, value in node.items() if isinstance(value, list) and name in takes_tensor}
+    return {name: torch.tensor(value, dtype=torch.float32) for name, value in lists.items()}
+
+
 def import_target(key: str, node: Mapping[str, Any]) -> Any:
     """The class or function that ``node`` (found at ``key``) names; ConfigError where it cannot be imported."""
     try:
         return get_object(node["_target_"])
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {reason}") from error
+        raise ConfigError(
+            f"{key}._target_={node['_target_']} cannot be imported ({first_line(error.__cause__ or error)}); {OWN_CODE}"
+        ) from error
 
 
 def check_arguments(
@@ -86,7 +105,7 @@ def check_arguments(
         if argument in RESERVED:
             continue
         if argument not in named and len(named) == len(parameters):
-            raise ConfigError(f"{key}.{argument} is not an argument of {name}; {suggestion(argument, named)}.")
+            raise ConfigError(unknown_argument(key, argument, name, named))
         if not _accepts(hints.get(argument, Any), value):
             kind = str(hints[argument]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
             text = raw.get(argument, value) if isinstance(raw, dict) else value

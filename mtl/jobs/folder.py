@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
+from mtl.config.checks import check
 from mtl.config.redact import plain_secret_error
 from mtl.distributed.ranks import has_several_ranks, rank
 from mtl.errors import ConfigError
-from mtl.jobs.overrides import overrides, quoted
+from mtl.jobs.composition import check_sweep, composed, wants_tracebacks
+from mtl.jobs.overrides import config_folder, overrides, quoted
 from mtl.jobs.resume import newest_run, newest_sweep
 
 log = logging.getLogger(__name__)
@@ -49,8 +52,28 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def remove_untrained(folder: Path) -> None:
+    """Remove the folder of a run that did not start: Hydra's files and our log of it, and folders that are then empty.
+
+    A folder in which something was trained, or that holds other files, stays.
+    """
+    if any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "checkpoints")):
+        return
+    files = [*(folder / ".hydra").glob("*.yaml"), *folder.glob("*.log"), folder / "status.json", folder / ".lock"]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for empty in (folder / ".hydra", folder, *folder.parents[:2]):
+        try:
+            empty.rmdir()
+        except OSError:  # it holds something else, or it is the current folder
+            continue
+
+
 class CheckFolder(Callback):
-    """Chooses and creates the folder before Hydra writes into it, and refuses secrets that Hydra would write there."""
+    """Checks the configuration, then chooses and creates the folder before Hydra writes into it.
+
+    It refuses secrets that Hydra would write there.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Prepare the folder of a single run."""
@@ -66,18 +89,35 @@ class CheckFolder(Callback):
 
 
 def _prepare(config: DictConfig, kind: str, newest: FindNewest) -> None:
-    HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
+    composed()
     try:
+        if kind == "sweep":
+            check_sweep(overrides(config.hydra), config_folder(sys.argv[1:]))
+        HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
         if (refusal := plain_secret_error(config, overrides(config.hydra))) is not None:
             sys.exit(refusal)
+        if kind == "run":
+            _check(config)
         if rank() == 0:
             if config.resume == "auto" or config.skip_finished:
                 _reuse_folder(config, kind, newest)
             _make_folder(config, kind)
         if has_several_ranks():
             _share_folder(config, kind)
+    except ConfigError as error:
+        if wants_tracebacks():
+            traceback.print_exc()
+        sys.exit(1 if rank() else str(error))
     except Exception as error:  # Hydra would turn it into a warning, and go on
         sys.exit(f"hydra.{kind}.dir cannot be prepared ({type(error).__name__}: {error}).")
+
+
+def _check(config: DictConfig) -> None:
+    """ConfigError for a mistake that can be found before anything is written."""
+    own = config.copy()
+    with read_write(own), open_dict(own):
+        del own["hydra"]
+    check(own)
 
 
 def _reuse_folder(config: DictConfig, kind: str, newest: FindNewest) -> None:

@@ -20,11 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.errors import ConfigError
-from mtl.jobs.folder import folder_lock
+from mtl.jobs.composition import composition_errors
+from mtl.jobs.folder import folder_lock, remove_untrained
 from mtl.jobs.launch import RankFailed
-from mtl.jobs.overrides import expand_resume
+from mtl.jobs.overrides import command_line, config_folder, expand_resume
 from mtl.jobs.resume import is_finished
 from mtl.runs.files import read_json, read_status, write_json, write_status
+from mtl.runs.targets import find_own_code
 from mtl.runs.terminal import overview
 from mtl.system import allocator
 from mtl.system.signals import Preempted, StopSignal, exit_process, signal_handlers
@@ -41,11 +43,13 @@ class JobFailed(CompactHydraException):
 def run_job(body: Body, cfg: DictConfig) -> Any:
     """Run ``body(cfg, folder, stop)`` in Hydra's output folder, and record its log and its status there.
 
-    A user's mistake is logged in one line, any other error with its traceback; both are raised as JobFailed. With
-    ``skip_finished`` a finished run is not run again. The frames of an error are cleared: Hydra keeps the exception of
-    every failed job until the end of a sweep, and the frames would keep the job's model in memory.
+    A user's mistake is logged in one line, any other error with its traceback; both are raised as JobFailed. A mistake
+    in a single run ends the process instead, and leaves no folder. With ``skip_finished`` a finished run is not run
+    again. The frames of an error are cleared: Hydra keeps the exception of every failed job until the end of a sweep,
+    and the frames would keep the job's model in memory.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    find_own_code(config_folder(command_line()))
     stop = StopSignal()
     if rank():
         with stop:
@@ -59,6 +63,9 @@ def run_job(body: Body, cfg: DictConfig) -> Any:
         is_asked = os.environ.get("HYDRA_FULL_ERROR") == "1"  # as Hydra reads it
         log.error("%s", _message(error), exc_info=not expected or is_asked)
         _clear_frames(error)
+        if mistake and HydraConfig.get().mode == RunMode.RUN:
+            remove_untrained(folder)
+            sys.exit(1)
         raise _job_failed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
     finally:
         _free_memory()
@@ -89,9 +96,17 @@ def _run_or_skip(body: Body, cfg: DictConfig, folder: Path, stop: StopSignal) ->
         log.info("%s is finished, and skipped", folder)
         return _best_value(folder)
     write_status(folder, "running")
+    log.info("building %s in %s", _choices(), folder)
     value = body(cfg, folder, stop)
     write_status(folder, "finished")
     return value
+
+
+def _choices() -> str:
+    """The options that name a run, as ``data=digits, backbone=tiny_resnet, …``."""
+    choices = HydraConfig.get().runtime.choices
+    named = {group: choices.get(group) for group in ("data", "backbone", "strategy")}
+    return ", ".join(f"{group}={option}" for group, option in named.items() if option is not None)
 
 
 @contextmanager
@@ -174,9 +189,10 @@ def _free_memory() -> None:
 def command(hydra_main: Callable[[], None]) -> None:
     """Run a Hydra application; after a sweep, also one with failed jobs, print a table of its jobs."""
     sys.argv[1:] = expand_resume(sys.argv[1:])
+    find_own_code(config_folder(sys.argv[1:]))
     try:
         # The handlers hold between jobs, and while other processes run them; a job sets its own.
-        with signal_handlers(exit_process), process_group():
+        with signal_handlers(exit_process), process_group(), composition_errors(sys.argv[1:]):
             hydra_main()
     finally:
         composed = HydraConfig.instance().cfg

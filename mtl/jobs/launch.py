@@ -35,7 +35,7 @@ def check_devices(devices: int) -> None:
         raise ConfigError(f"trainer.devices={devices}, but torchrun has started {started} processes: leave it out.")
 
 
-def launch(train: Train, cfg: DictConfig, folder: Path, command_line: Sequence[str] | None) -> float | None:
+def launch(train: Train, cfg: DictConfig, folder: Path, arguments: Sequence[str] | None) -> float | None:
     """Call ``train`` in ``trainer.devices`` processes on this machine; returns the monitored metric's best value.
 
     If a rank fails or is killed, the others are ended within half a minute, and RankFailed names the rank and the
@@ -54,7 +54,7 @@ def launch(train: Train, cfg: DictConfig, folder: Path, command_line: Sequence[s
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its messages are repeated below
     agent = elastic_launch(config, _run_rank)
     try:
-        results = agent(train, cfg, HydraConfig.instance().cfg, folder, command_line and list(command_line))
+        results = agent(train, cfg, HydraConfig.instance().cfg, folder, arguments and list(arguments))
     except SignalException as error:
         raise KeyboardInterrupt if error.sigval == signal.SIGINT else Preempted from None
     except ChildFailedError as error:
@@ -83,9 +83,7 @@ def _failure_error(message: str) -> Exception:
     return OutOfMemory(message) if OutOfMemory.__name__ in message else RankFailed(message)
 
 
-def _run_rank(
-    train: Train, cfg: DictConfig, hydra: Any, folder: Path, command_line: list[str] | None
-) -> tuple[str, Any]:
+def _run_rank(train: Train, cfg: DictConfig, hydra: Any, folder: Path, arguments: list[str] | None) -> tuple[str, Any]:
     """Train as one rank; returns the outcome and its value.
 
     A mistake and a preemption are returned and not raised: the agent takes every exception for a failed rank.
@@ -99,7 +97,7 @@ def _run_rank(
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size()))
     try:
         with StopSignal() as stop:
-            return "best", train(cfg, folder, stop, command_line)
+            return "best", train(cfg, folder, stop, arguments)
     except ConfigError as error:
         return "mistake", str(error)
     except Preempted:

@@ -16,6 +16,8 @@ from mtl.config.redact import redacted
 from mtl.distributed.ranks import rank
 from mtl.runs.files import OVERRIDES, read_overrides, read_yaml, run_folder, write_atomic
 
+CONFIG_FOLDER = ("-cd", "--config-dir")  # Hydra's flags
+
 
 def name_tracker_run(cfg: DictConfig) -> DictConfig:
     """Name the tracker's run by its overrides, group it by its sweep, and tag it with its choices."""
@@ -40,25 +42,55 @@ def overrides(composed: Any = None) -> list[str]:
     return texts
 
 
+def with_config_folder(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``-cd <folder>`` as one argument, ``--config-dir=<absolute path>``, at its beginning."""
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument in CONFIG_FOLDER:
+            next(waiting, None)
+        elif argument.partition("=")[0] not in CONFIG_FOLDER:
+            rest.append(argument)
+    folder = config_folder(arguments)
+    return rest if folder is None else [f"--config-dir={folder}", *rest]
+
+
+def config_folder(arguments: Sequence[str]) -> Path | None:
+    """The folder of configurations that ``-cd`` or ``--config-dir`` names in a command line, absolute."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, equals, value = argument.partition("=")
+        if flag in CONFIG_FOLDER:
+            return Path(value if equals else following).absolute()
+    return None
+
+
+def command_line() -> list[str]:
+    """The arguments that start this job again: the folder of configurations, and the overrides as they were typed."""
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    return [*folders, *overrides()]
+
+
 def expand_resume(arguments: Sequence[str]) -> list[str]:
     """Replace ``resume=<run or checkpoint>`` in the command line by the overrides that started the run.
 
     The other arguments come after them and take precedence; the run's own folder is used. In a sweep, and if there is
     no such run, the arguments are returned unchanged: later checks name the mistake.
     """
-    values = {_key(argument): argument.partition("=")[2].strip("'\"") for argument in arguments}
-    if "resume" not in values or {"-m", "--multirun"} & {*arguments}:
+    if "resume" not in map(key_of, arguments) or {"-m", "--multirun"} & {*arguments}:
         return list(arguments)
+    arguments = with_config_folder(arguments)
+    values = {key_of(argument): argument.partition("=")[2].strip("'\"") for argument in arguments}
     # resume=auto without a folder is resolved once the configuration is composed (newest_run).
     named = values.get("hydra.run.dir") if values["resume"] == "auto" else values["resume"]
     if named is None or (folder := run_folder(Path(named))) is None:
         return list(arguments)
-    index = next(i for i, argument in enumerate(arguments) if _key(argument) == "resume")
-    added = [override for override in _stored_overrides(folder) if _key(override) not in values]
+    index = next(i for i, argument in enumerate(arguments) if key_of(argument) == "resume")
+    added = [override for override in _stored_overrides(folder) if key_of(override) not in values]
     added.append("resume=auto" if values["resume"] == "auto" else f"resume={quoted(Path(named))}")
     if "hydra.run.dir" not in values:
         added.append(f"hydra.run.dir={quoted(folder)}")
-    return [*arguments[:index], *added, *(a for a in arguments[index:] if _key(a) != "resume")]
+    return with_config_folder([*arguments[:index], *added, *(a for a in arguments[index:] if key_of(a) != "resume")])
 
 
 def config_to_record(cfg: DictConfig, found: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -90,18 +122,19 @@ def _stored_overrides(folder: Path) -> list[str]:
     return without(read_yaml(file) if file.is_file() else [], ("resume",))
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """The key of an override, or the flag of an argument such as ``--config-dir=…``."""
     return override.lstrip("+~").partition("=")[0]
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """A path, quoted as the value of an override."""
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def without(overrides: Iterable[str], keys: Sequence[str]) -> list[str]:
     """The overrides without those of ``keys`` and of keys below them."""
-    return [override for override in overrides if not is_within(_key(override), keys)]
+    return [override for override in overrides if not is_within(key_of(override), keys)]
 
 
 def is_within(key: str, keys: Sequence[str]) -> bool:

@@ -33,7 +33,7 @@ def newest_run(root: Path, overrides: Sequence[str]) -> Path | None:
     wanted = sorted(without(overrides, CHANGEABLE))
     for file in sorted(root.glob("*/*/config.yaml"), reverse=True):
         stored = read_overrides(file.parent)
-        if stored is not None and sorted(without(stored, CHANGEABLE)) == wanted:
+        if stored is not None and sorted(without(stored, (*CHANGEABLE, "--config-dir"))) == wanted:
             return file.parent
     return None
 

@@ -1,7 +1,8 @@
-"""The code that a checkpoint may name: its configuration is built by every command that reads it alone."""
+"""The code that a configuration may name: where Python finds it, and what a checkpoint by itself may name."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,16 @@ from mtl.runs.files import read_yaml, run_folder
 
 TRUSTED_PACKAGES = ("mtl", "torch", "timm", "torchmetrics")  # a checkpoint may name their classes …
 TRUSTED_FUNCTIONS = ("torch.tensor", "torch.ones", "torch.zeros", "torch.full")  # … and these, for class weights
+
+
+def find_own_code(folder: Path | None = None) -> None:
+    """Let Python import modules of the current folder, and of ``folder``, the one that ``-cd`` names.
+
+    They come last, so that they hide no installed package.
+    """
+    for place in (Path.cwd(), folder):
+        if place is not None and str(place) not in sys.path:
+            sys.path.append(str(place))
 
 
 def check_targets(path: Path, config: dict[str, Any]) -> None:

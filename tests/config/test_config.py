@@ -154,6 +154,13 @@ def test_heads_and_losses_follow_the_data():
     assert set(options("heads")) >= set(options("data")) and set(options("losses")) >= set(options("data"))
 
 
+def test_class_weights_are_a_list_of_numbers():
+    parts, _ = built("+losses.left.weight=[1,2,1,1,1,1,1,1,1,1]")
+    assert parts.tasks[0].loss.weight.tolist() == [1, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    with pytest.raises(ConfigError, match=r"^losses.left: "):
+        built("+losses.left.weight=[1,two]")
+
+
 def test_a_third_head_from_the_command_line():
     parts, state = built(*THIRD)
     assert list(state.model.heads) == ["left", "right", "parity"]

@@ -19,7 +19,10 @@ from mtl.system.signals import Preempted
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     """Run a body as a job of a sweep, in ``tmp_path``."""
-    hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)), mode=RunMode.MULTIRUN)
+    runtime = SimpleNamespace(output_dir=str(tmp_path), config_sources=[], choices={"data": "digits"})
+    hydra = SimpleNamespace(
+        runtime=runtime, mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=OmegaConf.create([]))
+    )
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     return lambda body, **cfg: run_job(body, OmegaConf.create({"skip_finished": False} | cfg))
 

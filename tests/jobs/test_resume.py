@@ -3,6 +3,7 @@
 import json
 import shutil
 from itertools import count
+from pathlib import Path
 
 import pytest
 from support import composing
@@ -399,15 +400,31 @@ def test_the_command_line_is_the_one_the_run_was_started_with(tmp_path, monkeypa
     assert read_run(folder, "run").overrides == ["strategy=mgda", "seed=1", "+a.b=[1,2]"], "the report reads them too"
     for named in (folder, folder / "checkpoints" / "last.pt"):
         assert expand_resume(["-cd", "conf", f"resume={named}", "seed=2", "++trainer.max_steps=9"]) == [
-            "-cd", "conf", "strategy=mgda", "+a.b=[1,2]", "resume='" + str(named).replace("'", "\\'") + "'",
+            f"--config-dir={Path('conf').absolute()}", "strategy=mgda",
+            "+a.b=[1,2]", "resume='" + str(named).replace("'", "\\'") + "'",
             "hydra.run.dir='" + str(folder).replace("'", "\\'") + "'", "seed=2", "++trainer.max_steps=9",
         ]  # fmt: skip
     given = [f"hydra.run.dir={folder}", "resume=auto"]
     assert expand_resume(given) == [given[0], "strategy=mgda", "seed=1", "+a.b=[1,2]", "resume=auto"]
     monkeypatch.chdir(folder / "checkpoints")
     assert "strategy=mgda" in expand_resume(["resume=last.pt"])
-    for untouched in (["seed=1"], ["resume=auto"], ["-m", f"resume={folder}"], [f"resume={tmp_path / 'nothing'}"]):
+    for untouched in (
+        ["seed=1"],
+        ["resume=auto"],
+        ["-m", "-cd", "/x", f"resume={folder}"],
+        [f"resume={tmp_path / 'nothing'}"],
+    ):
         assert expand_resume(untouched) == untouched
+
+
+def test_the_folder_of_configurations_is_remembered(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_config(folder, {}, ["--config-dir=/there/conf", "data=mine"])
+    resumed = expand_resume([f"resume={folder}", "seed=1"])
+    assert resumed[:2] == ["--config-dir=/there/conf", "data=mine"]
+    assert expand_resume([f"resume={folder}", "-cd", "/here"])[:2] == ["--config-dir=/here", "data=mine"]
+    assert read_run(folder, "run").command == "mtl-train --config-dir=/there/conf data=mine"
 
 
 def test_the_latest_run_of_the_same_command_line_is_found(tmp_path):
@@ -418,7 +435,7 @@ def test_the_latest_run_of_the_same_command_line_is_found(tmp_path):
         return folder
 
     made("2026-01-01/10-00-00", ["seed=1", "strategy=mgda"])
-    wanted = made("2026-01-02/10-00-00", ["strategy=mgda", "seed=1", "trainer.max_steps=5"])
+    wanted = made("2026-01-02/10-00-00", ["--config-dir=/there", "strategy=mgda", "seed=1", "trainer.max_steps=5"])
     made("2026-01-03/10-00-00", ["seed=2", "strategy=mgda"])
     made("2026-01-04/10-00-00", None)
     assert newest_run(tmp_path, ["seed=1", "strategy=mgda", "resume=auto", "trainer.max_steps=7"]) == wanted
