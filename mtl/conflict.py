@@ -56,7 +56,7 @@ def conflict_metrics(gram: Tensor, tasks: Sequence[str], tolerance: float = TOLE
     ``n_i = |g_i|`` and K tasks:
 
     - ``conflict/cos/<a>~<b>``, ``cos_mean``, ``cos_min``: the cosines of the pairs, in the order of ``tasks``
-    - ``conflict/fraction``: the share of pairs with a cosine below ``-tolerance`` (Yu et al. 2020, definition 1: below 0)
+    - ``conflict/fraction``: the share of pairs with a cosine below ``-tolerance`` (Yu et al. 2020, definition 1: 0)
     - ``conflict/magnitude_similarity``: the mean of ``2 n_i n_j / (n_i^2 + n_j^2)`` (Yu et al. 2020, definition 2), in
       [0, 1]; 0 for a pair with one zero gradient
     - ``conflict/norm/<task>``: ``n_i``

@@ -26,7 +26,8 @@ def option(
 ) -> Any:
     """The field of a key.
 
-    ``minimum``: of a whole number; any other number must be above 0, or may be 0 where that is its minimum. ``choices``: the values that are accepted.
+    ``minimum``: of a whole number; any other number must be above 0, or may be 0 where that is its minimum.
+    ``choices``: the values that are accepted.
     ``changeable``: a resumed run may change it. ``length``: it says how long the run is, so that a finished run goes on
     when it changes. ``irrelevant``: runs that differ in it alone are compared as the same experiment.
     """
