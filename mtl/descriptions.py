@@ -36,10 +36,10 @@ DESCRIPTIONS = {
     "conflict/condition_number": Description("largest over smallest singular value of the gradients", 1000, 1, 1000),
     "conflict/rank": Description("number of linearly independent gradients", 1, 2, 1),
     "conflict/stationarity": Description(
-        "shortest convex combination over the mean norm; 0: no direction helps every task", 1, 0.5**0.5, 0
+        "shortest convex combination over the mean norm; 0: no direction helps every task", 1, 0.7071, 0
     ),
     "conflict/cancellation": Description(
-        "share of the summed norms that is lost in the sum of the gradients", 0, 1 - 0.5**0.5, 1
+        "share of the summed norms that is lost in the sum of the gradients", 0, 0.2929, 1
     ),
     "audit/cos/": Description("cosine of the two tasks' gradients at the trunk's parameters", 1, 0, -1),
     "audit/cos_error": Description("mean absolute difference of the cosines at the features and at the parameters"),

@@ -105,11 +105,13 @@ def _unlike_notes(runs: Sequence[Run], methods: Sequence[Row], hidden: set[str])
             "their conflict/cancellation is 1 where nothing cancels."
         )
     groups = [row.settings for row in methods]
+    more = []
     for key in differing_keys(groups):
-        if key in hidden or key == "tasks" or key.startswith(METHOD):
-            continue
-        values = list(dict.fromkeys(str(settings.get(key, ABSENT)) for settings in groups))
-        yield f"The rows differ in more than the method: {key} is {', '.join(values[:4])}{', …' * (len(values) > 4)}."
+        if key not in hidden and key != "tasks" and not key.startswith(METHOD):
+            values = list(dict.fromkeys(str(settings.get(key, ABSENT)) for settings in groups))
+            more.append(f"{key} ({', '.join(values[:4])}{', …' * (len(values) > 4)})")
+    if more:
+        yield f"The rows differ in more than the method: {', '.join(more)}. What follows from that is no finding."
 
 
 def _samples(counts: Any) -> str | None:

@@ -146,8 +146,8 @@ function lines(svg, width, height, series, yLabel, options = {}) {
 /** Labelled points; a label without room is omitted. `points`: {label, colour, x, y, dx or from and to, dy, square, faint}. */
 function scatter(svg, width, height, points, xLabel, yLabel, front = []) {
   if (!points.length) return lines(svg, width, height, [], "");
-  const xs = range(points.flatMap(p => p.faint ? [p.x] : [p.from ?? p.x - (p.dx || 0) * 0.4, p.to ?? p.x + (p.dx || 0) * 0.4]), 0.1);
-  const ys = range(points.flatMap(p => p.faint ? [p.y] : [p.y - (p.dy || 0) * 0.4, p.y + (p.dy || 0) * 0.4]), 0.1);
+  const xs = range(points.flatMap(p => p.faint ? [p.x] : [p.from ?? p.x - (p.dx || 0), p.to ?? p.x + (p.dx || 0)]), 0.1);
+  const ys = range(points.flatMap(p => p.faint ? [p.y] : [p.y - (p.dy || 0), p.y + (p.dy || 0)]), 0.1);
   const a = axes(svg, width, height, xs, ys, xLabel, yLabel);
   const inside = (v, from, to) => Math.max(from, Math.min(to, v));
   if (front.length > 1) {
@@ -214,7 +214,7 @@ function heatMap(svg, width, tasks, value) {
     });
   });
   const wide = Math.min(size, 210), parts = 42;
-  for (let k = 0; k < parts; k++) svg.append(shape("rect", { class: "scale", x: left + k * wide / parts, y: below + 4, width: wide / parts + 0.5, height: 10, fill: cosineFill(2 * (k + 0.5) / parts - 1) }));
+  for (let k = 0; k < parts; k++) svg.append(shape("rect", { class: "scale", x: left + k * wide / parts, y: below + 4, width: wide / parts, height: 10, "shape-rendering": "crispEdges", fill: cosineFill(2 * (k + 0.5) / parts - 1) }));
   [[-1, "start"], [0, "middle"], [1, "end"]].forEach(([v, anchor]) =>
     svg.append(shape("text", { x: left + (v + 1) / 2 * wide, y: below + 28, "text-anchor": anchor }, v < 0 ? "−1" : String(v))));
 }
@@ -283,10 +283,13 @@ function paretoFront(points, x, y, up) {
 /** The end of a sentence on test metrics: bars are said only where some are drawn. */
 const bars = rows => rows.some(row => Object.values(row.values).some(v => v[1])) ? "; vertical bars: 95 % intervals." : ".";
 
+/** All settings with static weights, if they are more than equal weighting, which makes no front. */
+const staticPoints = c => c.points.some(p => p.static && !p.equal) ? c.points.filter(p => p.static) : [];
+
 function tradeoffCaption(c, methods) {
-  const weighted = c.points.filter(p => p.static).length;
+  const weighted = staticPoints(c).length;
   return "Test metrics" + bars(methods).replace("vertical bars", "bars") + " The axes do not start at zero; a label without room is left out."
-    + (weighted > 1 ? ` Grey: the ${weighted} settings with static weights; the band is their Pareto front on the test split. A strategy is better than static weights only beyond the band, by more than its interval.` : "");
+    + (weighted ? ` Grey: the ${weighted} settings with static weights; the band is their Pareto front on the test split. A strategy is better than static weights only beyond the band, by more than its interval.` : "");
 }
 
 function tradeoffs(c) {
@@ -298,7 +301,7 @@ function tradeoffs(c) {
   if (names.length > 1) {
     const figure = plot("tradeoff", "Two tasks against each other", tradeoffCaption(c, methods), 380, (svg, w, h) => {
       const points = [];
-      const weighted = c.points.filter(p => p.static && x in p.values && y in p.values);
+      const weighted = staticPoints(c).filter(p => x in p.values && y in p.values);
       weighted.forEach(p => points.push({ label: p.label, x: p.values[x], y: p.values[y], colour: "var(--soft)", square: true, faint: true }));
       methods.forEach(row => {
         const [a, b] = [row.values[x], row.values[y]];
@@ -316,6 +319,7 @@ function tradeoffs(c) {
     let chosen = qualities[0][0];
     const shared = methods.filter(row => row.shared).map(row => row.label);
     const caption = "Median time of a training step, with the quartiles of the readings, against the test metrics" + bars(methods) + " The axes do not start at zero."
+      + (methods.some(row => row.doubted && !row.shared) ? " Of a row marked † in the table, the time may be the machine's." : "")
       + (shared.length ? ` Not drawn, because they shared the machine with another run of this report, or are compared with one that did: ${shared.join(", ")}.` : "");
     const figure = plot("cost", "Training cost against quality", caption, 380, (svg, w, h) => {
       const points = methods.flatMap(row => {
@@ -418,7 +422,6 @@ function conflict(c) {
     panel("norms", "Norms of the weighted losses' gradients", () => series("train/conflict/norm/"), { log: true }),
     panel("weights", "Task weights", () => series("train/weight/"), { zero: true }),
   ];
-  const select = choice("strategy", rows.map((r, i) => [String(i), r.label]), String(rows.indexOf(row)), v => { row = rows[Number(v)]; figures.forEach(f => f.redraw()); });
   const said = element("p", { class: "soft" });
   const spaces = { features: "with respect to the shared features, sample by sample", features_sum: "with respect to the shared features, summed over the batch", parameters: "with respect to the shared parameters" };
   const say = () => { said.textContent = `Gradients ${spaces[row.space] || `in the space ${row.space}`}, in training steps${row.seeds > 1 ? `, averaged over the ${row.seeds} finished runs` : ""}.`

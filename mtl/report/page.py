@@ -72,7 +72,7 @@ def _descriptions() -> dict[str, list[list[str]]]:
     for name, found in DESCRIPTIONS.items():
         values = [getattr(found, column) for column in columns]
         short = f"{name}…" if name.endswith("/") else name
-        cells = ["–" if value is None else f"{value:.3g}".replace("-", "−") for value in values]
+        cells = ["–" if value is None else f"{value:.4g}".replace("-", "−") for value in values]
         lines[name.partition("/")[0]].append([short, found.words, *cells])
     return lines
 
@@ -110,6 +110,7 @@ def _row(
         "seconds": [float(value) for value in np.quantile(row.step_times, (0.25, 0.5, 0.75))]
         if len(row.step_times)
         else None,
+        "doubted": bool(row.time and row.time.doubts and row is not row.reference),
         "shared": bool(row.time and SHARED in row.time.doubts),
         "space": row.settings.get("strategy.space", "features"),
         "tolerance": (row.first.config.get("conflict") or {}).get("tolerance", 0),
@@ -148,7 +149,7 @@ def _point(row: Row, comparison: Comparison) -> dict[str, Any]:
     values = {name: list(row.test(name).values()) for name in comparison.metrics}
     means = {name: float(np.mean(found)) for name, found in values.items() if found}
     where = comparison.rows.index(row) if row in comparison.rows else None
-    return {"label": row.label, "static": row.is_static, "row": where, "values": means}
+    return {"label": row.label, "static": row.is_static, "equal": row.is_equal_weighting, "row": where, "values": means}
 
 
 def _run(row: Row, run: Run, comparison: Comparison) -> dict[str, Any]:

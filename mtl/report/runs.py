@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -146,21 +146,26 @@ def read_run(folder: Path, name: str) -> Run:
         folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
     )
     run.summary = read_json(folder / "summary.json")
-    run.span, run.host = _span(status, run.summary), status.get("host")
+    run.span, run.host = _span(folder, status, run.summary), status.get("host")
     run.config = _yaml(file.read_text() if file.is_file() else "")
     run.overrides = read_overrides(folder) or []
     _read_series(run)
     return run
 
 
-def _span(status: dict[str, Any], summary: dict[str, Any]) -> tuple[datetime, datetime] | None:
-    """From the start to the end of a run; of a run without a recorded start, its seconds before the end."""
+def _span(folder: Path, status: dict[str, Any], summary: dict[str, Any]) -> tuple[datetime, datetime] | None:
+    """From the start to the end of a run; of a run without a recorded start, its seconds before the end.
+
+    A run that is running, or was killed, has lasted until its last metric.
+    """
     try:
         end = datetime.fromisoformat(status["time"])
+        if status.get("status") == "running":
+            end = max(end, datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime, timezone.utc))
         if "started" in status:
             return datetime.fromisoformat(status["started"]), end
         return end - timedelta(seconds=float(summary["seconds"]["total"])), end
-    except (KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -101,16 +101,18 @@ def format_time(row: Row) -> str:
 
 def _main_caption(comparison: Comparison, delta: bool, ranked: bool, ratio: bool) -> str:
     monitors = {run.monitor for row in comparison.rows for run in row.finished.values()}
-    best = f"the model with the best val/{monitors.pop()}" if len(monitors) == 1 else "its best model on validation"
-    sentences = [f"Mean over the seeds, of each run {best}."]
+    if not monitors:
+        return "No run has finished, so there are no test metrics."
+    best = f"with the best val/{monitors.pop()}" if len(monitors) == 1 else "that is best on validation"
+    sentences = [f"Mean over the seeds. A run's metrics are those of its model {best}."]
     if any(found.half is not None for row in comparison.rows for found in row.metrics.values()):
-        sentences[0] = f"Mean ± {CONFIDENCE:.0%} interval (Student's t) over the seeds, of each run {best}."
+        sentences[0] = sentences[0].replace("Mean", f"Mean ± {CONFIDENCE:.0%} interval (Student's t)", 1)
     if comparison.best:
         sentences.append(
             "Bold: better than every other strategy. The intervals do not overlap, and paired by seed the differences "
             "exclude zero, corrected for the number of strategies (Bonferroni)."
         )
-    elif len(comparison.methods) > 1:
+    elif sum(bool(row.finished) for row in comparison.methods) > 1:
         sentences.append("Nothing is bold, because no strategy is clearly better than all others.")
     if delta:
         sentences.append(

@@ -64,7 +64,7 @@ def test_equal_time_is_compared_only_where_a_step_clearly_costs_another_time(tmp
 
 
 def test_readings_that_stray_are_in_the_ratio(tmp_path):
-    _, rows = sweep(tmp_path, ALONE)
+    sweep(tmp_path, ALONE)
     for i, times in ((0, (9, 0.1, 0.1, 0.1, 0.3)), (3, (9, 0.1, 0.1, 0.4, 0.2))):
         lines = [{"step": k, "split": "train", "time/step": t} for k, t in enumerate(times, 1)]
         for seed in range(3):

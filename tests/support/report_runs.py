@@ -96,7 +96,7 @@ def accuracies(left: float | None = None, right: float | None = None) -> dict[st
 
 
 def write_study(root: Path, seeds: int = 3) -> Path:
-    """Two baselines, equal and two static weightings, two rules, in turn; of two learning rates the higher is better."""
+    """Two baselines, equal and two static weightings, two rules, in turn; at two rates, the higher is better."""
     jobs = 0
     for lr in (0.1, 0.2):
         for seed in range(seeds):
