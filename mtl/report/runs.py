@@ -38,6 +38,7 @@ class Run:
     error: str | None = None
     span: tuple[datetime, datetime] | None = None  # from its start to its last change of status; None if unknown
     host: str | None = None
+    load: float | None = None  # the machine's load average at its end
     summary: dict[str, Any] = field(default_factory=dict)
     series: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # "val/loss/a": steps, values
     malformed_lines: int = 0  # of metrics.jsonl
@@ -82,11 +83,20 @@ class Run:
         return float(np.median(self.step_times)) if len(self.step_times) else float("nan")
 
     @property
+    def is_busy(self) -> bool:
+        """Whether the machine's load was higher than the run's own threads and loading processes explain."""
+        trainer, threads = self.config.get("trainer") or {}, self.summary.get("threads")
+        if self.load is None or threads is None:
+            return False
+        own = threads * (trainer.get("devices") or 1) + (trainer.get("num_workers") or 0)
+        return self.load > 1.5 * own + 1
+
+    @property
     def lower_is_better(self) -> bool:
         """Whether the best model is the one with the lowest monitored metric."""
         trainer = self.config.get("trainer") or {}
         higher = self.summary.get("higher_is_better", {}).get(self.monitor)
-        return {"min": True, "max": False}.get(trainer.get("mode"), not higher)
+        return not higher if trainer.get("mode") not in ("min", "max") else trainer["mode"] == "min"
 
     @property
     def monitor(self) -> str:
@@ -147,6 +157,7 @@ def read_run(folder: Path, name: str) -> Run:
     )
     run.summary = read_json(folder / "summary.json")
     run.span, run.host = _span(folder, status, run.summary), status.get("host")
+    run.load = status.get("load")
     run.config = _yaml(file.read_text() if file.is_file() else "")
     run.overrides = read_overrides(folder) or []
     _read_series(run)

@@ -122,14 +122,14 @@ def _main_caption(comparison: Comparison, delta: bool, ranked: bool, ratio: bool
         )
     if ranked:
         sentences.append(
-            "A mean rank says nothing about the size of a difference, and depends on the set of rows: without one of "
-            "them, every rank may change."
+            "A mean rank depends on the set of rows: without one of them, every rank may change. It says nothing about "
+            "the size of a difference."
         )
     if ratio:
         sentences.append(
             "Time is the median of the logged step times over that of equal weighting, without each run's first; in "
-            "brackets the quartiles of one against those of the other. Memory is the peak of a training step, relative "
-            "to equal weighting. This report does not know what else the machine did."
+            "brackets the quartiles of one against those of the other, or the runs' medians where they are further "
+            "apart. Memory is the peak of a training step, relative to equal weighting."
         )
     return " ".join(sentences)
 
@@ -287,7 +287,7 @@ def _run_lines(comparison: Comparison) -> list[dict[str, Any]]:
             line = {"data": comparison.data, "label": row.label, "selected": row in comparison.rows, "seed": seed}
             line |= {"status": run.status, "folder": run.name, "steps": run.summary.get("steps")}
             line |= {"best_val": run.summary.get("best", {}).get("monitor"), "best_val_of": run.monitor}
-            line |= {"started": run.span[0].isoformat() if run.span else None, "host": run.host}
+            line |= {"load": run.load, "started": run.span[0].isoformat() if run.span else None, "host": run.host}
             line |= {"shared_machine": shared_machine(run, comparison.runs) if run.span else None}
             line |= {"git": run.summary.get("versions", {}).get("git"), "device": run.summary.get("device")}
             line |= {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtl.report.runs import Run
-from mtl.report.statistics import Interval, interval
+from mtl.report.statistics import SEEDS, Interval, interval
 
 if TYPE_CHECKING:
     from mtl.report.compare import Row
@@ -18,12 +18,15 @@ SHARED = "shared the machine with another run of this report"
 ELSEWHERE = "ran on another machine, device or number of threads"
 IN_TURN = "ran before or after, not interleaved"
 UNKNOWN = "ran at an unknown time"
+BUSY = "ran beside other work: the load average was higher than their threads explain"
+FEW = "are fewer than three"
 
 
 @dataclass(frozen=True)
 class TimeRatio:
-    """Median step time over the reference's; ``low`` and ``high`` set the quartiles of the readings against each other.
+    """Median step time over the reference's, with its spread from ``low`` to ``high``.
 
+    The spread sets the quartiles of the readings against each other, or the runs' medians where they are further apart.
     ``doubts``: why it is no measure of what the strategy costs.
     """
 
@@ -40,20 +43,28 @@ class TimeRatio:
 
 def time_ratio(row: Row, reference: Row, runs: Sequence[Run]) -> TimeRatio | None:
     """The ratio of two rows' step times; None without readings. ``runs``: all runs that may have shared the machine."""
-    own, other = row.step_times, reference.step_times
-    if not (len(own) and len(other)):
+    if not (len(row.step_times) and len(reference.step_times)):
         return None
-    (low, middle, high), (low_other, middle_other, high_other) = (
-        np.quantile(t, (0.25, 0.5, 0.75)) for t in (own, other)
-    )
+    (low, middle, high), (low_other, middle_other, high_other) = _spread(row), _spread(reference)
     doubts = tuple(_doubts(list(row.finished.values()), list(reference.finished.values()), runs))
-    return TimeRatio(*map(float, (middle / middle_other, low / high_other, high / low_other)), doubts)
+    return TimeRatio(middle / middle_other, low / high_other, high / low_other, doubts)
+
+
+def _spread(row: Row) -> tuple[float, float, float]:
+    """The median of a row's step times, between its quartile or its fastest run's median, and the other end."""
+    low, middle, high = (float(value) for value in np.quantile(row.step_times, (0.25, 0.5, 0.75)))
+    medians = [run.step_seconds for run in row.finished.values() if len(run.step_times)]
+    return min(low, *medians), middle, max(high, *medians)
 
 
 def _doubts(own: Sequence[Run], other: Sequence[Run], runs: Sequence[Run]) -> Iterable[str]:
     both = [*own, *other]
+    if min(len(own), len(other)) < SEEDS:
+        yield FEW
     if any(shared_machine(run, runs) for run in both):
         yield SHARED
+    if any(run.is_busy for run in both):
+        yield BUSY
     if len({(run.host, run.summary.get("device"), run.summary.get("threads")) for run in both}) > 1:
         yield ELSEWHERE
     starts = [[run.span[0] for run in side if run.span] for side in (own, other)]

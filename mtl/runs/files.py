@@ -67,14 +67,15 @@ def finite_or_null(value: Any) -> Any:
 
 
 def write_status(folder: Path, status: str, error: str | None = None) -> None:
-    """Write status.json: a run's status, its start, the time of its last change, its host, the first line of its error.
+    """Write status.json: a run's status, start, last change, host, load average, and the first line of its error.
 
     The status is ``running``, ``finished``, ``failed``, ``preempted`` (the run was asked to stop and saved its state)
     or ``oom`` (out of memory). It stays ``running`` if the process is killed. A resumed run keeps its first start.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None  # Windows has none
     content = {"status": status, "started": read_status(folder).get("started", now), "time": now}
-    content["host"] = platform.node()
+    content |= {"host": platform.node(), "load": load}
     if error is not None:
         content["error"] = first_line(error)
     write_json(folder / "status.json", content)

@@ -8,7 +8,7 @@ from support.report_runs import accuracies, write_run
 from mtl.report.compare import compare
 from mtl.report.runs import find_runs
 from mtl.report.tables import tables
-from mtl.report.timing import ELSEWHERE, IN_TURN, SHARED, UNKNOWN, shared_machine
+from mtl.report.timing import BUSY, ELSEWHERE, FEW, IN_TURN, SHARED, UNKNOWN, shared_machine
 
 
 def sweep(root, starts, slow=0.1, **more):
@@ -39,6 +39,19 @@ def test_how_the_runs_were_run_is_known(tmp_path, starts, doubts):
 @pytest.mark.parametrize("recorded", [{"device": "cuda: H"}, {"threads": 4}])
 def test_runs_on_other_devices_or_threads_do_not_compare_in_time(tmp_path, recorded):
     assert sweep(tmp_path, ALONE, recorded=recorded)[1]["MGDA"].time.doubts == (ELSEWHERE,)
+
+
+def test_a_busy_machine_and_a_single_run_are_no_measure(tmp_path):
+    sweep(tmp_path, ALONE, recorded={"threads": 2})
+    for i in range(6):
+        (tmp_path / str(i) / "summary.json").write_text(json.dumps({"test": accuracies(0.5, 0.5), "threads": 2}))
+        status = json.loads((tmp_path / str(i) / "status.json").read_text())
+        (tmp_path / str(i) / "status.json").write_text(json.dumps(status | {"load": 3.9 if i else 9.6}))
+    (comparison,) = compare(find_runs([tmp_path]))
+    assert {row.label: row.time.doubts for row in comparison.rows} == {"Naive": (BUSY,), "MGDA": (BUSY,)}
+    first = find_runs([tmp_path / "0", tmp_path / "3"])
+    assert FEW in compare(first)[0].rows[1].time.doubts
+    assert [run.is_busy for run in find_runs([tmp_path])] == [True] + 5 * [False]
 
 
 def test_a_second_of_rounding_and_another_host_are_no_sharing(tmp_path):
@@ -73,3 +86,13 @@ def test_readings_that_stray_are_in_the_ratio(tmp_path):
     ratio = {row.label: row for row in comparison.rows}["MGDA"].time
     assert ratio.value == pytest.approx(1.5)  # medians 0.15 and 0.1; the first reading, of 9 s, does not count
     assert ratio.low < 1 < ratio.high and not ratio.is_clear
+
+
+def test_runs_that_are_far_apart_widen_the_spread_though_each_is_steady(tmp_path):
+    for i in range(6):
+        slow = (0.1, 0.3, 0.1, 0.2, 0.1, 0.2)[i]
+        write_run(
+            tmp_path / str(i), ("naive", "mgda")[i % 2], i // 2, accuracies(0.5, 0.5), start=100 * i, step_time=slow
+        )
+    ratio = next(row for row in compare(find_runs([tmp_path]))[0].rows if row.label == "MGDA").time
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 3)) and ratio.is_clear
