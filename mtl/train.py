@@ -53,7 +53,7 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: S
     save_config(folder, config, arguments)
     with make_tracker(folder, cfg.tracker, config, wandb_id(cfg, found)) as tracker, explained(state):
         test = fit(state, parts, cfg, tracker, stop)
-        tracker.summarise(run_summary(state, test, folder))
+        tracker.summarise(run_summary(state, parts.data, test, folder))
     if rank() == 0:
         figures.draw_run(folder)
         print(final_report(folder))

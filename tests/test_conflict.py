@@ -7,6 +7,7 @@ import torch
 from scipy.optimize import minimize
 
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
+from mtl.descriptions import DESCRIPTIONS, TOLERANCE, describe
 
 
 def gram_of(*rows):
@@ -31,14 +32,14 @@ def reference(rows, tasks):
         **{f"conflict/cos/{tasks[i]}~{tasks[j]}": c for (i, j), c in cos.items()},
         "conflict/cos_mean": np.mean(list(cos.values())),
         "conflict/cos_min": min(cos.values()),
-        "conflict/fraction": np.mean([c < 0 for c in cos.values()]),
+        "conflict/fraction": np.mean([c < -TOLERANCE for c in cos.values()]),
         "conflict/magnitude_similarity": np.mean(
             [2 * norms[i] * norms[j] / (norms[i] ** 2 + norms[j] ** 2) for i, j in pairs]
         ),
         "conflict/condition_number": singular[0] / singular[-1],
         "conflict/rank": len(rows),
         "conflict/stationarity": math.sqrt(max(shortest.fun, 0)) / norms.mean(),
-        "conflict/cancellation": np.linalg.norm(rows.sum(0)) / norms.sum(),
+        "conflict/cancellation": 1 - np.linalg.norm(rows.sum(0)) / norms.sum(),
     }
 
 
@@ -62,7 +63,7 @@ def test_closed_forms_for_two_tasks():
     assert metrics["conflict/cos/a~b"] == pytest.approx(-1 / math.sqrt(2))
     assert metrics["conflict/fraction"] == 1
     assert metrics["conflict/magnitude_similarity"] == pytest.approx(2 * 3 * math.sqrt(2) / 11)
-    assert metrics["conflict/cancellation"] == pytest.approx(math.sqrt(5) / (3 + math.sqrt(2)))
+    assert metrics["conflict/cancellation"] == pytest.approx(1 - math.sqrt(5) / (3 + math.sqrt(2)))
     # the foot of the perpendicular from the origin on the segment between the two ends
     assert metrics["conflict/stationarity"] == pytest.approx(3 / math.sqrt(17) / ((3 + math.sqrt(2)) / 2))
 
@@ -70,15 +71,18 @@ def test_closed_forms_for_two_tasks():
 def test_opposite_gradients_are_stationary_and_cancel():
     metrics = conflict_metrics(gram_of([1.0, 2.0], [-1.0, -2.0]), ["a", "b"])
     assert metrics["conflict/stationarity"] == pytest.approx(0, abs=1e-7)
-    assert metrics["conflict/cancellation"] == pytest.approx(0, abs=1e-7)
+    assert metrics["conflict/cancellation"] == pytest.approx(1, abs=1e-7)
     assert metrics["conflict/rank"] == 1
+    assert metrics["conflict/condition_number"] == pytest.approx(
+        1000
+    )  # infinite, and not the 1 of well-conditioned rows
 
 
 def test_one_task_has_no_pairs():
     metrics = conflict_metrics(gram_of([3.0, 4.0]), ["only"])
     assert metrics == {
         "conflict/norm/only": 5.0, "conflict/condition_number": 1.0, "conflict/rank": 1,
-        "conflict/stationarity": 1.0, "conflict/cancellation": 1.0,
+        "conflict/stationarity": 1.0, "conflict/cancellation": 0.0,
     }  # fmt: skip
 
 
@@ -87,6 +91,9 @@ def test_a_zero_gradient_has_no_cosine():
     assert "conflict/cos/a~zero" not in metrics and "conflict/cos/zero~c" not in metrics
     assert metrics["conflict/cos_mean"] == pytest.approx(1 / math.sqrt(2))
     assert metrics["conflict/norm/zero"] == 0 and metrics["conflict/stationarity"] == 0
+    assert metrics["conflict/rank"] == 2 and metrics["conflict/condition_number"] == pytest.approx(1000)
+    # 0 for the two pairs with the zero gradient: norms 1 and 0 are as unlike as can be
+    assert metrics["conflict/magnitude_similarity"] == pytest.approx(2 * math.sqrt(2) / 3 / 3)
     assert torch.isnan(cosines(gram_of([1.0, 0.0], [0.0, 0.0]))[0, 1])
 
 
@@ -143,3 +150,63 @@ def test_a_gradient_that_is_not_finite_has_norms_and_no_more(value):
     gram[0, 0] = value
     metrics = conflict_metrics(gram, ["a", "b", "c"])
     assert metrics["conflict/norm/b"] == 1 and "conflict/stationarity" not in metrics
+    assert metrics["conflict/cos_mean"] == 0 and "conflict/cos/a~b" not in metrics  # of the pair b~c alone
+
+
+PAIRS = {"parallel": [1.0, 0.0], "orthogonal": [0.0, 1.0], "opposed": [-1.0, 0.0]}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("norm", [1.0, 1e-5])
+def test_the_described_values_are_those_of_the_metrics(name, norm):
+    metrics = conflict_metrics(norm**2 * gram_of([1.0, 0.0], PAIRS[name]), ["a", "b"])
+    for metric, value in metrics.items():
+        said = getattr(describe(metric), name)
+        assert said is None if "norm/" in metric else value == pytest.approx(said, abs=1e-4), metric
+
+
+def test_every_metric_is_described_and_nothing_else():
+    gram = gram_of([1.0, 0.0, 0.2], [0.5, 1.0, 0.0], [-1.0, 0.3, 2.0])
+    ones = torch.ones(3, dtype=torch.float64)
+    found = conflict_metrics(gram, "abc") | agreement_metrics(gram, gram.flip(0, 1), "abc", (ones, ones))
+    assert {name for name in found if describe(name) is None} == set()
+    used = {name if name in DESCRIPTIONS else name.rpartition("/")[0] + "/" for name in found}
+    assert used == set(DESCRIPTIONS) and describe("loss/a") is None
+
+
+@pytest.mark.parametrize("shape", PAIRS)
+def test_three_gradients_in_closed_form(shape):
+    third = {"parallel": [1.0, 0, 0], "orthogonal": [0, 0, 1.0], "opposed": [0, 0, 0.0]}[shape]
+    metrics = conflict_metrics(gram_of([1.0, 0, 0], [*PAIRS[shape], 0], third), ["a", "b", "c"])
+    expected = {"parallel": (1, 0, 0), "orthogonal": (3**-0.5, 1 - 3**-0.5, 0), "opposed": (0, 1, 1)}[shape]
+    names = ("stationarity", "cancellation", "fraction")
+    assert [metrics[f"conflict/{name}"] for name in names] == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_cosine_within_the_tolerance_is_no_conflict():
+    angles = [math.acos(c) for c in (-0.0003, -0.04, -0.06)]
+    for angle, fraction in zip(angles, (0, 0, 1), strict=True):
+        gram = gram_of([1.0, 0.0], [math.cos(angle), math.sin(angle)])
+        assert conflict_metrics(gram, ["a", "b"])["conflict/fraction"] == fraction
+        assert conflict_metrics(gram, ["a", "b"], tolerance=0)["conflict/fraction"] == 1  # negative control
+    random = torch.randn(40, 20_000, generator=torch.Generator().manual_seed(0))
+    tasks = [str(i) for i in range(40)]
+    assert conflict_metrics(random @ random.T, tasks)["conflict/fraction"] == 0
+    assert conflict_metrics(random @ random.T, tasks, tolerance=0)["conflict/fraction"] > 0.4
+
+
+def test_signs_of_noise_are_not_counted_as_agreement_nor_as_disagreement():
+    def gram(*cosines):
+        a, b, c = cosines
+        return torch.tensor([[1, a, b], [a, 1, c], [b, c, 1]]).double()
+
+    here, there = gram(0.3, -0.001, 0.4), gram(0.2, 0.001, -0.5)
+    assert agreement_metrics(here, there, "abc")["audit/sign_agreement"] == 0.5
+    assert agreement_metrics(here, there, "abc", tolerance=0)["audit/sign_agreement"] == pytest.approx(1 / 3)
+    assert "audit/sign_agreement" not in agreement_metrics(gram(0.01, 0, 0), gram(0.01, 0, 0), "abc")
+
+
+def test_a_small_gradient_is_near_stationary_without_any_conflict():
+    metrics = conflict_metrics(gram_of([1.0, 0.0], [0.01, 0.0]), ["a", "b"])
+    assert metrics["conflict/stationarity"] == pytest.approx(0.01 / 0.505)  # min(n) / mean(n), as the docstring says
+    assert metrics["conflict/cancellation"] == pytest.approx(0, abs=1e-7)

@@ -70,7 +70,7 @@ def audit(state: Any, inputs: Tensor, targets: dict[str, Tensor], rules: dict[st
     here, there = grams(state, inputs, targets)
     names = [task.name for task in state.tasks]
     for space, gram in here.items():
-        found = agreement_metrics(gram, there, names)
+        found = agreement_metrics(gram, there, names, tolerance=0)
         line = {"space": space} | {name: found.get(f"audit/{name}") for name in MEASURES[:-1]}
         lengths = torch.stack([gram.diagonal().log(), there.diagonal().log()])
         line["norm_correlation"] = torch.corrcoef(lengths)[0, 1].item()

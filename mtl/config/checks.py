@@ -125,8 +125,8 @@ def _check_options(cfg: DictConfig) -> None:
         value, minimum = OmegaConf.select(cfg, name, default=key.default), key.metadata.get("minimum", 1)
         if choices := key.metadata.get("choices"):
             _check_choice(name, value, choices)
-        elif type(value) is float and not value > 0:
-            raise ConfigError(f"{name}={value} must be above 0.")
+        elif type(value) is float and not (value > 0 or value == minimum):
+            raise ConfigError(f"{name}={value} must be {'0 or more' if minimum == 0 else 'above 0'}.")
         elif type(value) is int and value < minimum:  # no bool, which is an int as well
             raise ConfigError(f"{name}={value} must be {minimum} or more.")
 
@@ -145,6 +145,8 @@ def _check_values(cfg: DictConfig) -> None:
         raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
     if trainer.ema is not None and trainer.ema >= 1:
         raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
+    if cfg.conflict.tolerance >= 1:
+        raise ConfigError(f"conflict.tolerance={cfg.conflict.tolerance} must be from 0 to below 1: it is a cosine.")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
         raise ConfigError(f"device={cfg.device} must be auto, cpu, cuda, cuda:<number> or mps.")
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():

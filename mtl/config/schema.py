@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from mtl.descriptions import TOLERANCE
+
 MISSING: Any = "???"  # OmegaConf's
 
 
@@ -24,7 +26,8 @@ def option(
 ) -> Any:
     """The field of a key.
 
-    ``minimum``: of a whole number; any other number must be above 0. ``choices``: the values that are accepted.
+    ``minimum``: of a whole number; any other number must be above 0, or may be 0 where that is its minimum.
+    ``choices``: the values that are accepted.
     ``changeable``: a resumed run may change it. ``length``: it says how long the run is, so that a finished run goes on
     when it changes. ``irrelevant``: runs that differ in it alone are compared as the same experiment.
     """
@@ -103,6 +106,8 @@ class ConflictConfig:
 
     every: int | None = 10  # steps; null: never
     audit_every: int | None = None  # steps between comparisons of feature space with parameter space; null: never
+    # two gradients conflict where their cosine is below -tolerance; 0 counts every negative cosine, noise as well
+    tolerance: float = option(TOLERANCE, minimum=0)
 
 
 @dataclass

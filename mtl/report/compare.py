@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from mtl.report.delta_m import by_metric, by_task, task_of
+from mtl.report.delta_m import by_metric, by_task, relative_changes, task_of
 from mtl.report.names import class_name, differing_keys, interpolations_of, is_unbalanced, row_labels
+from mtl.report.notes import notes_on
 from mtl.report.runs import ReportError, Run
-from mtl.report.statistics import SEEDS, Interval, bootstrap, interval, mean_ranks, paired_difference
+from mtl.report.statistics import SEEDS, Interval, bootstrap, clear_winner, interval, mean_ranks, paired_difference
+from mtl.report.timing import TimeRatio, time_ratio
 
 
 @dataclass(eq=False)
@@ -30,7 +32,9 @@ class Row:
     delta_task: Interval | None = None
     interquartile: tuple[float, float, float] | None = None  # mean of Δm by metric, and its bootstrap interval
     rank: float = math.nan
-    time_ratio: float = math.nan
+    deltas: dict[str, dict[int, float]] = field(default_factory=dict)  # Δm by seed, "metric" and "task"
+    no_delta: str = ""  # why there is no Δm
+    time: TimeRatio | None = None  # to the reference
     memory_ratio: float = math.nan
     reference: Row | None = None
 
@@ -75,24 +79,29 @@ class Row:
         return fmean(values) if values and None not in values else math.nan
 
     @property
-    def step_seconds(self) -> float:
-        """The smallest logged step time, in seconds; NaN without one.
+    def step_times(self) -> np.ndarray:
+        """The logged step times of all finished runs that do the same work, in seconds.
 
-        Other load on the machine can only increase a step time. So the minimum is over all runs that do the same work:
-        all seeds, and the settings that were not selected but have the same peak memory.
+        These are all seeds, and the settings that were not selected but have the same peak memory.
         """
         same = [row for row in self.others if row.peak_memory == self.peak_memory]
-        return float(np.fmin.reduce([run.step_seconds for row in [self, *same] for run in row.runs.values()]))
+        times = [run.step_times for row in [self, *same] for run in row.finished.values()]
+        return np.concatenate(times) if times else np.array([])
+
+    @property
+    def step_seconds(self) -> float:
+        """The median step time, in seconds; NaN without one."""
+        return float(np.median(self.step_times)) if len(self.step_times) else math.nan
 
     @property
     def peak_memory(self) -> float:
-        """The mean over the seeds of a step's peak memory, in bytes; NaN if unknown."""
-        return fmean(run.peak_memory for run in self.runs.values())
+        """The mean over the finished seeds of a step's peak memory, in bytes; NaN if unknown."""
+        return fmean([run.peak_memory for run in self.finished.values()] or [math.nan])
 
     def test(self, name: str) -> dict[int, float]:
-        """A test metric by seed, for the runs that have it."""
+        """A test metric by seed, for the runs that have it as a finite number."""
         found = {seed: run.summary["test"].get(name) for seed, run in self.finished.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
 
 
 @dataclass
@@ -105,6 +114,9 @@ class Comparison:
     candidates: list[Row]
     runs: list[Run]
     notes: list[str] = field(default_factory=list)
+    best: dict[str, Row] = field(
+        default_factory=dict
+    )  # by metric or Δm, the row that is clearly better than all others
 
     @property
     def directed(self) -> dict[str, bool]:
@@ -149,7 +161,7 @@ def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:
     rows.sort(key=lambda row: (not row.is_baseline, not row.is_equal_weighting, not row.is_static))
     comparison = Comparison(data, _metrics(rows), rows, candidates, runs, notes)
     _measure(comparison, hidden)
-    _add_notes(comparison)
+    comparison.notes += notes_on(comparison, hidden)
     return comparison
 
 
@@ -191,7 +203,7 @@ def _select(candidates: list[Row], hidden: set[str], tune: Sequence[str], notes:
 
 
 def _best(rows: Sequence[Row]) -> Row:
-    lower = rows[0].first.config.get("trainer", {}).get("mode", "min") == "min"
+    lower = next((run.lower_is_better for row in rows for run in row.finished.values()), rows[0].first.lower_is_better)
     worst = math.inf if lower else -math.inf
     values = [worst if math.isnan(row.validation) else row.validation for row in rows]
     return rows[int(np.argmin(values) if lower else np.argmax(values))]
@@ -223,13 +235,24 @@ def _measure(comparison: Comparison, hidden: set[str]) -> None:
         row.reference = _reference(row, comparison.methods, free)
         if row.is_baseline:
             continue
-        _against_reference(row, comparison.metrics)
+        _against_reference(row, comparison)
         _against_baselines(row, comparison, free)
-    methods = comparison.methods
+    methods = [row for row in comparison.methods if row.finished]
+    comparison.best = _clear_winners(comparison, methods)
+    if any(len(row.finished) < SEEDS for row in methods):
+        return  # ranks of so few seeds are ranks of noise
     means = [[_mean(row.metrics.get(name)) for name in comparison.directed] for row in methods]
     table = np.array(means).reshape(len(methods), len(comparison.directed))
     for row, rank in zip(methods, mean_ranks(table, list(comparison.directed.values())), strict=True):
         row.rank = float(rank)
+
+
+def _clear_winners(comparison: Comparison, methods: Sequence[Row]) -> dict[str, Row]:
+    columns = {name: ([row.test(name) for row in methods], higher) for name, higher in comparison.directed.items()}
+    columns["Δm by metric"] = ([row.deltas.get("metric", {}) for row in methods], False)
+    columns["Δm by task"] = ([row.deltas.get("task", {}) for row in methods], True)
+    found = {name: clear_winner(values, higher) for name, (values, higher) in columns.items()}
+    return {name: methods[index] for name, index in found.items() if index is not None}
 
 
 def _mean(found: Interval | None) -> float:
@@ -252,14 +275,16 @@ def _reference(row: Row, methods: Sequence[Row], free: set[str]) -> Row | None:
     return equal[0] if equal else None
 
 
-def _against_reference(row: Row, metrics: dict[str, bool | None]) -> None:
+def _against_reference(row: Row, comparison: Comparison) -> None:
     if row.reference is None:
         return
     if row.reference is not row:
         row.differences = {
-            name: paired_difference(row.test(name), row.reference.test(name)) for name in metrics if row.test(name)
+            name: paired_difference(row.test(name), row.reference.test(name))
+            for name in comparison.metrics
+            if row.test(name)
         }
-    row.time_ratio = row.step_seconds / row.reference.step_seconds
+    row.time = time_ratio(row, row.reference, comparison.runs)
     row.memory_ratio = row.peak_memory / row.reference.peak_memory
 
 
@@ -269,65 +294,31 @@ def _against_baselines(row: Row, comparison: Comparison, free: set[str]) -> None
     for task in row.first.tasks:
         own = [b for b in comparison.rows if b.is_baseline and b.first.tasks == [task] and _comparable(row, b, free)]
         if not own or not own[0].finished:
+            row.no_delta = "its single-task baselines have other settings, or none: give the differing keys to --tune"
             return
         found = _best(own).metrics
         baselines |= {name: found[name].mean for name in comparison.directed if name in found}
-    seeds = [
-        {name: values[seed] for name in comparison.directed if seed in (values := row.test(name))}
+    seeds = {
+        seed: {name: values[seed] for name in comparison.directed if seed in (values := row.test(name))}
         for seed in row.finished
-    ]
-    if not baselines or any(set(values) != set(baselines) for values in seeds) or not seeds:
+    }
+    row.no_delta = _no_delta(seeds, baselines, comparison.directed)
+    if row.no_delta or not seeds:
         return
-    deltas = [by_metric(values, baselines, comparison.directed) for values in seeds]
-    row.delta_metric = interval(deltas)
-    row.delta_task = interval([by_task(values, baselines, comparison.directed) for values in seeds])
-    row.interquartile = bootstrap(deltas)
+    for kind, delta in (("metric", by_metric), ("task", by_task)):
+        row.deltas[kind] = {seed: delta(values, baselines, comparison.directed) for seed, values in seeds.items()}
+    row.delta_metric, row.delta_task = (interval(list(row.deltas[kind].values())) for kind in ("metric", "task"))
+    row.interquartile = bootstrap(list(row.deltas["metric"].values()))
 
 
-def _add_notes(comparison: Comparison) -> None:
-    """Note runs that are not counted in full, and statistics that the runs do not allow."""
-    for run in comparison.runs:
-        comparison.notes += _run_notes(run)
-    few = [row for row in comparison.rows if 0 < len(row.finished) < SEEDS]
-    if few:
-        which = "all" if len(few) == len(comparison.rows) else ", ".join(row.label for row in few)
-        comparison.notes.append(f"Fewer than {SEEDS} seeds, so no interval: {which}.")
-    unknown = [name for name, higher in comparison.metrics.items() if higher is None]
-    if unknown:
-        comparison.notes.append(
-            f"Not ranked and not in Δm, because whether higher is better is unknown: {', '.join(unknown)}."
-        )
-    comparison.notes += _baseline_notes(comparison)
-    comparison.notes += _reference_notes(comparison.methods)
-
-
-def _run_notes(run: Run) -> Iterator[str]:
-    if run.status == "running":
-        yield f"{run.name} is running, or was killed."
-    elif not run.finished:
-        note = f"{run.name} is {run.status}{f': {run.error}' if run.error else ''}"
-        yield note.rstrip(".") + "."
-    elif not run.config:
-        yield f"{run.name} has no readable config.yaml, so it is in no row."
-    if run.malformed_lines:
-        yield f"{run.name}/metrics.jsonl has {run.malformed_lines} malformed lines, which are ignored."
-
-
-def _baseline_notes(comparison: Comparison) -> Iterator[str]:
-    methods = comparison.methods
-    tasks = dict.fromkeys(task for row in methods for task in row.first.tasks)
-    alone = {row.first.tasks[0] for row in comparison.rows if row.is_baseline}
-    without = [task for task in tasks if task not in alone]
-    if without:
-        asked = " ".join(f"tasks=[{task}]" for task in without[:4])
-        yield f"No Δm: there is no single-task baseline of {', '.join(without)} here (also run {asked})."
-    elif any(row.delta_metric is None and row.finished for row in methods):
-        yield "No Δm for rows whose single-task baselines have other settings: give the differing keys to --tune."
-
-
-def _reference_notes(methods: Sequence[Row]) -> Iterator[str]:
-    if methods and not any(row.reference for row in methods):
-        yield "No differences and ratios: there is no run of equal weighting with the same settings."
-    for row in methods:
-        if row.reference not in (None, row) and row.finished.keys() != row.reference.finished.keys():
-            yield f"{row.label} and {row.reference.label} have different seeds; their differences use the common ones."
+def _no_delta(seeds: dict[int, dict[str, float]], baselines: dict[str, float], higher: dict[str, bool]) -> str:
+    """Why there is no Δm of these metrics by seed; empty if there is one."""
+    if not baselines:
+        return "no metric of its baselines has a known direction"
+    for seed, values in seeds.items():
+        for name in sorted(set(values) ^ set(baselines)):
+            return f"{name} is missing in {f'seed {seed}' if name in baselines else 'its baseline'}"
+        for name, change in relative_changes(values, baselines, higher).items():
+            if math.isnan(change):
+                return f"{name} is {values[name]:.3g}, and no share of a baseline of {baselines[name]:.3g}"
+    return ""

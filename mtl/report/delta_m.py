@@ -14,14 +14,15 @@ Metrics = Mapping[str, float]  # by "<task>/<metric>"
 
 
 def relative_changes(values: Metrics, baselines: Metrics, higher_is_better: Mapping[str, bool]) -> dict[str, float]:
-    """``(M - B) / B`` of every metric, in percent, with the sign such that *below zero is better*; NaN if B is 0.
+    """``(M - B) / |B|`` of every metric, in percent, with the sign such that *below zero is better*.
 
-    KeyError for a metric without a baseline or a direction.
+    NaN if B is 0 or M has the opposite sign: a share of such a baseline means nothing. KeyError for a metric without a
+    baseline or a direction.
     """
     changes = {}
     for name, value in values.items():
         baseline = baselines[name]
-        change = 100 * (value - baseline) / abs(baseline) if baseline else float("nan")
+        change = 100 * (value - baseline) / abs(baseline) if baseline and value * baseline >= 0 else float("nan")
         changes[name] = -change if higher_is_better[name] else change
     return changes
 

@@ -36,6 +36,33 @@ def differing_keys(groups: Sequence[Settings]) -> list[str]:
     return [key for key in columns if key in found.values()]
 
 
+def differences(groups: Sequence[Settings], limit: int = 6) -> list[str]:
+    """In what the groups differ, in words: the parts with their classes, then keys that differ within one class."""
+    words, keys = [], differing_keys(groups)
+    for part in PARTS:
+        names = list(dict.fromkeys(class_name(settings, part) or ABSENT for settings in groups))
+        if len(names) > 1:
+            words.append(f"{part} ({', '.join(names) if len(names) <= limit else f'{len(names)} classes'})")
+    for key in keys:
+        if key.endswith("_target_") or not _differs_within_a_class(groups, key):
+            continue
+        values = list(dict.fromkeys(_format(settings.get(key, ABSENT)) for settings in groups))
+        short = len(values) <= limit and sum(map(len, values)) < 60
+        words.append(f"{key} ({', '.join(values)})" if short else f"{key} ({len(values)} values)")
+    return words
+
+
+def _differs_within_a_class(groups: Sequence[Settings], key: str) -> bool:
+    """Whether a key differs between groups of the same class: arguments of different classes cannot be compared."""
+    part = key.partition(".")[0]
+    values: dict[str, set[str]] = {}
+    for settings in groups:
+        values.setdefault(class_name(settings, part) if part in PARTS else "", set()).add(
+            str(settings.get(key, ABSENT))
+        )
+    return any(len(found) > 1 for found in values.values())
+
+
 def interpolations_of(groups: Sequence[Settings], keys: Sequence[str]) -> set[str]:
     """``keys``, the keys below them, and every key whose value equals one of them in each group (an interpolation)."""
     every = {key for settings in groups for key in settings}

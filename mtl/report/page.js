@@ -116,6 +116,7 @@ function lines(svg, width, height, series, yLabel, options = {}) {
   const all = series.flatMap(s => [...s.y, ...(s.lo || []), ...(s.hi || [])]);
   const log = Boolean(options.log) && all.every(v => v > 0) && Math.max(...range(all, 0)) > 10 * Math.min(...range(all, 0));
   let ys = log ? [Math.min(...range(all, 0)) / 1.1, Math.max(...range(all, 0)) * 1.1] : range(all);
+  if (options.range) ys = options.range;
   if (options.zero) ys = [Math.min(ys[0], 0), Math.max(ys[1], 0)];
   const a = axes(svg, width, height, range(series.flatMap(s => s.x), 0), ys, "step", yLabel, log);
   if (options.zero) svg.append(shape("line", { class: "axis", x1: a.left, x2: width - a.right, y1: a.y(0), y2: a.y(0) }));
@@ -142,11 +143,11 @@ function lines(svg, width, height, series, yLabel, options = {}) {
   svg.onpointerleave = () => { hideTip(); cursor.setAttribute("visibility", "hidden"); };
 }
 
-/** Labelled points; a label without room is omitted. `points`: {label, colour, x, y, dx, dy, square, faint}. */
+/** Labelled points; a label without room is omitted. `points`: {label, colour, x, y, dx or from and to, dy, square, faint}. */
 function scatter(svg, width, height, points, xLabel, yLabel, front = []) {
   if (!points.length) return lines(svg, width, height, [], "");
-  const xs = range(points.flatMap(p => p.faint ? [p.x] : [p.x - (p.dx || 0) * 0.4, p.x + (p.dx || 0) * 0.4]), 0.1);
-  const ys = range(points.flatMap(p => p.faint ? [p.y] : [p.y - (p.dy || 0) * 0.4, p.y + (p.dy || 0) * 0.4]), 0.1);
+  const xs = range(points.flatMap(p => p.faint ? [p.x] : [p.from ?? p.x - (p.dx || 0), p.to ?? p.x + (p.dx || 0)]), 0.1);
+  const ys = range(points.flatMap(p => p.faint ? [p.y] : [p.y - (p.dy || 0), p.y + (p.dy || 0)]), 0.1);
   const a = axes(svg, width, height, xs, ys, xLabel, yLabel);
   const inside = (v, from, to) => Math.max(from, Math.min(to, v));
   if (front.length > 1) {
@@ -155,7 +156,8 @@ function scatter(svg, width, height, points, xLabel, yLabel, front = []) {
   }
   for (const p of points) if (!p.faint) {
     const bar = { stroke: p.colour, opacity: 0.3 };
-    if (p.dx) svg.append(shape("line", { x1: inside(a.x(p.x - p.dx), a.left, width - a.right), x2: inside(a.x(p.x + p.dx), a.left, width - a.right), y1: a.y(p.y), y2: a.y(p.y), ...bar }));
+    const [from, to] = [p.from ?? p.x - (p.dx || 0), p.to ?? p.x + (p.dx || 0)];
+    if (to > from) svg.append(shape("line", { x1: inside(a.x(from), a.left, width - a.right), x2: inside(a.x(to), a.left, width - a.right), y1: a.y(p.y), y2: a.y(p.y), ...bar }));
     if (p.dy) svg.append(shape("line", { x1: a.x(p.x), x2: a.x(p.x), y1: inside(a.y(p.y - p.dy), a.top, height - a.bottom), y2: inside(a.y(p.y + p.dy), a.top, height - a.bottom), ...bar }));
   }
   const taken = [];
@@ -164,7 +166,7 @@ function scatter(svg, width, height, points, xLabel, yLabel, front = []) {
     const mark = p.square
       ? shape("rect", { x: cx - r, y: cy - r, width: 2 * r, height: 2 * r, fill: p.faint ? "var(--soft)" : "var(--raised)", stroke: "var(--soft)", "stroke-width": p.faint ? 0 : 2 })
       : shape("circle", { cx, cy, r, fill: p.colour, opacity: p.faint ? 0.5 : 1 });
-    mark.addEventListener("pointermove", event => showTip(event, `${p.label}\n${xLabel}: ${brief(p.x)}${p.dx ? ` ± ${brief(p.dx)}` : ""}\n${yLabel}: ${brief(p.y)}${p.dy ? ` ± ${brief(p.dy)}` : ""}`));
+    mark.addEventListener("pointermove", event => showTip(event, `${p.label}\n${xLabel}: ${brief(p.x)}${p.dx ? ` ± ${brief(p.dx)}` : p.from ? ` (${brief(p.from)} to ${brief(p.to)})` : ""}\n${yLabel}: ${brief(p.y)}${p.dy ? ` ± ${brief(p.dy)}` : ""}`));
     mark.addEventListener("pointerleave", hideTip);
     svg.append(mark);
     if (!p.faint) taken.push({ x: cx - 6, y: cy - 6, w: 12, h: 12 });
@@ -187,11 +189,15 @@ function label(svg, point, cx, cy, taken, width, height) {
   }
 }
 
-function heatMap(svg, width, tasks, value, limit) {
+const cosineText = v => Math.abs(v) < 0.0005 ? "0.000" : `${v < 0 ? "−" : "+"}${Math.abs(v).toFixed(Math.abs(v) < 0.1 ? 3 : 2)}`;
+const cosineFill = v => `rgba(var(--${v < 0 ? "fight" : "agree"}), ${Math.min(1, Math.abs(v)) * 0.85})`;
+
+/** Cosines on a fixed scale from -1 to 1, with the scale below. */
+function heatMap(svg, width, tasks, value) {
   const left = Math.min(110, 14 + 6.6 * Math.max(...tasks.map(t => t.length))), top = 8;
   const cell = Math.min(76, (width - left - 8) / tasks.length);
   const size = cell * tasks.length, tilted = tasks.some(t => t.length * 6.6 > cell);
-  const height = top + size + (tilted ? 70 : 24);
+  const below = top + size + (tilted ? 70 : 24), height = below + 40;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("height", height);
   tasks.forEach((a, i) => {
@@ -202,12 +208,15 @@ function heatMap(svg, width, tasks, value, limit) {
       : shape("text", { x: x + cell / 2, y: top + size + 16, "text-anchor": "middle" }, a));
     tasks.forEach((b, j) => {
       const v = i === j ? 1 : value(a, b);
-      const strength = v === null || i === j ? 0 : Math.min(1, Math.abs(v) / limit) * 0.85;
-      const fill = i === j || v === null ? "var(--grid)" : `rgba(var(--${v < 0 ? "fight" : "agree"}), ${strength})`;
+      const fill = i === j || v === null ? "var(--grid)" : cosineFill(v);
       svg.append(shape("rect", { x: left + j * cell, y, width: cell - 1, height: cell - 1, fill, stroke: "var(--line)", "stroke-width": 0.5 }));
-      if (cell >= 34 && i !== j) svg.append(shape("text", { class: "strong halo", x: left + (j + 0.5) * cell, y: y + cell / 2 + 4, "text-anchor": "middle" }, v === null ? "?" : `${v < 0 ? "−" : "+"}${Math.abs(v).toFixed(2)}`));
+      if (cell >= 34 && i !== j) svg.append(shape("text", { class: "strong halo", x: left + (j + 0.5) * cell, y: y + cell / 2 + 4, "text-anchor": "middle" }, v === null ? "?" : cosineText(v)));
     });
   });
+  const wide = Math.min(size, 210), parts = 42;
+  for (let k = 0; k < parts; k++) svg.append(shape("rect", { class: "scale", x: left + k * wide / parts, y: below + 4, width: wide / parts, height: 10, "shape-rendering": "crispEdges", fill: cosineFill(2 * (k + 0.5) / parts - 1) }));
+  [[-1, "start"], [0, "middle"], [1, "end"]].forEach(([v, anchor]) =>
+    svg.append(shape("text", { x: left + (v + 1) / 2 * wide, y: below + 28, "text-anchor": anchor }, v < 0 ? "−1" : String(v))));
 }
 
 // ------------------------------------------------------------------------------------------------ controls
@@ -220,16 +229,12 @@ function choice(label, options, chosen, change) {
 
 function sortable(table, sticky) {
   const body = element("tbody"), head = element("tr"), rows = [];
-  const wide = table.header.indexOf("selected on validation");
+  const wide = table.header.findIndex(title => ["selected on validation", "what it is"].includes(title));
   const numberOf = text => { const found = parseFloat(text.replace("−", "-")); return Number.isNaN(found) ? null : found; };
-  const best = table.header.map((title, j) => {
-    const values = table.lines.filter(l => l.kind !== "baseline").map(l => numberOf(l[j])).filter(v => v !== null);
-    if (!values.length || !/[↑↓]$|mean rank/.test(title) || !table.main) return null;
-    return title.endsWith("↑") ? Math.max(...values) : Math.min(...values);
-  });
-  table.lines.forEach(line => {
+  const best = new Set(table.bold.map(([line, column]) => `${line},${column}`));
+  table.lines.forEach((line, i) => {
     const row = element("tr", { class: line.kind || null });
-    line.forEach((text, j) => row.append(element("td", { class: j === wide ? "left" : line.kind !== "baseline" && best[j] !== null && numberOf(text) === best[j] ? "best" : null }, text)));
+    line.forEach((text, j) => row.append(element("td", { class: j === wide ? "left" : best.has(`${i},${j}`) ? "best" : null }, text)));
     rows.push([line, row]);
     body.append(row);
   });
@@ -275,6 +280,18 @@ function paretoFront(points, x, y, up) {
   return points.filter(q => !dominated(q)).sort((p, q) => p.values[x] - q.values[x]).map(p => ({ x: p.values[x], y: p.values[y] }));
 }
 
+/** The end of a sentence on test metrics: bars are said only where some are drawn. */
+const bars = rows => rows.some(row => Object.values(row.values).some(v => v[1])) ? "; vertical bars: 95 % intervals." : ".";
+
+/** All settings with static weights, if they are more than equal weighting, which makes no front. */
+const staticPoints = c => c.points.some(p => p.static && !p.equal) ? c.points.filter(p => p.static) : [];
+
+function tradeoffCaption(c, methods) {
+  const weighted = staticPoints(c).length;
+  return "Test metrics" + bars(methods).replace("vertical bars", "bars") + " The axes do not start at zero; a label without room is left out."
+    + (weighted ? ` Grey: the ${weighted} settings with static weights; the band is their Pareto front on the test split. A strategy is better than static weights only beyond the band, by more than its interval.` : "");
+}
+
 function tradeoffs(c) {
   const names = c.metrics.filter(m => m.higher !== null).map(m => m.name);
   const up = Object.fromEntries(c.metrics.map(m => [m.name, m.higher]));
@@ -282,13 +299,13 @@ function tradeoffs(c) {
   let [x, y] = [names[0], names.find(n => c.metrics.find(m => m.name === n).task !== c.metrics[0].task) || names[0]];
   const grid = element("div", { class: "grid" });
   if (names.length > 1) {
-    const figure = plot("tradeoff", "Two tasks against each other", "Test metrics, bars: 95 % intervals. Grey: all settings with static weights; the band is their Pareto front. A strategy is better than tuned static weights only beyond the band.", 380, (svg, w, h) => {
+    const figure = plot("tradeoff", "Two tasks against each other", tradeoffCaption(c, methods), 380, (svg, w, h) => {
       const points = [];
-      const weighted = c.points.filter(p => p.static && x in p.values && y in p.values);
+      const weighted = staticPoints(c).filter(p => x in p.values && y in p.values);
       weighted.forEach(p => points.push({ label: p.label, x: p.values[x], y: p.values[y], colour: "var(--soft)", square: true, faint: true }));
       methods.forEach(row => {
         const [a, b] = [row.values[x], row.values[y]];
-        if (a && b) points.push({ label: row.label, x: a[0], y: b[0], dx: a[1], dy: b[1], colour: colour(row.index), square: row.static });
+        if (a && b && a[0] !== null && b[0] !== null) points.push({ label: row.label, x: a[0], y: b[0], dx: a[1], dy: b[1], colour: colour(row.index), square: row.static });
       });
       scatter(svg, w, h, points, x + arrow(up[x]), y + arrow(up[y]), paretoFront(weighted, x, y, up));
     });
@@ -300,17 +317,33 @@ function tradeoffs(c) {
   const qualities = [...(methods.some(r => r.delta) ? [["Δm by metric, %", "Δm by metric, % ↓"]] : []), ...names.map(n => [n, n + arrow(up[n])])];
   if (qualities.length) {
     let chosen = qualities[0][0];
-    const figure = plot("cost", "Training cost against quality", "Minimum time of a training step against the test metrics; bars: 95 % intervals.", 380, (svg, w, h) => {
+    const shared = methods.filter(row => row.shared).map(row => row.label);
+    const caption = "Median time of a training step, with the quartiles of the readings, against the test metrics" + bars(methods) + " The axes do not start at zero."
+      + (methods.some(row => row.doubted && !row.shared) ? " Of a row marked † in the table, the time may be the machine's." : "")
+      + (shared.length ? ` Not drawn, because they shared the machine with another run of this report, or are compared with one that did: ${shared.join(", ")}.` : "");
+    const figure = plot("cost", "Training cost against quality", caption, 380, (svg, w, h) => {
       const points = methods.flatMap(row => {
         const found = chosen.startsWith("Δm") ? row.delta : row.values[chosen];
-        return found && row.seconds !== null ? [{ label: row.label, x: row.seconds * 1000, y: found[0], dy: found[1], colour: colour(row.index), square: row.static }] : [];
+        if (!found || found[0] === null || row.seconds === null || row.shared) return [];
+        const [low, middle, high] = row.seconds.map(s => s * 1000);
+        return [{ label: row.label, x: middle, y: found[0], from: low, to: high, dy: found[1], colour: colour(row.index), square: row.static }];
       });
+      if (!points.length) return lines(svg, w, h, [], "", { nothing: "no step times that could be compared" });
       scatter(svg, w, h, points, "milliseconds a step ↓", qualities.find(q => q[0] === chosen)[1]);
     });
     figure.insertBefore(element("div", { class: "controls" }, choice("quality", qualities, chosen, v => { chosen = v; figure.redraw(); })), figure.children[1]);
     grid.append(figure);
   }
   return element("section", { id: "tradeoffs" }, element("h2", {}, "Trade-offs"), grid);
+}
+
+function curvesCaption(c) {
+  const seeds = Math.max(...c.rows.map(row => row.seeds));
+  const unfinished = c.rows.filter(row => row.unfinished).map(row => row.label);
+  return (seeds > 1 ? "Mean over the finished runs of a row, at the steps that all of them logged; the band spans the lowest and the highest seed." : "One run a row.")
+    + " Long curves are averaged over neighbouring steps. The vertical axis spans the data."
+    + (c.rows.length > 1 ? " Click a label to show or hide its curve." : "")
+    + (unfinished.length ? ` Of runs that have not finished: ${unfinished.join(", ")}.` : "");
 }
 
 function curves(c) {
@@ -325,7 +358,7 @@ function curves(c) {
   firsts.forEach((first, k) => {
     let chosen = first;
     const figure = plot("curves", "Over training", null, 320, (svg, w, h) =>
-      lines(svg, w, h, c.rows.flatMap((row, i) => active.has(i) ? curve(c, row, i, chosen) : []), "", { log: chosen.includes("loss"), nothing: "none of the selected rows logged it" }));
+      lines(svg, w, h, c.rows.flatMap((row, i) => active.has(i) ? curve(c, row, i, chosen) : []), chosen.replace(/^(train|val)\//, ""), { log: chosen.includes("loss"), nothing: "none of the selected rows logged it" }));
     figure.insertBefore(element("div", { class: "controls" }, choice("metric", names.map(n => [n, n]), chosen, v => { chosen = v; figure.redraw(); })), figure.children[1]);
     figures.push(figure);
     grid.append(figure);
@@ -342,7 +375,7 @@ function curves(c) {
     chips.append(chip);
   });
   return element("section", { id: "curves" }, element("h2", {}, "Curves"),
-    element("p", { class: "soft" }, "Mean over the seeds; the band spans the lowest and the highest seed. Click a label to show or hide its curve."), grid, chips);
+    element("p", { class: "soft" }, curvesCaption(c)), grid, chips);
 }
 
 function conflict(c) {
@@ -360,13 +393,11 @@ function conflict(c) {
     slider.max = Math.max(0, steps.length - 1);
     at = Math.min(at, slider.max);
     slider.value = at;
-    const all = of("train/conflict/cos/").flatMap(n => row.curves[n].y.map(Math.abs));
-    const limit = Math.max(0.05, ...all);
-    where.textContent = steps.length ? `step ${steps[at]}; full colour is ±${limit.toFixed(2)}; blue: agreement, red: conflict` : "not measured";
+    where.textContent = steps.length ? `step ${steps[at]}; blue: agreement, red: opposition` : "not measured";
     heatMap(svg, w, row.tasks, (a, b) => {
       const found = cosine(a, b), i = found ? c.steps[found.x].indexOf(steps[at]) : -1;
       return i < 0 ? null : found.y[i];
-    }, limit);
+    });
   });
   matrix.insertBefore(element("div", { class: "controls" }, element("label", {}, "step", slider), where), matrix.children[1]);
   const panel = (name, title, get, options) => {
@@ -374,6 +405,7 @@ function conflict(c) {
     const figure = plot(name, title, null, 250, (svg, w, h) => {
       const found = get();
       lines(svg, w, h, found, "", options);
+      if (options.heading) figure.querySelector("h3").textContent = options.heading();
       legend.replaceChildren(...found.map(s => {
         const swatch = shape("svg", { viewBox: "0 0 20 8" });
         swatch.append(shape("line", { x1: 0, x2: 20, y1: 4, y2: 4, stroke: s.colour, "stroke-width": 3, "stroke-dasharray": s.dash || "" }));
@@ -385,14 +417,22 @@ function conflict(c) {
   };
   const figures = [
     matrix,
-    panel("fraction", "Share of pairs in conflict, mean cosine", () => series("train/conflict/", n => /\/(fraction|cos_mean|cos_min)$/.test(n)), { zero: true }),
-    panel("norms", "Norms of the task gradients", () => series("train/conflict/norm/"), { log: true }),
+    panel("fraction", "Share of pairs in conflict, mean and lowest cosine", () => series("train/conflict/", n => /\/(fraction|cos_mean|cos_min)$/.test(n)),
+      { range: [-1, 1], heading: () => `Share of pairs with a cosine below ${row.tolerance ? `−${row.tolerance}` : "0"}; mean and lowest cosine` }),
+    panel("norms", "Norms of the weighted losses' gradients", () => series("train/conflict/norm/"), { log: true }),
     panel("weights", "Task weights", () => series("train/weight/"), { zero: true }),
   ];
-  const select = choice("strategy", rows.map((r, i) => [String(i), r.label]), String(rows.indexOf(row)), v => { row = rows[Number(v)]; figures.forEach(f => f.redraw()); });
-  return element("section", { id: "conflict" }, element("h2", {}, "Gradient conflict and task weights"),
-    element("p", { class: "soft" }, "Gradients with respect to the shared features during training, averaged over the seeds."),
-    element("div", { class: "controls" }, select), element("div", { class: "grid" }, ...figures));
+  const said = element("p", { class: "soft" });
+  const spaces = { features: "with respect to the shared features, sample by sample", features_sum: "with respect to the shared features, summed over the batch", parameters: "with respect to the shared parameters" };
+  const say = () => { said.textContent = `Gradients ${spaces[row.space] || `in the space ${row.space}`}, in training steps${row.seeds > 1 ? `, averaged over the ${row.seeds} finished runs` : ""}.`
+    + (row.space === "features" ? ` ${c.smallCosines}` : ""); };
+  say();
+  const select = choice("strategy", rows.map((r, i) => [String(i), r.label]), String(rows.indexOf(row)), v => { row = rows[Number(v)]; say(); figures.forEach(f => f.redraw()); });
+  const audited = rows.some(r => Object.keys(r.curves).some(n => n.startsWith("train/audit/")));
+  const table = { header: ["metric", "what it is", "parallel", "orthogonal", "opposed"], lines: [...c.descriptions.conflict, ...(audited ? c.descriptions.audit : [])], bold: [] };
+  const meaning = element("details", { class: "table" }, element("summary", {}, "What these numbers are, and what they are for two gradients of the same length"), sortable(table, true));
+  return element("section", { id: "conflict" }, element("h2", {}, "Gradient conflict and task weights"), said,
+    element("div", { class: "controls" }, select), element("div", { class: "grid" }, ...figures), meaning);
 }
 
 function examples(c) {
@@ -423,7 +463,7 @@ function runs(c) {
       const test = Object.entries(run.test).map(([k, v]) => `${k} ${v}`).join(", ");
       details.append(element("pre", {}, element("code", {}, run.command)), element("p", { class: "soft" }, run.folder));
       if (run.error) details.append(element("p", { class: "bad" }, run.error));
-      if (test) details.append(element("p", { class: "soft" }, `test: ${test}; best validation: ${brief(run.best)}`));
+      if (test) details.append(element("p", { class: "soft" }, `test: ${test}; best val/${run.monitor}: ${brief(run.best)}, the best of ${run.evaluations} evaluations and so flattering`));
       const rows = (header, lines) => element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...header.map(h => element("th", { class: "left" }, h)))),
         element("tbody", {}, ...lines.map(line => element("tr", {}, ...line.map(text => element("td", { class: "left" }, element("code", {}, text))))))));
       if (run.changes.length) details.append(rows(["differs in", run.against || "the reference", "this run"], run.changes));

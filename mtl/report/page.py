@@ -6,15 +6,18 @@ import base64
 import html
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtl.descriptions import DESCRIPTIONS, SMALL_COSINES
 from mtl.report.compare import Comparison, Row
 from mtl.report.delta_m import task_of
 from mtl.report.runs import Run, flatten
-from mtl.report.tables import finite_or_none, format_number, summary_line, tables
+from mtl.report.tables import Table, finite_or_none, format_number, summary_line, tables
+from mtl.report.timing import SHARED
 
 HERE = Path(__file__).parent
 NUMBERS = 500_000  # most numbers in all curves of a page: about 4 MB
@@ -47,30 +50,47 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "data": comparison.data,
         "summary": summary_line(comparison),
         "metrics": [{"name": name, "task": task_of(name), "higher": higher} for name, higher in metrics],
-        "tables": [_table(table, i == 0) for i, table in enumerate(tables(comparison))],
+        "tables": [_table(table) for table in tables(comparison)],
         "rows": rows,
         "steps": list(steps),
         "points": [_point(row, comparison) for row in comparison.candidates if not row.is_baseline and row.finished],
         "runs": [_run(row, run, comparison) for row in comparison.candidates for run in row.runs.values()],
         "notes": comparison.notes,
+        "descriptions": _descriptions(),
+        "smallCosines": SMALL_COSINES,
     }
 
 
-def _table(table: Any, main: bool) -> dict[str, Any]:
-    return {"title": table.title, "caption": table.caption, "header": table.header, "lines": table.lines, "main": main}
+def _table(table: Table) -> dict[str, Any]:
+    return asdict(table)
+
+
+def _descriptions() -> dict[str, list[list[str]]]:
+    """The lines of the table that says what each metric is, for conflict and for audits."""
+    columns = ("parallel", "orthogonal", "opposed")
+    lines: dict[str, list[list[str]]] = {"conflict": [], "audit": []}
+    for name, found in DESCRIPTIONS.items():
+        values = [getattr(found, column) for column in columns]
+        short = f"{name}…" if name.endswith("/") else name
+        cells = ["–" if value is None else f"{value:.4g}".replace("-", "−") for value in values]
+        lines[name.partition("/")[0]].append([short, found.words, *cells])
+    return lines
+
+
+def _drawn(row: Row) -> list[Run]:
+    """The runs whose curves are drawn: the finished ones, or all if none is finished."""
+    return list((row.finished or row.runs).values())
 
 
 def _series_names(row: Row) -> list[str]:
-    names = dict.fromkeys(name for run in row.runs.values() for name in run.series)
+    names = dict.fromkeys(name for run in _drawn(row) for name in run.series)
     return [name for name in names if not name.startswith("test/")]  # one value is no curve
 
 
 def _row(
     row: Row, names: list[str], points: int, steps: dict[tuple[float, ...], int], budget: list[int]
 ) -> dict[str, Any]:
-    curves = {
-        name: _curve([run.series[name] for run in row.runs.values() if name in run.series], points) for name in names
-    }
+    curves = {name: _curve([run.series[name] for run in _drawn(row) if name in run.series], points) for name in names}
     described = {}
     for name, (at, mean, low, high) in curves.items():
         if len(at):
@@ -85,8 +105,15 @@ def _row(
         "rank": finite_or_none(row.rank),
         "values": {name: _interval(found) for name, found in row.metrics.items()},
         "delta": _interval(row.delta_metric),
-        "time": finite_or_none(row.time_ratio),
-        "seconds": finite_or_none(row.step_seconds),
+        "seeds": len(row.finished),
+        "unfinished": not row.finished,
+        "seconds": [float(value) for value in np.quantile(row.step_times, (0.25, 0.5, 0.75))]
+        if len(row.step_times)
+        else None,
+        "doubted": bool(row.time and row.time.doubts and row is not row.reference),
+        "shared": bool(row.time and SHARED in row.time.doubts),
+        "space": row.settings.get("strategy.space", "features"),
+        "tolerance": (row.first.config.get("conflict") or {}).get("tolerance", 0),
         "curves": described,
         "examples": _examples(row, budget),
     }
@@ -122,7 +149,7 @@ def _point(row: Row, comparison: Comparison) -> dict[str, Any]:
     values = {name: list(row.test(name).values()) for name in comparison.metrics}
     means = {name: float(np.mean(found)) for name, found in values.items() if found}
     where = comparison.rows.index(row) if row in comparison.rows else None
-    return {"label": row.label, "static": row.is_static, "row": where, "values": means}
+    return {"label": row.label, "static": row.is_static, "equal": row.is_equal_weighting, "row": where, "values": means}
 
 
 def _run(row: Row, run: Run, comparison: Comparison) -> dict[str, Any]:
@@ -145,6 +172,8 @@ def _run(row: Row, run: Run, comparison: Comparison) -> dict[str, Any]:
         "config": [[key, _text(value)] for key, value in flatten(run.config).items()] if run is row.first else [],
         "test": {name: format_number(value, ".4g") for name, value in test.items() if value is not None},
         "best": finite_or_none(run.summary.get("best", {}).get("monitor")),
+        "monitor": run.monitor,
+        "evaluations": len(run.series.get(f"val/{run.monitor}", [()])[0]),
     }
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class Run:
     overrides: list[str] = field(default_factory=list)
     status: str = "unknown"
     error: str | None = None
+    span: tuple[datetime, datetime] | None = None  # from its start to its last change of status; None if unknown
+    host: str | None = None
+    load: float | None = None  # the machine's load average at its end
     summary: dict[str, Any] = field(default_factory=dict)
     series: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # "val/loss/a": steps, values
     malformed_lines: int = 0  # of metrics.jsonl
@@ -68,10 +72,36 @@ class Run:
         return " ".join(["mtl-train", *(shlex.quote(o) for o in self.overrides if not o.startswith("skip_finished"))])
 
     @property
-    def step_seconds(self) -> float:
-        """The smallest logged step time, in seconds: other load on the machine can only increase it."""
+    def step_times(self) -> np.ndarray:
+        """The logged step times, in seconds, without the first: it holds what is done once, as filling caches."""
         values = self.series.get("train/time/step", (None, np.array([])))[1]
-        return float(values.min()) if len(values) else float("nan")
+        return values[1:] if len(values) > 1 else values
+
+    @property
+    def step_seconds(self) -> float:
+        """The median of the logged step times, in seconds; NaN without one."""
+        return float(np.median(self.step_times)) if len(self.step_times) else float("nan")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the machine's load was higher than the run's own threads and loading processes explain."""
+        trainer, threads = self.config.get("trainer") or {}, self.summary.get("threads")
+        if self.load is None or threads is None:
+            return False
+        own = threads * (trainer.get("devices") or 1) + (trainer.get("num_workers") or 0)
+        return self.load > 1.5 * own + 1
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the best model is the one with the lowest monitored metric."""
+        trainer = self.config.get("trainer") or {}
+        higher = self.summary.get("higher_is_better", {}).get(self.monitor)
+        return not higher if trainer.get("mode") not in ("min", "max") else trainer["mode"] == "min"
+
+    @property
+    def monitor(self) -> str:
+        """The metric of the val split that decides which model is the best."""
+        return str((self.config.get("trainer") or {}).get("monitor", "loss/total")).removeprefix("val/")
 
     @property
     def peak_memory(self) -> float:
@@ -126,10 +156,28 @@ def read_run(folder: Path, name: str) -> Run:
         folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
     )
     run.summary = read_json(folder / "summary.json")
+    run.span, run.host = _span(folder, status, run.summary), status.get("host")
+    run.load = status.get("load")
     run.config = _yaml(file.read_text() if file.is_file() else "")
     run.overrides = read_overrides(folder) or []
     _read_series(run)
     return run
+
+
+def _span(folder: Path, status: dict[str, Any], summary: dict[str, Any]) -> tuple[datetime, datetime] | None:
+    """From the start to the end of a run; of a run without a recorded start, its seconds before the end.
+
+    A run that is running, or was killed, has lasted until its last metric.
+    """
+    try:
+        end = datetime.fromisoformat(status["time"])
+        if status.get("status") == "running":
+            end = max(end, datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime, timezone.utc))
+        if "started" in status:
+            return datetime.fromisoformat(status["started"]), end
+        return end - timedelta(seconds=float(summary["seconds"]["total"])), end
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _yaml(text: str) -> dict[str, Any]:

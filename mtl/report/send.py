@@ -55,14 +55,15 @@ def _tables(folder: Path) -> dict[str, object]:
         names = list(comparison["metrics"])
         columns = ["row", "seeds", *(part for name in names for part in (name, f"{name} ±"))]
         columns += ["delta_m by metric (lower is better)", "delta_m by task (higher is better)"]
-        columns += ["step time ratio", "memory ratio"]
+        columns += ["step time ratio", "step time doubts", "memory ratio"]
         table = wandb.Table(columns=columns)
         for row in comparison["rows"]:
             intervals = [row["test"].get(name) or {} for name in names]
             cells = [value for found in intervals for value in (found.get("mean"), found.get("half"))]
             deltas = [(delta or {}).get("mean") for delta in row["delta_m"].values()]
             table.add_data(
-                row["label"], len(row["seeds"]), *cells, *deltas, row["step_time_ratio"], row["memory_ratio"]
-            )
+                row["label"], len(row["seeds"]), *cells, *deltas, row["step_time_ratio"],
+                "; ".join(row["step_time_doubts"]), row["memory_ratio"],
+            )  # fmt: skip
         found[f"results/{comparison['data']}"] = table
     return found

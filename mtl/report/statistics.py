@@ -23,7 +23,7 @@ class Interval:
     count: int
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """The mean of independent values and its Student's t interval.
 
     There is no interval for fewer than three values, or if a value is not finite; then the mean is not finite either.
@@ -35,12 +35,44 @@ def interval(values: Sequence[float]) -> Interval:
     from scipy.stats import t
 
     error = array.std(ddof=1) / np.sqrt(len(array))
-    return Interval(mean, float(t.ppf(0.5 + CONFIDENCE / 2, len(array) - 1) * error), len(array))
+    return Interval(mean, float(t.ppf(0.5 + confidence / 2, len(array) - 1) * error), len(array))
 
 
 def paired_difference(values: dict[int, float], reference: dict[int, float]) -> Interval:
     """The mean difference to a reference over the common seeds, and its interval."""
     return interval([values[seed] - reference[seed] for seed in values if seed in reference])
+
+
+def clear_winner(columns: Sequence[dict[int, float]], higher_is_better: bool) -> int | None:
+    """The index of the row that is better than every other one beyond doubt; None if there is none.
+
+    ``columns``: each row's values by seed. The best mean wins if its interval overlaps with no other row's and, where
+    three seeds or more are shared, the difference paired by seed excludes zero as well, at a confidence that Bonferroni
+    corrects for the number of other rows. Rows without a value are left out; one with fewer than three seeds forbids a
+    winner, as do differences that are the same to the last bit for every seed: such seeds changed nothing.
+    """
+    known = {index: values for index, values in enumerate(columns) if values}
+    if len(known) < 2 or any(len(values) < SEEDS for values in known.values()):
+        return None
+    sign = 1 if higher_is_better else -1
+    found = {index: interval(list(values.values())) for index, values in known.items()}
+    best = max(found, key=lambda index: sign * found[index].mean)
+    confidence = 1 - (1 - CONFIDENCE) / (len(known) - 1)
+    for index, other in found.items():
+        half = (found[best].half or 0) + (other.half or 0)
+        if index != best and not (
+            sign * (found[best].mean - other.mean) > half > 0 and _beats(known[best], known[index], sign, confidence)
+        ):
+            return None
+    return best
+
+
+def _beats(values: dict[int, float], other: dict[int, float], sign: int, confidence: float) -> bool:
+    shared = [sign * (values[seed] - other[seed]) for seed in values if seed in other]
+    if len(shared) < SEEDS:
+        return True  # unpaired intervals that do not overlap must do
+    found = interval(shared, confidence)
+    return found.mean > (found.half or 0)
 
 
 def interquartile_mean(values: Sequence[float]) -> float:

@@ -6,13 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mtl.report.compare import Comparison, Row
-from mtl.report.names import differing_keys
+from mtl.report.names import differences, differing_keys
 from mtl.report.statistics import CONFIDENCE, RUNS, Interval
-from mtl.report.timing import equal_time
+from mtl.report.timing import equal_time, shared_machine
 
 NOTHING = "–"
 
@@ -25,6 +25,7 @@ class Table:
     caption: str
     header: list[str]
     lines: list[list[str]]
+    bold: list[tuple[int, int]] = field(default_factory=list)  # line and column of each clear winner
 
     def markdown(self) -> str:
         """The table in Markdown, with aligned columns."""
@@ -43,10 +44,12 @@ def _escape(cell: str) -> str:
     return " ".join(cell.replace("|", "\\|").split())
 
 
-def format_interval(found: Interval | None, sign: str = "") -> str:
-    """A mean with its interval, rounded to two digits of the interval."""
+def format_interval(found: Interval | None, sign: str = "", expected: int = 0) -> str:
+    """A mean with its interval, rounded to two digits of the interval; and of how many of ``expected`` values it is."""
     if found is None or not math.isfinite(found.mean):
         return NOTHING
+    if found.count < expected:
+        return f"{format_interval(found, sign)} ({found.count} of {expected})"
     if found.half is None:
         return f"{found.mean:{sign}.4g}"
     digits = 4 if found.half == 0 else min(6, max(0, 1 - math.floor(math.log10(found.half))))
@@ -67,25 +70,50 @@ def tables(comparison: Comparison) -> list[Table]:
 def _main(comparison: Comparison) -> Table:
     rows, methods = comparison.rows, comparison.methods
     tuned = any(row.tuned for row in rows)
-    delta, ratio = any(row.delta_metric for row in methods), any(row.reference for row in methods)
-    ranked = len(methods) > 1 and any(math.isfinite(row.rank) for row in methods)
-    header = ["", "seeds"]
-    header += [f"{name}{arrow(higher)}" for name, higher in comparison.metrics.items()]
-    header += ["Δm by metric, % ↓", "Δm by task, % ↑"] * delta + ["mean rank"] * ranked
+    delta, ratio = any(row.delta_metric for row in methods), any(row.time for row in methods)
+    ranked = sum(math.isfinite(row.rank) for row in methods) > 1
+    qualities = {name: f"{name}{arrow(higher)}" for name, higher in comparison.metrics.items()}
+    qualities |= {"Δm by metric": "Δm by metric, % ↓", "Δm by task": "Δm by task, % ↑"} if delta else {}
+    header = ["", "seeds", *qualities.values(), *["mean rank"] * ranked]
     header += ["step time ×", "memory ×"] * ratio + ["selected on validation"] * tuned
     lines = []
     for row in rows:
-        line = [row.label, _seeds(row), *(format_interval(row.metrics.get(name)) for name in comparison.metrics)]
+        count = len(row.finished)
+        line = [row.label, _seeds(row), *(format_interval(row.metrics.get(n), "", count) for n in comparison.metrics)]
         line += [format_interval(row.delta_metric, "+"), format_interval(row.delta_task, "+")] * delta
         line += [format_number(row.rank, ".2f")] * ranked
-        line += [format_number(row.time_ratio, ".2f"), format_number(row.memory_ratio, ".2f")] * ratio
+        line += [format_time(row), format_number(row.memory_ratio, ".2f")] * ratio
         line += [format_settings(row.tuned)] * tuned
         lines.append(line)
-    return Table(f"{comparison.data}: test metrics", _main_caption(delta, ranked, ratio), header, lines)
+    bold = [(rows.index(row), 2 + list(qualities).index(name)) for name, row in comparison.best.items()]
+    title = f"{comparison.data}: test metrics"
+    return Table(title, _main_caption(comparison, delta, ranked, ratio), header, lines, bold)
 
 
-def _main_caption(delta: bool, ranked: bool, ratio: bool) -> str:
-    sentences = [f"Mean ± {CONFIDENCE:.0%} interval (Student's t) over the seeds; each run at its best validation."]
+def format_time(row: Row) -> str:
+    """A ratio of step times with its spread; † if something speaks against it. The reference is 1."""
+    if row.time is None:
+        return NOTHING
+    if row is row.reference:
+        return "1"
+    return f"{row.time.value:.2f} ({row.time.low:.2f}–{row.time.high:.2f}){' †' * bool(row.time.doubts)}"
+
+
+def _main_caption(comparison: Comparison, delta: bool, ranked: bool, ratio: bool) -> str:
+    monitors = {run.monitor for row in comparison.rows for run in row.finished.values()}
+    if not monitors:
+        return "No run has finished, so there are no test metrics."
+    best = f"with the best val/{monitors.pop()}" if len(monitors) == 1 else "that is best on validation"
+    sentences = [f"Mean over the seeds. A run's metrics are those of its model {best}."]
+    if any(found.half is not None for row in comparison.rows for found in row.metrics.values()):
+        sentences[0] = sentences[0].replace("Mean", f"Mean ± {CONFIDENCE:.0%} interval (Student's t)", 1)
+    if comparison.best:
+        sentences.append(
+            "Bold: better than every other strategy. The intervals do not overlap, and paired by seed the differences "
+            "exclude zero, corrected for the number of strategies (Bonferroni)."
+        )
+    elif sum(bool(row.finished) for row in comparison.methods) > 1:
+        sentences.append("Nothing is bold, because no strategy is clearly better than all others.")
     if delta:
         sentences.append(
             "Δm by metric is the mean change of all metrics against the single-task baselines, lower is better "
@@ -93,11 +121,15 @@ def _main_caption(delta: bool, ranked: bool, ratio: bool) -> str:
             "The interval does not include the variance of the baselines."
         )
     if ranked:
-        sentences.append("A mean rank depends on the set of rows: without one of them, every rank may change.")
+        sentences.append(
+            "A mean rank depends on the set of rows: without one of them, every rank may change. It says nothing about "
+            "the size of a difference."
+        )
     if ratio:
         sentences.append(
-            "Time and memory are those of a training step, relative to equal weighting; the time is the minimum over a "
-            "row's runs."
+            "Time is the median of the logged step times over that of equal weighting, without each run's first; in "
+            "brackets the quartiles of one against those of the other, or the runs' medians where they are further "
+            "apart. Memory is the peak of a training step, relative to equal weighting."
         )
     return " ".join(sentences)
 
@@ -116,9 +148,13 @@ def _differences(comparison: Comparison) -> Table | None:
         pairs = str(max(found.count for found in row.differences.values()))
         cells = [_difference(row.differences.get(name)) for name in comparison.metrics]
         lines.append([row.label, row.reference.label if row.reference else NOTHING, pairs, *cells])
-    caption = "Mean difference over the common seeds, and its interval; * if the interval excludes zero."
-    count = sum(len(row.differences) for row in rows)
-    caption += f" Of {count} such intervals {count * (1 - CONFIDENCE):.1f} would exclude zero by chance alone."
+    count = sum(found.half is not None for row in rows for found in row.differences.values())
+    caption = "Mean difference over the common seeds."
+    if count:
+        chance = f"about {count * (1 - CONFIDENCE):.1f} would exclude zero by chance alone"
+        caption = (
+            f"{caption[:-1]}, and its interval; * if the interval excludes zero. Of {count} such intervals {chance}."
+        )
     return Table(f"{comparison.data}: differences to equal weighting, paired by seed", caption, header, lines)
 
 
@@ -128,7 +164,7 @@ def _difference(found: Interval | None) -> str:
 
 
 def _equal_time(comparison: Comparison) -> Table | None:
-    seconds, found = equal_time(comparison.methods, list(comparison.metrics))
+    found = equal_time(comparison.methods, list(comparison.metrics))
     if not found:
         return None
     header = ["", "steps", *(f"val {name}{arrow(higher)}" for name, higher in comparison.metrics.items())]
@@ -136,8 +172,9 @@ def _equal_time(comparison: Comparison) -> Table | None:
         [e.row.label, f"{e.steps:.0f}", *(format_interval(e.metrics.get(n)) for n in comparison.metrics)] for e in found
     ]
     caption = (
-        f"Each row's best evaluation within {seconds:.3g} s of training steps, the time of the shortest run. A longer "
-        "run has not finished its learning rate schedule by then."
+        "Each row's best evaluation within the training time of the shortest run. A row whose step time differs from "
+        "that of equal weighting by no more than its spread has as many steps. A run that is cut here has not finished "
+        "its learning rate schedule; the best of several evaluations is flattering."
     )
     return Table(f"{comparison.data}: at equal time, validation", caption, header, lines)
 
@@ -155,7 +192,7 @@ def _interquartile_means(comparison: Comparison) -> Table | None:
 
 
 def format_number(value: float, form: str) -> str:
-    """A format_number, or a dash if it is not finite_or_none."""
+    """A number, or a dash if it is not finite."""
     return f"{value:{form}}" if math.isfinite(value) else NOTHING
 
 
@@ -177,29 +214,28 @@ def markdown(comparisons: Sequence[Comparison], title: str) -> str:
 
 
 def summary_line(comparison: Comparison) -> str:
-    """The format_number of runs, their statuses, and the settings that differ."""
+    """The number of runs, their statuses, and what they differ in."""
     ends: dict[str, int] = {}
     for run in comparison.runs:
         ends[run.status] = ends.get(run.status, 0) + 1
-    keys = [
-        key for key in differing_keys([row.settings for row in comparison.candidates]) if not key.endswith("_target_")
-    ]
+    words = differences([row.settings for row in comparison.candidates])
     counted = ", ".join(f"{count} {status}" for status, count in sorted(ends.items()))
-    also = f"; they differ in {', '.join(keys)}" if keys else ""
+    also = f"; they differ in {', '.join(words)}" if words else ""
     runs, settings = len(comparison.runs), len(comparison.candidates)
     plural = f"{runs} run{'s' * (runs != 1)} ({counted}), {settings} setting{'s' * (settings != 1)}"
     return f"{comparison.data}: {plural}{also}."
 
 
 def results(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The content of results.json; a value that is not finite_or_none is null."""
+    """The content of results.json; a value that is not finite is null."""
     return {"confidence": CONFIDENCE, "comparisons": [_as_json(comparison) for comparison in comparisons]}
 
 
 def _as_json(comparison: Comparison) -> dict[str, Any]:
     metrics = {name: {"higher_is_better": higher} for name, higher in comparison.metrics.items()}
     rows = [_row_as_json(row) for row in comparison.rows]
-    return {"data": comparison.data, "metrics": metrics, "rows": rows, "notes": comparison.notes}
+    best = {name: row.label for name, row in comparison.best.items()}
+    return {"data": comparison.data, "metrics": metrics, "rows": rows, "clearly_best": best, "notes": comparison.notes}
 
 
 def _row_as_json(row: Row) -> dict[str, Any]:
@@ -217,7 +253,9 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         },
         "interquartile_delta_m_by_metric": row.interquartile,
         "mean_rank": finite_or_none(row.rank),
-        "step_time_ratio": finite_or_none(row.time_ratio),
+        "step_time_ratio": row.time.value if row.time else None,
+        "step_time_ratio_spread": [row.time.low, row.time.high] if row.time else None,
+        "step_time_doubts": list(row.time.doubts) if row.time else [],
         "memory_ratio": finite_or_none(row.memory_ratio),
         "runs": [run.name for run in row.runs.values()],
     }
@@ -248,7 +286,10 @@ def _run_lines(comparison: Comparison) -> list[dict[str, Any]]:
         for seed, run in sorted(row.runs.items()):
             line = {"data": comparison.data, "label": row.label, "selected": row in comparison.rows, "seed": seed}
             line |= {"status": run.status, "folder": run.name, "steps": run.summary.get("steps")}
-            line |= {"best_val": run.summary.get("best", {}).get("monitor")}
+            line |= {"best_val": run.summary.get("best", {}).get("monitor"), "best_val_of": run.monitor}
+            line |= {"load": run.load, "started": run.span[0].isoformat() if run.span else None, "host": run.host}
+            line |= {"shared_machine": shared_machine(run, comparison.runs) if run.span else None}
+            line |= {"git": run.summary.get("versions", {}).get("git"), "device": run.summary.get("device")}
             line |= {
                 "seconds_per_step": finite_or_none(run.step_seconds),
                 "peak_memory": finite_or_none(run.peak_memory),

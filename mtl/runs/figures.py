@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.runs.files import read_metrics
-from mtl.runs.terminal import mean, task_names
+from mtl.runs.terminal import mean, task_names, tolerance
 
 if TYPE_CHECKING:
     import numpy as np
 
+LINES = 6  # most pairs whose cosines are drawn over time
 CELL = 32  # side of a heat map's cell, in pixels
 
 
 def heat_map(matrix: Any) -> np.ndarray:
-    """A cosine matrix as pixels ``[H, W, 3]``: blue is agreement, red is conflict, grey is unknown (NaN)."""
+    """A cosine matrix as pixels ``[H, W, 3]``: blue is 1, white is 0, red is -1, grey is unknown (NaN)."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -37,14 +38,9 @@ def draw_run(folder: Path) -> Path:
         _curve(losses, val, f"loss/{task}", task, color=f"C{i}", marker="o", markersize=3)
         for name in [n for n in (val[0] if val else {}) if n.startswith(f"{task}/")]:
             _curve(metrics, val, name, name, color=f"C{i}", marker="o", markersize=3)
-    for name in _pair_names(train)[:6]:
-        _curve(cosines, train, name, name.removeprefix("conflict/cos/"), linewidth=1)
-    cosines.axhline(0, color="0.5", linewidth=0.8)
-    largest = max((abs(v) for n in _pair_names(train) for r in train if (v := r.get(n)) is not None), default=1.0)
-    limit = min(1.05, max(0.05, 1.1 * largest))
     losses.set(title="loss: val, and train (faint)", xlabel="step", yscale="log")
     metrics.set(title="val metrics", xlabel="step")
-    cosines.set(title="cosines of the task gradients (below 0: conflict)", xlabel="step", ylim=(-limit, limit))
+    _draw_cosines(cosines, train, tolerance(folder))
     for axes in (losses, metrics, cosines):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -52,6 +48,21 @@ def draw_run(folder: Path) -> Path:
     _draw_matrix(figure, matrix, tasks, train)
     figure.savefig(folder / "run.png", dpi=110)
     return folder / "run.png"
+
+
+def _draw_cosines(axes: Any, train: list[dict[str, Any]], tolerance: float) -> None:
+    """The cosines of the first pairs over time. Within the grey band, of ± ``tolerance``, there is no conflict."""
+    names = _pair_names(train)
+    for name in names[:LINES]:
+        _curve(axes, train, name, name.removeprefix("conflict/cos/"), linewidth=1)
+    axes.axhspan(-tolerance, tolerance, color="0.5", alpha=0.25, linewidth=0)
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    largest = max((abs(v) for name in names[:LINES] for r in train if (v := r.get(name)) is not None), default=1.0)
+    limit = min(1.05, max(4 * tolerance, 0.1, 1.1 * largest))  # noise must not fill the axes
+    which = f"first {LINES} of {len(names)} pairs" if len(names) > LINES else "all pairs"
+    axes.set(title=f"cosines of the task gradients, {which} (conflict: below the band of ±{tolerance:g})")
+    axes.set(xlabel="step", ylim=(-limit, limit))
+    axes.title.set_fontsize("medium")
 
 
 def _draw_matrix(figure: Any, axes: Any, tasks: list[str], train: list[dict[str, Any]]) -> None:
@@ -69,10 +80,10 @@ def _draw_matrix(figure: Any, axes: Any, tasks: list[str], train: list[dict[str,
     axes.set_yticklabels(tasks)
     if len(tasks) <= 12:
         for (i, j), value in np.ndenumerate(values):
-            text = "" if np.isnan(value) else f"{value:+.2f}"
+            text = "" if np.isnan(value) else f"{value:+.3f}" if abs(value) < 0.1 else f"{value:+.2f}"
             colour = "white" if abs(value) > 0.6 else "black"
             axes.text(j, i, text, ha="center", va="center", color=colour, size=min(10, 48 / len(tasks)))
-    figure.colorbar(image, ax=axes)
+    figure.colorbar(image, ax=axes, label="cosine")
 
 
 def _curve(axes: Any, rows: list[dict[str, Any]], name: str, label: str | None, **style: Any) -> None:

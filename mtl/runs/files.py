@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -66,12 +67,15 @@ def finite_or_null(value: Any) -> Any:
 
 
 def write_status(folder: Path, status: str, error: str | None = None) -> None:
-    """Write status.json: a run's status, the time of its last change, and the first line of its error.
+    """Write status.json: a run's status, start, last change, host, load average, and the first line of its error.
 
     The status is ``running``, ``finished``, ``failed``, ``preempted`` (the run was asked to stop and saved its state)
-    or ``oom`` (out of memory). It stays ``running`` if the process is killed.
+    or ``oom`` (out of memory). It stays ``running`` if the process is killed. A resumed run keeps its first start.
     """
-    content = {"status": status, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None  # Windows has none
+    content = {"status": status, "started": read_status(folder).get("started", now), "time": now}
+    content |= {"host": platform.node(), "load": load}
     if error is not None:
         content["error"] = first_line(error)
     write_json(folder / "status.json", content)

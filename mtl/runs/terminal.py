@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mtl.runs.files import read_json, read_metrics
+from mtl.descriptions import SMALL_COSINES, TOLERANCE, describe
+from mtl.runs.files import read_json, read_metrics, read_yaml
 
 
 def task_names(metrics: Mapping[str, Any]) -> list[str]:
@@ -73,15 +74,30 @@ def _contents(folder: Path) -> list[str]:
 
 
 def conflict_table(folder: Path) -> str | None:
-    """The mean of every conflict metric over the run and over its last quarter; None without conflict metrics."""
+    """The mean of every conflict metric over the run and over its last quarter, what it is, and what it is of two
+    orthogonal gradients of one norm; None without conflict metrics.
+
+    A mean is over the steps that have the metric: a pair has none where a task is absent.
+    """
     rows = [row for row in read_metrics(folder, "train") if any(name.startswith("conflict/") for name in row)]
     if not rows:
         return None
     whole, late = mean_conflict(rows), mean_conflict(rows[-max(1, len(rows) // 4) :])
-    return table(
-        ["gradient conflict", "whole run", "last quarter"],
-        [[name.removeprefix("conflict/"), value, late.get(name, "–")] for name, value in whole.items()],
-    )
+    lines = []
+    for name, value in whole.items():
+        known = describe(name)
+        orthogonal = "–" if known is None or known.orthogonal is None else float(known.orthogonal)
+        short = name.removeprefix("conflict/")
+        lines.append([short, value, late.get(name, "–"), orthogonal, known.words if known else ""])
+    found = table(["gradient conflict", "whole run", "last quarter", "if orthogonal", "what it is"], lines)
+    return f"{found}\nconflict.tolerance={tolerance(folder):g}. {SMALL_COSINES}"
+
+
+def tolerance(folder: Path) -> float:
+    """The run's ``conflict.tolerance``; the default where the configuration has none."""
+    file = folder / "config.yaml"
+    section = (read_yaml(file) if file.is_file() else {}).get("conflict") or {}
+    return float(section.get("tolerance", TOLERANCE))
 
 
 def overview(sweep: Path) -> str | None:

@@ -44,6 +44,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The kind of a device, and of a GPU its model: runs on different ones cost different times."""
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
 def seed_everything(seed: int, deterministic: bool = False) -> None:
     """Seed every global random generator, and choose torch's deterministic or its fast algorithms."""
     random.seed(seed)

@@ -54,7 +54,7 @@ def fit(
 
             # --- once in a while: a line of metrics.jsonl
             if plan.logs(step) and outcome.applied:
-                metrics = step_metrics(outcome, state.conflicts, timer)
+                metrics = step_metrics(outcome, state.conflicts, timer, cfg.conflict.tolerance)
                 tracker.log("train", step, plan.epoch(step), metrics)
                 bar.show(step, metrics)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
+from mtl.descriptions import TOLERANCE
 from mtl.strategies import AuditResult, StepResult
 from mtl.system.timer import StepTimer
 
@@ -26,14 +27,19 @@ class Outcome:
     lr: float
 
 
-def step_metrics(outcome: Outcome, conflicts: CosineAverage, timer: StepTimer) -> dict[str, float]:
-    """Every metric of a step by its logged name; the cosines are added to ``conflicts``, and the timer starts anew."""
+def step_metrics(
+    outcome: Outcome, conflicts: CosineAverage, timer: StepTimer, tolerance: float = TOLERANCE
+) -> dict[str, float]:
+    """Every metric of a step by its logged name; the cosines are added to ``conflicts``, and the timer starts anew.
+
+    ``tolerance``: two tasks' gradients conflict where their cosine is below its negative.
+    """
     result = outcome.result
     metrics = _losses_and_weights(result) | {"grad_norm": outcome.grad_norm.item(), "lr": outcome.lr}
     if result.gram is not None:
-        metrics |= conflicts.update(result.gram, result.measured or list(result.losses))
+        metrics |= conflicts.update(result.gram, result.measured or list(result.losses), tolerance)
     if result.audit is not None:
-        metrics |= _audit_metrics(result.audit)
+        metrics |= _audit_metrics(result.audit, tolerance)
     return metrics | timer.read()
 
 
@@ -49,9 +55,9 @@ def _losses_and_weights(result: StepResult) -> dict[str, float]:
     return metrics | {f"weight/{name}": weight for name, weight in zip(names, weights, strict=True)}
 
 
-def _audit_metrics(audit: AuditResult) -> dict[str, float]:
+def _audit_metrics(audit: AuditResult, tolerance: float) -> dict[str, float]:
     assert audit.features is not None and audit.parameters is not None
-    return agreement_metrics(audit.features, audit.parameters, audit.tasks, audit.weights)
+    return agreement_metrics(audit.features, audit.parameters, audit.tasks, audit.weights, tolerance)
 
 
 class CosineAverage:
@@ -61,14 +67,14 @@ class CosineAverage:
         self.tasks = list(tasks)
         self._clear()
 
-    def update(self, gram: Tensor, present: Sequence[str]) -> dict[str, float]:
+    def update(self, gram: Tensor, present: Sequence[str], tolerance: float = TOLERANCE) -> dict[str, float]:
         """Add one Gram matrix over the tasks in ``present`` and return its conflict metrics."""
         matrix = cosines(gram)
         index = torch.tensor([self.tasks.index(task) for task in present])
         known = torch.isfinite(matrix)
         self._sum[index[:, None], index] += matrix.where(known, 0)
         self._count[index[:, None], index] += known
-        return conflict_metrics(gram, present)
+        return conflict_metrics(gram, present, tolerance)
 
     def mean(self) -> Tensor | None:
         """Read and start anew: ``[K, K]``, NaN for a pair that was never measured; None if no pair was."""

@@ -13,8 +13,8 @@ from mtl.system import environment
 from mtl.training.state import TrainState
 
 
-def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict[str, Any]:
-    """The run in ``folder`` in numbers: steps, metrics, parameters, skips, times, memory, versions."""
+def run_summary(state: TrainState, data: Any, test: dict[str, float], folder: Path) -> dict[str, Any]:
+    """The run in ``folder`` in numbers: steps, metrics, parameters, skips, times, memory, samples, versions."""
     unreadable = state.unreadable_on_all_ranks()
     train, val = read_metrics(folder, "train"), read_metrics(folder, "val")
     last = train[-1] if train else {}
@@ -43,6 +43,8 @@ def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict
         },
         "seconds": {"total": state.seconds, "step": last.get("time/step"), "data": last.get("time/data")},
         "threads": torch.get_num_threads(),
+        "device": environment.device_name(next(state.model.parameters()).device),
+        "samples": {split: len(getattr(data, split)) for split in ("train", "val", "test")},
         "memory/peak": last.get("memory/peak"),
         "versions": environment.describe(),
     }

@@ -278,6 +278,8 @@ MISTAKES = [
     (["trainer.num_workers=-1"], "trainer.num_workers=-1 must be 0 or more."),
     (["trainer.grad_clip_norm=0"], "trainer.grad_clip_norm=0.0 must be above 0."),
     (["conflict.every=0"], "conflict.every=0 must be 1 or more."),
+    (["conflict.tolerance=-0.1"], "conflict.tolerance=-0.1 must be 0 or more."),
+    (["conflict.tolerance=1"], "conflict.tolerance=1.0 must be from 0 to below 1: it is a cosine."),
     (["trainer.max_steps=null"], "trainer.max_steps and trainer.max_epochs are both null"),
     (["data.batch_size=0"], "data: batch_size=0 must be 1 or more."),
     (["data.image_size=1.5"], "data.image_size=1.5 has the wrong type: mtl.data.digits.Digits takes int."),

@@ -124,6 +124,63 @@ def test_the_table_sorts_and_the_controls_redraw(browser, study):
     page.close()
 
 
+def sentences(page):
+    """All captions and paragraphs of the page, as one text."""
+    return "\n".join(page.locator("p.soft, figcaption, #notes li, h3").all_inner_texts())
+
+
+def shade(page, index):
+    """How strong the colour of a cell of the cosine matrix is, from 0 to 1."""
+    fill = page.locator("[data-plot=cosines] svg rect:not(.scale)").nth(index).get_attribute("fill")
+    return float(fill.rpartition(",")[2].strip(" )"))
+
+
+def test_cosines_have_a_fixed_scale_and_a_small_one_is_read_and_not_painted(browser, tmp_path):
+    for seed in range(2):
+        run = write_run(tmp_path / str(seed), seed=seed, test=accuracies(0.5, 0.5), rows=1)
+        lines = (
+            (run / "metrics.jsonl")
+            .read_text()
+            .replace('"conflict/cos/left~right": 0.05', '"conflict/cos/left~right": -0.04')
+        )
+        (run / "metrics.jsonl").write_text(lines)
+    page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
+    matrix = page.locator("[data-plot=cosines]")
+    assert "−0.040" in matrix.inner_text() and "−1" in matrix.inner_text()
+    assert shade(page, 1) < 0.05 and matrix.locator("rect.scale").count() > 10
+    assert "a cosine below −0.05" in page.locator("[data-plot=fraction] h3").inner_text()
+    page.get_by_text("What these numbers are").click()
+    assert page.locator("#conflict td", has_text="share of the pairs with a cosine below").count() == 1
+    text = sentences(page)
+    assert "cosines are small by nature" in text
+    # what is not drawn is not said: two seeds have no intervals, equal weighting alone no front
+    assert not any(word in text for word in ("bars", "Grey", "Bold", "Pareto", "interval (Student"))
+    assert page.locator("td.best").count() == 0 and page.complaints == []
+    page.close()
+
+
+def test_a_clear_winner_is_bold_also_where_lower_is_better(browser, tmp_path):
+    for i in range(6):
+        error = (0.3 if i % 2 else 0.5) + 0.01 * (i // 2)
+        test = {
+            "loss/left": 1.0,
+            "loss/right": 1.0,
+            "loss/total": 2.0,
+            "left/error": error,
+            "right/accuracy": 0.5 + 0.01 * (i % 3),
+        }
+        recorded = {"higher_is_better": {"left/error": False, "right/accuracy": True}}
+        start = 10 * i  # at once
+        write_run(tmp_path / str(i), ("naive", "mgda")[i % 2], i // 2, test, start=start, recorded=recorded)
+    page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
+    assert [text[:4] for text in page.locator("td.best").all_inner_texts()] == ["0.31"]
+    text = sentences(page)
+    assert "shared the machine with another run" in text and "Not drawn, because" in text
+    assert "no step times that could be compared" in page.locator("[data-plot=cost]").inner_text()
+    assert page.complaints == []
+    page.close()
+
+
 def test_a_page_of_one_unfinished_run_and_one_of_two_data_sets(browser, tmp_path):
     write_run(tmp_path / "one", status="running", rows=1)
     page = opened(browser, report([tmp_path / "one"])[1] / "report.html", 390, "light")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mtl.report.statistics import bootstrap, interquartile_mean, interval, mean_ranks, paired_difference
+from mtl.report.statistics import bootstrap, clear_winner, interquartile_mean, interval, mean_ranks, paired_difference
 
 
 def test_students_interval_of_three_values():
@@ -50,3 +50,17 @@ def test_ranks_share_ties_and_depend_on_the_set():
     assert np.isnan(mean_ranks(table, [True, False])[2])
     assert mean_ranks(table[:, :1], [True]) == pytest.approx([1.5, 3, 1.5])
     assert mean_ranks(table[:, :1], [False]) == pytest.approx([2.5, 1, 2.5])
+
+
+def test_noise_has_hardly_ever_a_clear_winner():
+    rng = np.random.default_rng(0)
+    won = [clear_winner([dict(enumerate(row)) for row in rng.normal(size=(4, 3))], True) for _ in range(1000)]
+    assert sum(index is not None for index in won) <= 10
+    apart = [dict(enumerate(row)) for row in rng.normal(size=(3, 3)) * 0.01 + np.array([[0], [5], [1]])]
+    assert clear_winner(apart, True) == 1 and clear_winner(apart, False) == 0  # negative control
+
+
+def test_two_seeds_or_seeds_that_changed_nothing_have_no_winner():
+    assert clear_winner([{0: 1.0, 1: 1.001}, {0: 0.0, 1: 0.001}], True) is None
+    assert clear_winner([{0: 1.0, 1: 1.0, 2: 1.0}, {0: 0.0, 1: 0.0, 2: 0.0}], True) is None
+    assert clear_winner([{0: 1.0, 1: 1.01, 2: 0.99}], True) is None  # one row beats nobody

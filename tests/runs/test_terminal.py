@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from mtl.descriptions import describe
 from mtl.runs.figures import CELL, draw_run, heat_map
 from mtl.runs.files import read_metrics
 from mtl.runs.terminal import conflict_table, overview, task_table
@@ -45,7 +46,10 @@ def test_the_task_table_has_a_line_a_task_and_a_dash_where_a_metric_is_another_t
 def test_conflict_is_averaged_over_the_run_and_its_last_quarter(tmp_path):
     write_rows(tmp_path, *(train_row(step, cos) for step, cos in enumerate([1.0, 0.0, 0.0, -0.5])))
     lines = [line.split() for line in conflict_table(tmp_path).splitlines()]
-    assert ["cos_mean", "0.1250", "-0.5000"] in lines
+    assert ["cos_mean", "0.1250", "-0.5000", "0.0000", *describe("conflict/cos_mean").words.split()] in lines
+    assert "conflict.tolerance=0.05. " in conflict_table(tmp_path)
+    (tmp_path / "config.yaml").write_text("conflict: {tolerance: 0.2}")
+    assert "conflict.tolerance=0.2. " in conflict_table(tmp_path)
     write_rows(tmp_path, {"split": "train", "step": 1, "loss/a": 1.0})
     assert conflict_table(tmp_path) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ def write_run(
     weights: dict[str, float] | None = None,
     rows: int = 4,
     step_time: float = 0.1,
+    start: float | None = None,
+    recorded: dict[str, Any] | None = None,
     **config: Any,
 ) -> Path:
-    """Write one run folder; without ``test`` the run is unfinished. ``config`` is merged into config.yaml."""
+    """Write one run folder; without ``test`` the run is unfinished. ``config`` is merged into config.yaml.
+
+    ``start``: the second at which a run of a minute began; None: not recorded. ``recorded``: more of summary.json.
+    """
     folder.mkdir(parents=True)
     weighting: dict[str, Any] = {"_target_": "mtl.weightings.Equal"}
     if weights is not None:
@@ -43,6 +49,7 @@ def write_run(
         "tasks": tasks,
         "weighting": weighting,
         "strategy": STRATEGIES[strategy],
+        "conflict": {"every": 10, "tolerance": 0.05},
         "optimizer": {"lr": 0.1, "groups": {"backbone": {"lr": config.get("optimizer", {}).get("lr", 0.1)}}},
         "trainer": {"mode": "min", "monitor": "loss/total"},
         "tracker": {"project": "mtl", "run_name": str(folder)},
@@ -52,13 +59,16 @@ def write_run(
         whole[key] = {**whole.get(key, {}), **value} if isinstance(value, dict) else value
     overrides = [f"strategy={strategy}", f"seed={seed}", "data.offset=1"]
     (folder / "config.yaml").write_text(f"# overrides: {json.dumps(overrides)}\n{yaml.safe_dump(whole)}")
-    (folder / "status.json").write_text(json.dumps({"status": status} | ({"error": error} if error else {})))
+    told = {"status": status, "host": "here"} | ({"error": error} if error else {})
+    if start is not None:
+        told["started"], told["time"] = (datetime.fromtimestamp(start + s, timezone.utc).isoformat() for s in (0, 60))
+    (folder / "status.json").write_text(json.dumps(told))
     own = tasks or ["left", "right"]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows(own, rows, step_time, seed)))
     if test is not None:
         summary = {"steps": rows * 10, "test": test, "best": {"monitor": best}, "memory/peak": 1000}
         summary["higher_is_better"] = {name: True for name in test if name.endswith("accuracy")}
-        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "summary.json").write_text(json.dumps(summary | (recorded or {})))
     return folder
 
 
@@ -86,7 +96,7 @@ def accuracies(left: float | None = None, right: float | None = None) -> dict[st
 
 
 def write_study(root: Path, seeds: int = 3) -> Path:
-    """Two baselines, equal and two static weightings, two rules; at two learning rates, the higher is better."""
+    """Two baselines, equal and two static weightings, two rules, in turn; at two rates, the higher is better."""
     jobs = 0
     for lr in (0.1, 0.2):
         for seed in range(seeds):
@@ -103,6 +113,8 @@ def write_study(root: Path, seeds: int = 3) -> Path:
             for extra, left, right in settings:
                 test = accuracies(*(None if v is None else v + shift + gain for v in (left, right)))
                 best = 1 - sum(v for v in (left, right) if v) - gain
-                write_run(root / str(jobs), seed=seed, test=test, best=best, optimizer={"lr": lr}, **extra)
+                write_run(
+                    root / str(jobs), seed=seed, test=test, best=best, start=100 * jobs, optimizer={"lr": lr}, **extra
+                )
                 jobs += 1
     return root

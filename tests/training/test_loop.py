@@ -144,7 +144,7 @@ def test_a_fast_dev_run_is_one_step(train_tiny):
 
 @pytest.mark.parametrize("strategy", ["naive", "detached"])
 def test_the_parameter_space_check_is_logged_when_it_is_due(train_tiny, strategy):
-    folder = train_tiny(f"strategy={strategy}", "conflict.audit_every=2", "conflict.every=null")
+    folder = train_tiny(f"strategy={strategy}", "conflict.audit_every=2", "conflict.every=null", "conflict.tolerance=0")
     audited = [row["step"] for row in read_metrics(folder, "train") if "audit/cos/left~right" in row]
     assert audited == [2, 4]
     row = read_metrics(folder, "train")[1]

@@ -1,0 +1,56 @@
+"""What each conflict and audit metric is, in one line, for the terminal, the report and whoever reads; no torch.
+
+The metrics are those of :mod:`mtl.conflict`; the values beside the words are tested against them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TOLERANCE = 0.05  # the default of conflict.tolerance
+
+SMALL_COSINES = (
+    "At the features cosines are small by nature: two random directions in D dimensions have cosines of about ±1/√D, "
+    "and D is samples × features. A sign alone says nothing there."
+)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a metric is, and its value for two gradients of one length; None where that is no single number."""
+
+    words: str
+    parallel: float | None = None
+    orthogonal: float | None = None
+    opposed: float | None = None
+
+
+# By logged name; a name that ends in / stands for all names that begin with it.
+DESCRIPTIONS = {
+    "conflict/cos/": Description("cosine of the two tasks' gradients", 1, 0, -1),
+    "conflict/cos_mean": Description("mean cosine of the pairs", 1, 0, -1),
+    "conflict/cos_min": Description("lowest cosine of a pair", 1, 0, -1),
+    "conflict/fraction": Description("share of the pairs with a cosine below −conflict.tolerance", 0, 0, 1),
+    "conflict/magnitude_similarity": Description("mean of 2 a b / (a² + b²) over the pairs of norms a, b", 1, 1, 1),
+    "conflict/norm/": Description("norm of the weighted loss's gradient; at the features it falls as 1/√batch size"),
+    "conflict/condition_number": Description("largest over smallest singular value of the gradients", 1000, 1, 1000),
+    "conflict/rank": Description("number of linearly independent gradients", 1, 2, 1),
+    "conflict/stationarity": Description(
+        "shortest convex combination over the mean norm; 0: no direction helps every task", 1, 0.7071, 0
+    ),
+    "conflict/cancellation": Description(
+        "share of the summed norms that is lost in the sum of the gradients", 0, 0.2929, 1
+    ),
+    "audit/cos/": Description("cosine of the two tasks' gradients at the trunk's parameters", 1, 0, -1),
+    "audit/cos_error": Description("mean absolute difference of the cosines at the features and at the parameters"),
+    "audit/cos_correlation": Description("correlation over the pairs of the cosines in both spaces"),
+    "audit/sign_agreement": Description(
+        "share of the same sign, of the pairs beyond ±conflict.tolerance in both spaces; 0.5 is chance"
+    ),
+    "audit/update_cosine": Description("cosine of the updates that the rule's weights from both spaces come to"),
+}  # fmt: skip
+
+
+def describe(name: str) -> Description | None:
+    """The description of a logged metric, by its name or by its beginning; None for other metrics."""
+    return DESCRIPTIONS.get(name) or DESCRIPTIONS.get(name.rpartition("/")[0] + "/")
