@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -134,11 +135,30 @@ def wandb_id(cfg: DictConfig, content: Mapping[str, Any] | None) -> str | None:
 
 def check_same_config(stored: Mapping[str, Any], cfg: DictConfig) -> None:
     """ConfigError with the settings that differ from the run's ``stored`` configuration and may not change."""
-    changes = [text for key, text in _differences(stored, redacted(cfg)).items() if not is_within(key, CHANGEABLE)]
+    now = redacted(cfg)
+    old, new = _flat(stored), _flat(now)
+    changes = [
+        text
+        for key, text in _differences(stored, now).items()
+        if not is_within(key, CHANGEABLE) and not _is_place(key, old.get(key), new.get(key))
+    ]
     if changes:
         raise ConfigError(
             f"The run was started with another configuration: {'; '.join(changes)}. A resumed run may change "
-            f"{', '.join(CHANGEABLE)}; anything else makes a new run."
+            f"{', '.join(CHANGEABLE)}, and where the data are; anything else makes a new run."
+        )
+
+
+def check_same_data(content: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """ConfigError with every difference between the data of a checkpoint's ``content`` and those of ``now``."""
+    from mtl.data.metadata import meaning_changes, split_changes
+
+    if content is None:
+        return
+    if changes := meaning_changes(content["data"], now) + split_changes(content["data"], now):
+        raise ConfigError(
+            f"The run was started with other data: {'; '.join(changes)}. A resumed run needs the same data, in any "
+            "place; other data make a new run."
         )
 
 
@@ -151,6 +171,17 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     check_same_config(stored, cfg)
     longer = any(is_within(key, LENGTH) for key in _differences(stored, redacted(cfg)))
     return status["status"] == "finished" and not longer
+
+
+def _is_place(key: str, *values: Any) -> bool:
+    """Whether an argument of the data set says where its files are: one of ``values`` is a path, by its look or there.
+
+    Its change needs no trust: the data are compared with the checkpoint's.
+    """
+    texts = [text for value in values if value is not None for text in (value if isinstance(value, list) else [value])]
+    if not key.startswith("data.") or not all(isinstance(text, str) for text in texts):
+        return False
+    return any(os.sep in text or Path(text).exists() for text in texts)
 
 
 def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
