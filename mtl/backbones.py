@@ -248,9 +248,11 @@ def _recorded_loads() -> Iterator[list[Load]]:
 def _check_loads(loads: Sequence[Load], source: str, name: str) -> None:
     """ValueError if no key of the weights fitted; a warning if some were missing or left over."""
     for module, missing, left_over in loads[-1:]:  # a format of its own, loaded otherwise, is not recorded
-        classifier = _as_tuple((getattr(module, "pretrained_cfg", None) or {}).get("classifier"))
-        own = [key for key in module.state_dict() if not key.startswith(classifier)]
-        missing = [key for key in missing if not key.startswith(classifier)]
+        named = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
+        classifier = tuple(f"{part}." for part in ([named] if isinstance(named, str) else named))
+        # torch takes a missing count of batches for 0.
+        own = [key for key in module.state_dict() if not key.startswith(classifier) and "num_batches" not in key]
+        missing = [key for key in missing if key in own]
         if own and len(missing) == len(own):
             raise ValueError(
                 f"none of the keys in {source} fits {name}: they are {_few(left_over)}, but it has {_few(own)}."
@@ -262,10 +264,6 @@ def _check_loads(loads: Sequence[Load], source: str, name: str) -> None:
             )  # fmt: skip
         if left_over:
             log.warning("%s have %d keys that %s lacks: %s", source, len(left_over), name, _few(left_over))
-
-
-def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names or []))
 
 
 def _few(keys: Sequence[str]) -> str:

@@ -76,6 +76,7 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
 
     check_targets(path, content["config"])
     cfg = OmegaConf.create(content["config"])
+    _take_moved_data(cfg, path)
     _override(cfg, overrides)
     _without_other_weights(cfg.backbone)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
@@ -87,6 +88,20 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     parts.model.load_state_dict(content["ema"] or content["model"])
     loss_modules(parts.tasks).load_state_dict(content["losses"])
     return evaluate(parts.engine, eval_batches(parts.data, split, cfg, parts.tasks), parts.device)
+
+
+def _take_moved_data(cfg: Any, path: Path) -> None:
+    """Look for the data where the run's config.yaml says: a run that was resumed elsewhere has older checkpoints."""
+    from omegaconf import OmegaConf
+
+    from mtl.jobs.resume import changed_places
+    from mtl.runs.files import read_yaml, run_folder
+
+    folder = run_folder(path)
+    if folder is not None and (folder / "config.yaml").is_file():
+        stored: Any = OmegaConf.to_container(cfg, resolve=False)
+        for key, value in changed_places(stored, read_yaml(folder / "config.yaml")).items():
+            OmegaConf.update(cfg, key, value, force_add=True)
 
 
 def _override(cfg: Any, overrides: Sequence[str]) -> None:

@@ -343,7 +343,7 @@ def _encode_as(column: Column, table: pd.DataFrame, file: Path) -> NDArray[Any]:
     if column.kind == "class":
         own = table[column.columns[0]]
         index = {str(value): i for i, value in enumerate(column.classes)} | {v: i for i, v in enumerate(column.classes)}
-        codes = np.array([index.get(value, -1) for value in own.tolist()], np.int64)
+        codes = np.array([index.get(value, index.get(str(value), -1)) for value in own.tolist()], np.int64)
         codes[own.isna()] = IGNORED
         if (codes == -1).any():
             row = _first_row(codes == -1)

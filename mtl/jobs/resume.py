@@ -136,11 +136,9 @@ def wandb_id(cfg: DictConfig, content: Mapping[str, Any] | None) -> str | None:
 def check_same_config(stored: Mapping[str, Any], cfg: DictConfig) -> None:
     """ConfigError with the settings that differ from the run's ``stored`` configuration and may not change."""
     now = redacted(cfg)
-    old, new = _flat(stored), _flat(now)
+    places = changed_places(stored, now)
     changes = [
-        text
-        for key, text in _differences(stored, now).items()
-        if not is_within(key, CHANGEABLE) and not _is_place(key, old.get(key), new.get(key))
+        text for key, text in _differences(stored, now).items() if not is_within(key, CHANGEABLE) and key not in places
     ]
     if changes:
         raise ConfigError(
@@ -173,15 +171,23 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     return status["status"] == "finished" and not longer
 
 
-def _is_place(key: str, *values: Any) -> bool:
-    """Whether an argument of the data set says where its files are: one of ``values`` is a path, by its look or there.
+def changed_places(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the data set that say where its files are and differ, with their values of ``now``.
 
-    Its change needs no trust: the data are compared with the checkpoint's.
+    Where the data are is no part of what a run is: the data themselves are compared with the checkpoint's.
     """
+    old, new = _flat(stored), _flat(now)
+    return {
+        key: value
+        for key, value in new.items()
+        if key.startswith("data.") and value != old.get(key) and _are_paths(old.get(key), value)
+    }
+
+
+def _are_paths(*values: Any) -> bool:
+    """Whether the values are text, or lists of it, and one of them is a path, by its look or because it is there."""
     texts = [text for value in values if value is not None for text in (value if isinstance(value, list) else [value])]
-    if not key.startswith("data.") or not all(isinstance(text, str) for text in texts):
-        return False
-    return any(os.sep in text or Path(text).exists() for text in texts)
+    return all(isinstance(t, str) for t in texts) and any(os.sep in t or Path(t).exists() for t in texts)
 
 
 def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
