@@ -45,7 +45,7 @@ def find_checkpoint(path: Path, which: str = "best") -> Path:
         return path
     file = path / FOLDER / f"{which}.pt"
     if which == "best" and not file.is_file() and (last := file.with_name("last.pt")).is_file():
-        log.warning("%s has no best.pt, as the monitored metric had no value: last.pt is measured.", file.parent)
+        log.warning("%s has no best.pt: last.pt is measured.", file.parent)
         return last
     return file
 
