@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from mtl.errors import first_line
+
+log = logging.getLogger(__name__)
 
 FEATURES = ("pooled", "tokens", "pyramid")
 
@@ -23,10 +30,13 @@ class Timm(nn.Module):
     ``features`` says what it returns: ``pooled`` is one vector ``[B, C]``, ``tokens`` the last layer's positions
     ``[B, N, C]`` (with the class token, where there is one), ``pyramid`` a list of maps ``[B, C_i, H_i, W_i]`` from
     fine to coarse; None is ``pooled``. ``in_channels`` and ``image_size``, a side or (height, width), are the data's.
-    ``options`` goes to ``timm.create_model``, as ``out_indices``, which levels a pyramid has.
+    ``name`` may be of the hub or of a folder, as ``hf-hub:timm/resnet18.a1_in1k`` or ``local-dir:FOLDER``. ``options``
+    goes to ``timm.create_model``, as ``out_indices``, which levels a pyramid has. Its ``checkpoint_path`` is a file of
+    weights, which are then the pretrained ones: the classifier is left out, and the first layer fitted to
+    ``in_channels``. A warning counts the parameters that the file lacks, or has too many.
 
     Raises ValueError for a name that timm does not have (with the closest ones), for weights that cannot be
-    loaded, and for a kind of features that the model does not give.
+    loaded or of which none fits, and for a kind of features that the model does not give.
     """
 
     def __init__(
@@ -42,14 +52,10 @@ class Timm(nn.Module):
         features = features or "pooled"
         if features not in FEATURES:
             raise ValueError(f"features={features} must be one of {', '.join(FEATURES)}.")
-        if not timm.is_model(name.split(".")[0]):
-            close = difflib.get_close_matches(name, timm.list_models(), n=4)
-            raise ValueError(f"name={name} is no timm model; the closest are {', '.join(close) or 'none'}.")
         options = dict(options or {}, in_chans=in_channels)
-        config = timm.get_pretrained_cfg(name)
-        if config is not None and config.fixed_input_size and image_size is not None:
+        if image_size is not None and _has_fixed_input_size(name):
             options.setdefault("img_size", image_size)  # its position embedding has a size of its own
-        self.features = features
+        self.features, self._in_channels = features, in_channels
         self.model: Any = _create(name, pretrained, features, options)  # timm's models have more than nn.Module
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
@@ -69,6 +75,15 @@ class Timm(nn.Module):
     def feature_info(self) -> dict[str, Any]:
         """What heads may ask for beside what the features themselves show."""
         return {"reductions": list(self.model.feature_info.reduction())} if self.features == "pyramid" else {}
+
+    @property
+    def data_config(self) -> dict[str, Any] | None:
+        """Mean and deviation of the pixels for which the weights were made, whether they are loaded or not.
+
+        None where the inputs have not three channels. Size, crop and interpolation are the data set's own.
+        """
+        config = resolve_model_data_config(self.model)
+        return {key: list(config[key]) for key in ("mean", "std")} if self._in_channels == 3 else None
 
     @property
     def _last_axis_is_channels(self) -> bool:
@@ -149,28 +164,110 @@ class ResidualMLP(nn.Sequential):
         return x + super().forward(x)
 
 
+def _has_fixed_input_size(name: str) -> bool:
+    """Whether the model has parameters for each place of the image; ValueError for a name that timm does not have."""
+    if ":" in name:  # of the hub or of a folder, whose configuration timm reads
+        try:
+            with torch.device("meta"):
+                return bool(timm.create_model(name).pretrained_cfg.get("fixed_input_size"))
+        except Exception as error:
+            raise ValueError(f"name={name} cannot be made by timm: {_reason(error)}") from error
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=4)
+        raise ValueError(f"name={name} is no timm model; the closest are {', '.join(close) or 'none'}.")
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and bool(config.fixed_input_size)
+
+
 def _create(name: str, pretrained: bool, features: str, options: dict[str, Any]) -> nn.Module:
     if features == "pyramid":
         options["features_only"] = True
     else:
         options["num_classes"] = 0
+    if (file := options.pop("checkpoint_path", None)) is not None:
+        # As pretrained weights, for timm's checkpoint_path fits neither a model without its classifier nor a pyramid.
+        own = {**(options.get("pretrained_cfg_overlay") or {}), "file": str(file), "source": ""}
+        options["pretrained_cfg_overlay"], pretrained = own, True
+    file = (options.get("pretrained_cfg_overlay") or {}).get("file")
+    if pretrained and file is not None and not Path(file).is_file():
+        raise ValueError(f"the weights of {name} are to come from {file}, which is no file.")
     try:
-        model = timm.create_model(name, pretrained=pretrained, **options)
+        with _recorded_loads() as loads:
+            model = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
-        reason = first_line(error)
-        if pretrained and not _can_be_made(name, options):
-            pretrained = False  # then the weights are not what is wrong
-        if pretrained:
-            raise ValueError(
-                f"pretrained=true: the weights of {name} could not be loaded ({reason}); "
-                "pretrained=false starts from random ones."
-            ) from error
-        if features == "pyramid" and _can_be_made(name, {k: v for k, v in options.items() if k != "features_only"}):
-            raise ValueError(
-                f"features=pyramid is not given by timm's {name} ({reason}); use pooled or tokens."
-            ) from error
-        raise ValueError(f"timm cannot make {name} with {options}: {reason}") from error
+        raise _creation_error(error, name, pretrained, file, features, options) from error
+    if pretrained:
+        _check_loads(loads, file or f"the pretrained weights of {name}", name)
     return model
+
+
+def _creation_error(
+    error: Exception, name: str, pretrained: bool, file: str | None, features: str, options: Mapping[str, Any]
+) -> ValueError:
+    """What was wrong: the weights, the kind of features, or an option."""
+    reason = _reason(error)
+    if pretrained and _can_be_made(name, options):  # then the weights are what is wrong
+        if file is not None:
+            return ValueError(f"the weights in {file} cannot be loaded into {name}: {reason}")
+        return ValueError(
+            f"pretrained=true: the weights of {name} could not be loaded ({reason}); "
+            "pretrained=false starts from random ones."
+        )
+    if features == "pyramid" and _can_be_made(name, {k: v for k, v in options.items() if k != "features_only"}):
+        return ValueError(f"features=pyramid is not given by timm's {name} ({reason}); use pooled or tokens.")
+    return ValueError(f"timm cannot make {name} with {options}: {reason}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, or the first of the mismatches that torch lists below it."""
+    lines = str(error).split("\n")
+    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
+        more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+        return lines[1].strip() + more
+    return first_line(error)
+
+
+Load = tuple[nn.Module, list[str], list[str]]  # a model, and the keys that the weights lack and have too many
+
+
+@contextmanager
+def _recorded_loads() -> Iterator[list[Load]]:
+    """The state dicts that are loaded inside the context: timm does not return which keys fitted."""
+    loads: list[Load] = []
+    original = nn.Module.load_state_dict
+
+    def record(module: nn.Module, *arguments: Any, **named: Any) -> Any:
+        result = original(module, *arguments, **named)
+        loads.append((module, list(result.missing_keys), list(result.unexpected_keys)))
+        return result
+
+    with patch.object(nn.Module, "load_state_dict", record):
+        yield loads
+
+
+def _check_loads(loads: Sequence[Load], source: str, name: str) -> None:
+    """ValueError if no key of the weights fitted; a warning if some were missing or left over."""
+    for module, missing, left_over in loads[-1:]:  # a format of its own, loaded otherwise, is not recorded
+        named = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
+        classifier = tuple(f"{part}." for part in ([named] if isinstance(named, str) else named))
+        # torch takes a missing count of batches for 0.
+        own = [key for key in module.state_dict() if not key.startswith(classifier) and "num_batches" not in key]
+        missing = [key for key in missing if key in own]
+        if own and len(missing) == len(own):
+            raise ValueError(
+                f"none of the keys in {source} fits {name}: they are {_few(left_over)}, but it has {_few(own)}."
+            )
+        if missing:
+            log.warning(
+                "%s lack %d of the %d parameters of %s, which stay random: %s",
+                source, len(missing), len(own), name, _few(missing),
+            )  # fmt: skip
+        if left_over:
+            log.warning("%s have %d keys that %s lacks: %s", source, len(left_over), name, _few(left_over))
+
+
+def _few(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _can_be_made(name: str, options: Mapping[str, Any]) -> bool:

@@ -4,55 +4,163 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# What an override may change: where and how the data are read, which the checkpoint's description then checks.
+ACCEPTED = ("data", "trainer.num_workers", "device")
 
 
-def evaluate_checkpoint(path: Path, split: str, device: str | None = None) -> dict[str, float]:
+def evaluate_checkpoint(
+    path: Path, split: str, device: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, float]:
     """The metrics of a checkpoint on a split of the data it was trained on.
 
     Configuration, parameters and buffers all come from the file; on the same machine the numbers equal those of the
-    training run to the last bit. ``device`` replaces the device of the configuration. ValueError if the file is no
-    checkpoint, or names code that is not trusted.
+    training run to the last bit. The data are read with the checkpoint's own meaning: its classes, statistics and
+    normalisation. Samples that were in another split are a warning. ``device`` replaces the device of the
+    configuration, and ``overrides`` (``data.root=…``) the keys of ACCEPTED.
+
+    ValueError if the file is no checkpoint, names code that is not trusted, or if the data mean something else.
     """
+    from mtl.runs import checkpoint
+
+    path = find_checkpoint(path)
+    return _evaluate(path, checkpoint.load(path), split, [*overrides, *([f"device={device}"] if device else [])])
+
+
+def find_checkpoint(path: Path, which: str = "best") -> Path:
+    """The file to measure: ``path`` itself, or the best or last checkpoint of a run folder.
+
+    Without a best one it is the last one, with a warning. ValueError if there is none.
+    """
+    from mtl.runs.checkpoint import FOLDER
+
+    if not path.is_dir():
+        return path
+    file = path / FOLDER / f"{which}.pt"
+    if which == "best" and not file.is_file() and (last := file.with_name("last.pt")).is_file():
+        log.warning("%s has no best.pt: last.pt is measured.", file.parent)
+        return last
+    return file
+
+
+def describe_checkpoint(path: Path, content: Mapping[str, Any]) -> str:
+    """A line that says which weights these are: the file, the step, and whether they are the best or averaged ones."""
+    trainer, step, best = content["config"]["trainer"], content["step"], content["best"]
+    if best is None:
+        what = f"{trainer['monitor']} has had no value yet"
+    elif content["best_step"] == step:
+        what = f"the best so far by {trainer['monitor']} = {best:.6g} on val"
+    else:
+        what = f"not the best: that is step {content['best_step']} by {trainer['monitor']} = {best:.6g} on val"
+    averaged = "" if content["ema"] is None else f"; averaged weights, trainer.ema={trainer['ema']}"
+    return f"{path}: step {step}, {what}{averaged}"
+
+
+def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Sequence[str]) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from mtl.config.build import build_parts
-    from mtl.runs import checkpoint
+    from mtl.data.metadata import meaning_changes, split_changes
     from mtl.runs.targets import check_targets
     from mtl.system.environment import seed_everything
     from mtl.tasks import loss_modules
     from mtl.training.evaluation import evaluate
     from mtl.training.loaders import eval_batches
 
-    content = checkpoint.load(path)
     check_targets(path, content["config"])
     cfg = OmegaConf.create(content["config"])
-    cfg.device = device or cfg.device
+    _take_moved_data(cfg, path)
+    _override(cfg, overrides)
+    _without_other_weights(cfg.backbone)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
-    # The weights come from the checkpoint: a pretrained backbone need not be downloaded.
-    if "pretrained" in cfg.backbone:
-        cfg.backbone.pretrained = False
-    parts = build_parts(cfg)
+    parts = build_parts(cfg, content["data"])
+    if changes := meaning_changes(content["data"], parts.description):
+        raise ValueError(f"the data are not those that {path} was trained on: {'; '.join(changes)}.")
+    for change in split_changes(content["data"], parts.description, [split]):
+        log.warning("THE DATA DIFFER from those that the model was trained on: %s.", change)
     parts.model.load_state_dict(content["ema"] or content["model"])
     loss_modules(parts.tasks).load_state_dict(content["losses"])
     return evaluate(parts.engine, eval_batches(parts.data, split, cfg, parts.tasks), parts.device)
 
 
+def _take_moved_data(cfg: Any, path: Path) -> None:
+    """Look for the data where the run's config.yaml says: a run that was resumed elsewhere has older checkpoints."""
+    from omegaconf import OmegaConf
+
+    from mtl.jobs.resume import changed_places
+    from mtl.runs.files import read_yaml, run_folder
+
+    folder = run_folder(path)
+    if folder is not None and (folder / "config.yaml").is_file():
+        stored: Any = OmegaConf.to_container(cfg, resolve=False)
+        for key, value in changed_places(stored, read_yaml(folder / "config.yaml")).items():
+            OmegaConf.update(cfg, key, value, force_add=True)
+
+
+def _override(cfg: Any, overrides: Sequence[str]) -> None:
+    """Apply overrides as Hydra reads them; ValueError for one that could change what the model is."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+    from omegaconf import OmegaConf
+
+    from mtl.jobs.overrides import is_within
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise ValueError(f"{error.override} is no override, as data.root=FOLDER is.") from error
+    for override in parsed:
+        key = override.key_or_group
+        if (
+            not is_within(key, ACCEPTED)
+            or key in ("data", "data._target_")
+            or override.is_delete()
+            or override.is_sweep_override()
+        ):
+            raise ValueError(
+                f"{override.input_line} cannot be changed in a trained model; accepted are data.<argument>=…, as "
+                f"data.root=FOLDER, and {', '.join(ACCEPTED[1:])}."
+            )
+        OmegaConf.update(cfg, key, override.value(), force_add=True)
+
+
+def _without_other_weights(backbone: Any) -> None:
+    """The weights come from the checkpoint: those that the backbone began with need not be there any more."""
+    if "pretrained" in backbone:
+        backbone.pretrained = False
+    if backbone.get("options"):
+        backbone.options.pop("checkpoint_path", None)
+
+
 def main() -> None:
-    """Print a table, and the metrics as one JSON object on the last line."""
+    """Print what is measured, a table, and the metrics as one JSON object on the last line."""
     parser = argparse.ArgumentParser("mtl-eval", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run folder for its last one")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run folder for its best one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=FOLDER: data.*, or the device")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", dest="which", help="of a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, mps")
-    arguments = parser.parse_args()
-    try:
-        metrics = evaluate_checkpoint(arguments.checkpoint, arguments.split, arguments.device)
-    except ValueError as error:
-        sys.exit(f"mtl-eval: {error}")
+    arguments = parser.parse_intermixed_args()
+    from mtl.runs import checkpoint
     from mtl.runs.terminal import task_table
 
-    print(task_table(f"{arguments.checkpoint.name}: {arguments.split}", metrics))
+    logging.basicConfig(format="mtl-eval: %(message)s")
+    try:
+        path = find_checkpoint(arguments.checkpoint, arguments.which)
+        content = checkpoint.load(path)
+        device = [f"device={arguments.device}"] if arguments.device else []
+        print(describe_checkpoint(path, content))
+        metrics = _evaluate(path, content, arguments.split, [*arguments.overrides, *device])
+    except ValueError as error:
+        sys.exit(f"mtl-eval: {error}")
+    print(task_table(f"{path.name}: {arguments.split}", metrics))
     print(json.dumps(metrics))
 
 

@@ -13,7 +13,7 @@ from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
 from mtl.jobs.overrides import command_line, config_to_record, name_tracker_run, save_config
-from mtl.jobs.resume import find_checkpoint, restore, wandb_id
+from mtl.jobs.resume import check_same_data, find_checkpoint, restore, wandb_id
 from mtl.runs import figures
 from mtl.runs.terminal import final_report
 
@@ -48,6 +48,7 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: S
     from mtl.training.summary import run_summary
 
     parts, state = build(cfg)
+    check_same_data(found, parts.description)
     restore(state, found, folder)
     config = config_to_record(cfg, found)
     save_config(folder, config, arguments)

@@ -74,6 +74,127 @@ def test_options_reach_timm():
     assert Timm("test_vit", image_size=32, options={"patch_size": 8}).model.patch_embed.num_patches == 16
 
 
+# ------------------------------------------------------------------------------------- weights and their pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("vit_tiny_patch16_224", [0.5] * 3, [0.5] * 3),
+        ("test_resnet", [0.5] * 3, [0.5] * 3),
+        ("resnet18", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("mobilenetv3_small_050", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ],
+)
+@pytest.mark.parametrize("features", ["pooled", "pyramid"])
+def test_a_model_says_for_which_pixels_its_weights_are(name, mean, std, features):
+    assert Timm(name, features=features, image_size=32).data_config == {"mean": mean, "std": std}
+    assert Timm(name, features=features, image_size=32, in_channels=1).data_config is None
+
+
+def test_an_overlay_says_other_pixels():
+    options = {"pretrained_cfg_overlay": {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}}
+    assert Timm("test_resnet", options=options).data_config == {"mean": [0.1, 0.2, 0.3], "std": [1.0] * 3}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Files of weights: whole ones, of an encoder under another prefix, with a part missing or left over, or broken."""
+    torch.manual_seed(1)
+    whole = timm.create_model("test_resnet").state_dict()
+    some = {k: v for k, v in whole.items() if "layer4" not in k}
+    files = {
+        "whole": whole,
+        "lightning": {"state_dict": {f"encoder.{k}": v for k, v in whole.items()}},
+        "some": {**some, "projector.weight": torch.ones(2)},
+        "narrow": {k: v[:, :1] if k == "layer1.0.conv1.weight" else v for k, v in whole.items()},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+    (tmp_path / "text.pth").write_text("text")
+    return {name: str(tmp_path / f"{name}.pth") for name in [*files, "text", "gone"]}, whole
+
+
+WAYS = {
+    "checkpoint_path": lambda file: {"options": {"checkpoint_path": file}},
+    "overlay": lambda file: {"pretrained": True, "options": {"pretrained_cfg_overlay": {"file": file}}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("features", ["pooled", "tokens", "pyramid"])
+@pytest.mark.parametrize("in_channels", [3, 1])
+def test_weights_come_from_a_file(weights, caplog, way, features, in_channels):
+    files, whole = weights
+    model = Timm("test_resnet", features=features, in_channels=in_channels, **WAYS[way](files["whole"]))
+    own = model.model.state_dict()
+    same = [key for key, value in own.items() if key in whole and torch.equal(value, whole[key])]
+    assert len(same) >= len(own) - (in_channels == 1), "all but the first convolution, which is fitted to the channels"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    random = Timm("test_resnet", features=features, in_channels=in_channels).model.state_dict()
+    assert not torch.equal(random["layer1.0.conv1.weight"], whole["layer1.0.conv1.weight"]), "the negative control"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("features", ["pooled", "pyramid"])
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("gone", "the weights of test_resnet are to come from {file}, which is no file."),
+        ("lightning", "none of the keys in {file} fits test_resnet: they are encoder.conv1.0.weight, encoder."),
+        ("narrow", "the weights in {file} cannot be loaded into test_resnet: size mismatch for layer1.0.conv1.weight:"),
+        ("text", "the weights in {file} cannot be loaded into test_resnet: "),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_sentence(weights, way, features, file, words):
+    files, _ = weights
+    with pytest.raises(ValueError) as caught:
+        Timm("test_resnet", features=features, **WAYS[way](files[file]))
+    message = str(caught.value)
+    assert message.startswith(words.format(file=files[file])) and "\n" not in message and "pyramid" not in message
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_that_stay_random_and_keys_that_are_left_over_are_counted(weights, caplog, way):
+    files, whole = weights
+    Timm("test_resnet", **WAYS[way](files["some"]))
+    lacking = [key for key in whole if "layer4" in key and "num_batches" not in key]
+    messages = [record.getMessage() for record in caplog.records if record.name == "mtl.backbones"]
+    assert messages[0].startswith(f"{files['some']} lack {len(lacking)} of the ") and lacking[0] in messages[0]
+    assert messages[1] == f"{files['some']} have 1 keys that test_resnet lacks: projector.weight"
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_folder_that_timm_has_written_is_a_model(tmp_path, name):
+    from timm.models import save_for_hf
+
+    torch.manual_seed(1)
+    model = timm.create_model(name, num_classes=7, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
+    save_for_hf(model, str(tmp_path))
+    for features in ("pooled", "pyramid"):
+        ours = Timm(f"local-dir:{tmp_path}", pretrained=True, features=features, image_size=64)
+        assert ours(torch.zeros(2, 3, 64, 64)) is not None and ours.data_config["mean"] == [0.1, 0.2, 0.3]
+    own, whole = Timm(f"local-dir:{tmp_path}", pretrained=True).model.state_dict(), model.state_dict()
+    assert all(torch.equal(value, whole[key]) for key, value in own.items())
+    random = Timm(f"local-dir:{tmp_path}").model.state_dict()
+    assert any(not torch.equal(value, whole[key]) for key, value in random.items()), "the negative control"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet1", "name=resnet1 is no timm model; the closest are "),
+        ("local-dir:/nowhere", "name=local-dir:/nowhere cannot be made by timm: "),
+        ("hf-hub:timm/nothing_here", "name=hf-hub:timm/nothing_here cannot be made by timm: "),
+        ("s3:bucket", "name=s3:bucket cannot be made by timm: Unknown model source 's3'"),
+    ],
+)
+def test_a_name_that_is_none_is_one_sentence(name, words):
+    with pytest.raises(ValueError) as caught:
+        Timm(name, image_size=32)
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def transformer():
     torch.manual_seed(0)

@@ -31,8 +31,11 @@ def test_the_command(train_tiny, forked):
     done = forked("mtl.evaluate", str(folder), "--split", "val")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
-    assert json.loads(lines[-1]) == only_metrics(read_metrics(folder, "val")[-1])
-    assert lines[0].split() == ["run:", "val", "loss", "accuracy"]
+    best = min(read_metrics(folder, "val"), key=lambda row: row["loss/total"])
+    assert json.loads(lines[-1]) == only_metrics(best)
+    words = f"best.pt: step {best['step']}, the best so far by loss/total = {best['loss/total']:.6g} on val"
+    assert lines[0] == f"{folder / 'checkpoints'}/{words}"
+    assert lines[1].split() == ["best.pt:", "val", "loss", "accuracy"]
 
 
 def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):

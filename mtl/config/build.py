@@ -12,6 +12,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 from timm.utils import ModelEmaV3
 from torch import nn
+from torchvision.transforms import v2
 
 from mtl.architectures.multi_input import Concatenated, common_space, own_samples, read_own_samples
 from mtl.config.checks import check, chosen_tasks
@@ -19,6 +20,7 @@ from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chun
 from mtl.config.instantiate import check_arguments, import_target, make
 from mtl.config.rehearsal import rehearse
 from mtl.data.loader import Batches, DataError, sequential
+from mtl.data.metadata import Description, describe
 from mtl.distributed.collectives import get_rank
 from mtl.distributed.data_parallel import broadcast_parameters
 from mtl.engine.engine import Engine
@@ -59,17 +61,22 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema)
 
 
-def build_parts(cfg: DictConfig) -> Parts:
-    """Build data, model and tasks, and run them on two samples. ConfigError for every mistake."""
+def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
+    """Build data, model and tasks, and run them on two samples. ConfigError for every mistake.
+
+    ``read_as``: the description of a checkpoint's data; the files are read with its meaning.
+    """
     device = _find_device(cfg.device)
-    data = _make_data(cfg)
+    data = _make_data(cfg, read_as)
     names = chosen_tasks(cfg)
     if not set(names) <= set(data.targets):
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    inputs, targets = _two_samples(cfg, data)
     backbone = _make_backbone(cfg, data)
+    _normalize(data, backbone, read_as)
+    description = _describe(data)
+    inputs, targets = _two_samples(cfg, data)
     features = dry_run_backbone(backbone, inputs)
     model = _make_model(cfg, data, backbone, features)
     tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in names]
@@ -80,7 +87,7 @@ def build_parts(cfg: DictConfig) -> Parts:
         read_own_samples(model)
     _place(model, device, cfg.trainer)
     engine = Engine(model, tasks, _make_precision(cfg.trainer.precision, device))
-    return Parts(data, engine, device, to_device(inputs, device))
+    return Parts(data, engine, device, to_device(inputs, device), description)
 
 
 # ------------------------------------------------------------------------------------------- data, model, tasks
@@ -93,8 +100,36 @@ def _find_device(name: str) -> torch.device:
         raise ConfigError(str(error)) from error
 
 
-def _make_data(cfg: DictConfig) -> Any:
-    return make("data", {key: value for key, value in cfg.data.items() if key != "on_error"}, seed=cfg.seed)
+def _make_data(cfg: DictConfig, read_as: Description | None) -> Any:
+    own = {key: value for key, value in cfg.data.items() if key != "on_error"}
+    # Empty metadata are none: a data set of an own class may have learnt nothing.
+    return make("data", own, seed=cfg.seed, metadata=(read_as and read_as["metadata"]) or None)
+
+
+def _normalize(data: Any, backbone: nn.Module, read_as: Description | None) -> None:
+    """Let the data set normalise images as the backbone's weights want, or as the checkpoint's data were."""
+    inner = backbone.backbone if isinstance(backbone, Concatenated) else backbone
+    wanted = read_as["normalize"] if read_as else getattr(inner, "data_config", None)
+    normalize = getattr(data, "normalize", None)
+    if isinstance(normalize, v2.Normalize):
+        if wanted is not None:
+            normalize.mean, normalize.std = list(wanted["mean"]), list(wanted["std"])
+        source = (
+            "ImageNet's" if wanted is None else "the checkpoint's" if read_as else "those of the backbone's weights"
+        )
+        log.info("images are normalised by mean %s, std %s: %s", normalize.mean, normalize.std, source)
+    elif wanted is not None:
+        log.info(
+            "images are normalised by the data set itself; the backbone's weights are for mean %s, std %s",
+            list(wanted["mean"]), list(wanted["std"]),
+        )  # fmt: skip
+
+
+def _describe(data: Any) -> Description:
+    try:
+        return describe(data)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _two_samples(cfg: DictConfig, data: Any) -> tuple[Any, Mapping[str, Any]]:

@@ -11,6 +11,13 @@ The object that ``data`` in the configuration names has
   ``vocabulary`` and ``context`` of text;
 - ``batch_size``;
 - ``kinds``, for images: target -> how ``examples/`` shows it, see mtl.training.examples;
+- ``metadata``, where it learns from its files: a dict of plain types and tensors with everything that the numbers mean,
+  as the names of classes in the order of their indices, means and deviations, or a vocabulary. The constructor then
+  takes ``metadata=None``: that of another run, with which the files are to be read. Checkpoints carry it;
+- ``names`` and ``digest`` of the splits, optional: the samples' names, and a fingerprint of labels or text. By them a
+  resumed run knows that the data are the same, and mtl-eval that no sample was trained on. See mtl.data.metadata;
+- ``normalize``, for images in colour: a torchvision.transforms.v2.Normalize which the splits apply to their images. Its
+  mean and deviation become those that the backbone's weights want, before the first sample is read;
 - ``inputs_per_task``: true if every task has inputs of its own. Then a batch's inputs are a dict task -> inputs, and
   the data sets have ``samples(task, indices)``: the indices of a batch for which the task has a sample.
 """

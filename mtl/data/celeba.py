@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, errors_named_by, find_root, read_image
+from mtl.data.files import Read, Samples, errors_named_by, find_root, imagenet, read_image
+from mtl.data.metadata import digest
 from mtl.errors import require_positive
 
 IMAGES, LABELS, PARTITION = "Img/img_align_celeba", "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt"
@@ -39,8 +40,8 @@ class CelebA:
     ``Img/img_align_celeba/*.jpg``, ``Anno/list_attr_celeba.txt`` and ``Eval/list_eval_partition.txt``, which defines
     the splits (162,770, 19,867 and 19,962 images). There is no augmentation.
 
-    Inputs: ``[B, 3, image_size, image_size]``, resized from 178×218 pixels to a square, as is usual, and normalised by
-    the statistics of ImageNet. Targets: every attribute by its name, ``[B, 1]``, 1.0 or 0.0.
+    Inputs: ``[B, 3, image_size, image_size]``, resized from 178×218 pixels to a square, as is usual, and normalised as
+    the backbone wants. Targets: every attribute by its name, ``[B, 1]``, 1.0 or 0.0.
 
     Raises ValueError for missing files and malformed lists; when a sample is read, for an unreadable image. The message
     names the file. Source: Liu et al. 2015.
@@ -57,10 +58,14 @@ class CelebA:
         labels = _read_labels(folder / LABELS)
         partition = _read_partition(folder / PARTITION, labels)
         resize = v2.Resize([image_size, image_size])
-        names = [partition.index[partition == split] for split in range(3)]
-        self.train, self.val, self.test = (
-            Samples(list(zip(own, labels.loc[own].to_numpy(), strict=True)), self._read, resize) for own in names
-        )
+        self.normalize, self.metadata = imagenet(), {"transform": {"resize": [image_size, image_size]}}
+
+        def samples(split: int) -> Samples:
+            names = partition.index[partition == split]
+            own = labels.loc[names].to_numpy()
+            return Samples(list(zip(names, own, strict=True)), self._read, self.normalize, resize, digest(own))
+
+        self.train, self.val, self.test = map(samples, range(3))
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """``f1`` as in FAMO, and ``accuracy``: one minus the error of Sener & Koltun."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torchmetrics import Metric
@@ -10,7 +12,7 @@ from torchmetrics import Metric
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import Depth, Disparity, scale_crop_flip
-from mtl.data.files import Read, as_classes, as_depth, split_samples, splits
+from mtl.data.files import Read, as_classes, as_depth, imagenet, split_samples, splits
 from mtl.data.mtan import Arrays, Item
 from mtl.errors import require_positive
 
@@ -32,7 +34,7 @@ class Cityscapes:
     disparity, which grows when an image is enlarged. ``disparity=multiplied`` scales it so; ``disparity=inherited``
     divides it, as the published results do with code that was written for depth.
 
-    Inputs: ``[B, 3, H, W]``, normalised by the statistics of ImageNet, which the papers' codes omit. Targets:
+    Inputs: ``[B, 3, H, W]``, normalised as the backbone wants, which the papers' codes omit. Targets:
     ``segmentation`` ``[B, H, W]``, -1 if missing; ``depth`` ``[B, 1, H, W]``, 0 if missing.
 
     Raises ValueError as :class:`NYUv2` does. Source: Cordts et al. 2016; Liu et al. 2019 (MTAN); Kurin et al. 2022.
@@ -48,6 +50,7 @@ class Cityscapes:
         augment: bool = True,
         disparity: str = "multiplied",
         classes: int = 7,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size)
         if classes not in (7, 19):
@@ -57,10 +60,13 @@ class Cityscapes:
         self.batch_size, self._classes, self._label = batch_size, classes, f"label_{classes}"
         self._disparity = Disparity if disparity == "multiplied" else Depth
         self.kinds = dict(segmentation="segmentation", depth="depth")
-        self._arrays = Arrays(root, ("image", self._label, "depth"), SOURCE)
+        self._arrays = Arrays(root, ("image", self._label, "depth"), SOURCE, metadata)
+        self.metadata, self.normalize = self._arrays.metadata, imagenet()
         self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
         items = splits(self._arrays.train, self._arrays.val, validation)
-        self.train, self.val, self.test = split_samples(items, self._read, scale_crop_flip() if augment else None)
+        self.train, self.val, self.test = split_samples(
+            items, self._read, self.normalize, scale_crop_flip() if augment else None
+        )
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """The papers' metrics, by pixel as in LibMTL and by batch as in MTAN; see mtl.metrics."""

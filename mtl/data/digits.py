@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate, pad
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
+from mtl.data.metadata import digest
 from mtl.errors import require, require_positive
 from mtl.metrics import classification
 
@@ -101,6 +102,7 @@ class Pairs(Dataset):
         self._mean, self._std, self._mode = mean, std, mode
         self._repeats, self._seed, self._redraw = repeats, seed, redraw
         self._partners: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.digest = digest(scans, labels)
 
     def __len__(self) -> int:
         return len(self._labels) * self._repeats

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from mtl.data.augment import Depth, Normals
@@ -22,7 +23,7 @@ from mtl.errors import first_line
 
 log = logging.getLogger(__name__)
 
-# Pixel statistics of ImageNet, on which backbones are pretrained.
+# Pixel statistics of ImageNet, for backbones that do not say which they want.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Item = TypeVar("Item")
@@ -34,11 +35,20 @@ class Samples(Dataset):
     """Samples that are read one by one: ``read(item)`` returns an image ``[3, H, W]`` and its targets, as tv_tensors.
 
     ``transform`` is applied to both together; it draws from torch's global generator, which the loader seeds by seed,
-    epoch and sample. Then the image is normalised by the statistics of ImageNet.
+    epoch and sample. Then the image is a float, and goes through ``normalize``. ``digest`` is one of the labels, where
+    they are at hand.
     """
 
-    def __init__(self, items: Sequence[Any], read: Callable[[Any], Read], transform: Transform | None = None) -> None:
-        self._items, self._read, self._transform = items, read, transform
+    def __init__(
+        self,
+        items: Sequence[Any],
+        read: Callable[[Any], Read],
+        normalize: v2.Normalize,
+        transform: Transform | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self._items, self._read, self._normalize, self._transform = items, read, normalize, transform
+        self.digest = digest
 
     def __len__(self) -> int:
         return len(self._items)
@@ -47,8 +57,22 @@ class Samples(Dataset):
         image, targets = self._read(self._items[index])
         if self._transform is not None:
             image, targets = self._transform(image, targets)
-        image = F.normalize(F.to_dtype(image, torch.float32, scale=True), list(MEAN), list(STD))
+        image = self._normalize(F.to_dtype(image, torch.float32, scale=True))
         return image.as_subclass(Tensor), {name: target.as_subclass(Tensor) for name, target in targets.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """What tells the samples apart: the text and numbers of their items."""
+        return [item if isinstance(item, str) else "/".join(_words(item)) for item in self._items]
+
+
+def _words(item: Sequence[Any]) -> list[str]:
+    return [str(part) for part in item if isinstance(part, str | int)]
+
+
+def imagenet() -> v2.Normalize:
+    """A data set's normalisation, until the backbone says what its weights want."""
+    return v2.Normalize(list(MEAN), list(STD))
 
 
 # ------------------------------------------------------------------------------------------ at the start
@@ -93,12 +117,17 @@ def splits(
 def split_samples(
     items: tuple[Sequence[Item], Sequence[Item], Sequence[Item]],
     read: Callable[[Item], Read],
+    normalize: v2.Normalize,
     training: Transform | None = None,
     evaluation: Transform | None = None,
 ) -> tuple[Samples, Samples, Samples]:
     """Training, validation and test samples of the items in the three splits, with the transforms of each."""
     train, val, test = items
-    return Samples(train, read, training), Samples(val, read, evaluation), Samples(test, read, evaluation)
+    return (
+        Samples(train, read, normalize, training),
+        Samples(val, read, normalize, evaluation),
+        Samples(test, read, normalize, evaluation),
+    )
 
 
 # --------------------------------------------------------------------------------------------- one file

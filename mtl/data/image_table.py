@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,15 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, errors_named_by, find_root, read_image, split_samples
+from mtl.data.files import Read, Samples, errors_named_by, find_root, imagenet, read_image
+from mtl.data.metadata import SPLITS, digest, hash_names
 from mtl.errors import require_positive
 from mtl.losses import IGNORED
 
+log = logging.getLogger(__name__)
+
 KINDS = ("class", "labels", "number")
 FEW = 20  # integers with at most this many distinct values are classes
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,14 @@ class ImageTable:
     - ``number``: columns of numbers, standardised by the mean and deviation of the training rows; metrics are in the
       table's units. Inferred for all other numbers.
 
-    An empty cell is a missing label. ``split`` is the column with ``train``, ``val`` or ``test``; without it, the
-    shares ``validation`` and ``test`` are held out by a hash of the image's name, whatever the seed and the row order.
+    An empty cell is a missing label. ``split`` is the column with ``train``, ``val`` or ``test``. Without it, a hash of
+    the image's name decides: about the shares ``validation`` and ``test`` of the images are held out, and an image's
+    split depends neither on the seed nor on the other rows. Only where a split would be empty, it takes one image.
+    ``metadata``, another run's, read the table with the columns, kinds, classes and statistics that its model learnt; a
+    class that the model does not know is then an error.
     ``augment``: random crops and horizontal flips, which are wrong for targets that describe positions.
 
-    Inputs: ``[B, 3, image_size, image_size]``, resized to a square and normalised by the statistics of ImageNet.
+    Inputs: ``[B, 3, image_size, image_size]``, resized to a square and normalised as the backbone wants.
     Targets: ``class`` ``[B]``, -100 if missing; ``labels`` and ``number`` ``[B, columns]``, NaN if missing.
 
     Raises ValueError for a missing or invalid table, column, cell or image, with its row; when a sample is read, for an
@@ -94,27 +99,39 @@ class ImageTable:
         batch_size: int = 32,
         image_size: int = 128,
         augment: bool = False,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size, image_size=image_size)
         where = "give data.root=… the folder and data.labels=… the table in it."
         self._folder = find_root(root, {labels: "the labels"}, where)
         self._file = self._folder / labels
+        wanted, known = targets, {}
+        if metadata is not None:
+            image, known = metadata["image"], _known_columns(metadata, targets, kinds)
+            wanted = {name: column.columns for name, column in known.items()}
         table = read_table(self._file, image)
         self.image = _check_column(table, image or table.columns[0], "image", self._file)
         self._check_images(table)
         table[self.image] = table[self.image].astype(str)
         parts = self._assign_splits(table, split, validation, test)
-        wanted = targets or self._all_columns(table, split)
-        self.columns, values = self._encode_targets(table, wanted, kinds or {}, parts == "train")
+        wanted = wanted or self._all_columns(table, split)
+        self.columns, values = self._encode_targets(table, wanted, kinds or {}, parts == "train", known)
         self.targets = tuple(self.columns)
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
         self.batch_size = batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size}
-        train, val, test_items = (self._items(table, values, parts == part, part) for part in SPLITS)
+        self.normalize = imagenet()
         resize: v2.Transform = v2.Resize([image_size, image_size])
         crop = v2.RandomResizedCrop([image_size, image_size], scale=(0.5, 1.0))
         training = v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment else resize
-        self.train, self.val, self.test = split_samples((train, val, test_items), self._read, training, resize)
+        self.train, self.val, self.test = (
+            self._samples(table, values, parts, part, training if part == "train" else resize) for part in SPLITS
+        )
+        self.metadata = {
+            "image": self.image,
+            "targets": {name: asdict(column) for name, column in self.columns.items()},
+            "transform": {"resize": [image_size, image_size]},
+        }
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """``accuracy`` for classes; mean ``f1`` and ``accuracy`` for labels; ``abs_err`` and ``rmse`` for numbers.
@@ -143,27 +160,39 @@ class ImageTable:
         wanted: Mapping[str, str | Sequence[str]],
         kinds: Mapping[str, str],
         train: NDArray[np.bool_],
+        known: Mapping[str, Column],
     ) -> tuple[dict[str, Column], dict[str, NDArray[Any]]]:
-        """The targets, and their values in every row."""
+        """The targets, and their values in every row; ``known`` are those of another run."""
         if unknown := sorted(set(kinds) - set(wanted)):
             raise ValueError(f"kinds.{unknown[0]} names no target; the targets are {', '.join(wanted)}.")
         found: dict[str, Column] = {}
         values: dict[str, NDArray[Any]] = {}
         for name, own in wanted.items():
             columns = tuple(_check_column(table, c, f"targets.{name}", self._file) for c in _as_list(own))
+            if name in known:
+                found[name], values[name] = known[name], _encode_as(known[name], table, self._file)
+                continue
             kind = kinds.get(name) or infer(table, columns, self._file)
             found[name], values[name] = _encode(table, name, kind, columns, train, self._file)
         return found, values
 
-    def _items(
-        self, table: pd.DataFrame, values: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_], part: str
-    ) -> list[tuple[str, dict[str, Any]]]:
-        """An image's name and its labels, for each chosen row."""
-        rows = np.flatnonzero(chosen)
+    def _samples(
+        self,
+        table: pd.DataFrame,
+        values: Mapping[str, NDArray[Any]],
+        parts: NDArray[Any],
+        part: str,
+        transform: v2.Transform,
+    ) -> Samples:
+        """The rows of a split: an image's name and its labels for each."""
+        rows = np.flatnonzero(parts == part)
         if not len(rows):
             raise ValueError(f"{self._file} has no row for the split {part}.")
         names = table[self.image].to_numpy()
-        return [(names[row], {target: value[row] for target, value in values.items()}) for row in rows]
+        items = [(names[row], {target: value[row] for target, value in values.items()}) for row in rows]
+        return Samples(
+            items, self._read, self.normalize, transform, digest(*(value[rows] for value in values.values()))
+        )
 
     def _all_columns(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
         columns = [column for column in table.columns if column not in (self.image, split)]
@@ -198,12 +227,31 @@ class ImageTable:
         if min(validation, test) <= 0 or validation + test >= 1:
             raise ValueError(f"validation={validation} and test={test} must be above 0 and together below 1.")
         # By name and not by row: an image that has several rows is in one split.
-        names = sorted(map(str, table[self.image].unique()), key=lambda name: (zlib.crc32(name.encode()), name))
-        held_out = {"test": max(1, round(test * len(names))), "val": max(1, round(validation * len(names)))}
-        part_of = dict.fromkeys(names, "train")
-        part_of |= dict.fromkeys(names[: held_out["test"]], "test")
-        part_of |= dict.fromkeys(names[held_out["test"] : sum(held_out.values())], "val")
+        part_of = share_out(table[self.image].unique().tolist(), {"test": test, "val": validation}, self._file)
         return table[self.image].map(part_of).to_numpy(dtype=object)
+
+
+def share_out(names: Sequence[str], shares: Mapping[str, float], file: Path) -> dict[str, str]:
+    """The split of each name, by a hash: about ``shares`` of them are held out, the others are for training.
+
+    A name's split does not depend on the other names, unless a split would be empty: it then takes the name whose hash
+    is the nearest, and a warning says so.
+    """
+    places = hash_names(names).numpy().view(np.uint64) / 2.0**64
+    edges = np.cumsum([0.0, *shares.values(), 1 - sum(shares.values())])
+    parts = [*shares, "train"]
+    found = np.searchsorted(edges[1:-1], places, side="right")
+    for number, part in enumerate(parts):
+        counts = np.bincount(found, minlength=len(parts))
+        if not counts[number] and counts.max() > 1:
+            distance = np.maximum(edges[number] - places, places - edges[number + 1])
+            nearest = int(np.where(counts[found] > 1, distance, np.inf).argmin())
+            found[nearest] = number
+            log.warning(
+                "%s: the hash of the names puts none of %d images into %s, so that it takes %s; with more images that "
+                "one may be in another split.", file, len(names), part, names[nearest],
+            )  # fmt: skip
+    return {name: parts[number] for name, number in zip(names, found, strict=True)}
 
 
 # ------------------------------------------------------------------------------------------- the table
@@ -274,8 +322,9 @@ def _encode(
             raise ValueError(f"{file}: {columns[0]} has {len(classes)} different values; a class needs two or more.")
         codes = pd.Categorical(own, categories=classes).codes.astype(np.int64)
         plain = (
-            int(v) if isinstance(v, float) and v.is_integer() else v for v in classes
-        )  # an integer column with an empty cell is read as floats
+            int(v) if isinstance(v, float) and v.is_integer() else v if isinstance(v, str | int | float) else str(v)
+            for v in classes
+        )  # an integer column with an empty cell is read as floats; and a checkpoint holds no dates
         return Column(kind, columns, tuple(plain)), np.where(codes < 0, IGNORED, codes)
     values = np.stack([_numbers(table[column], kind, file) for column in columns], 1)
     if kind == "labels":
@@ -287,6 +336,43 @@ def _encode(
     mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
     scaled = ((values - mean) / std).astype(np.float32)
     return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
+
+
+def _encode_as(column: Column, table: pd.DataFrame, file: Path) -> NDArray[Any]:
+    """A target's value in every row, with the classes and statistics of the run that ``column`` comes from."""
+    if column.kind == "class":
+        own = table[column.columns[0]]
+        index = {str(value): i for i, value in enumerate(column.classes)} | {v: i for i, v in enumerate(column.classes)}
+        codes = np.array([index.get(value, index.get(str(value), -1)) for value in own.tolist()], np.int64)
+        codes[own.isna()] = IGNORED
+        if (codes == -1).any():
+            row = _first_row(codes == -1)
+            raise ValueError(
+                f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}, a class that the model does not know; its "
+                f"classes are {', '.join(map(str, column.classes))}."
+            )
+        return codes
+    values = np.stack([_numbers(table[name], column.kind, file) for name in column.columns], 1)
+    if column.kind == "number":
+        values = (values - np.array(column.mean)) / np.array(column.std)
+    return values.astype(np.float32)
+
+
+def _known_columns(
+    metadata: Mapping[str, Any], targets: Mapping[str, str | Sequence[str]] | None, kinds: Mapping[str, str] | None
+) -> dict[str, Column]:
+    """The targets in another run's metadata; ValueError if ``targets`` or ``kinds`` are given and differ from them."""
+    known = {
+        name: Column(own["kind"], *(tuple(own[key]) for key in ("columns", "classes", "mean", "std")))
+        for name, own in metadata["targets"].items()
+    }
+    asked = {name: tuple(_as_list(own)) for name, own in (targets or {}).items()}
+    if asked and asked != {name: column.columns for name, column in known.items()}:
+        raise ValueError(f"targets={asked} are not those that the model was trained with: {', '.join(known)}.")
+    for name, kind in (kinds or {}).items():
+        if name in known and known[name].kind != kind:
+            raise ValueError(f"kinds.{name}={kind}, but the model was trained with {known[name].kind}.")
+    return known
 
 
 def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ class Arrays:
     """``root/{train,val}/<kind>/<i>.npy``: arrays ``[H, W, …]`` of one height and width, of any dtype.
 
     ``image`` is one of the ``kinds``. Its range is 0 to 255 if the first training image has integers or a value above
-    1, otherwise 0 to 1. ``train`` and ``val`` are the samples, ``size`` is their height and width. ValueError for a
-    missing folder, with ``source`` (how to get the files), and for a missing number.
+    1, otherwise 0 to 1, unless ``metadata`` says it. ``train`` and ``val`` are the samples, ``size`` is their height
+    and width. ValueError for a missing folder, with ``source`` (how to get the files), and for a missing number.
     """
 
-    def __init__(self, root: str, kinds: Sequence[str], source: str) -> None:
+    def __init__(self, root: str, kinds: Sequence[str], source: str, metadata: Mapping[str, Any] | None = None) -> None:
         self._root = find_root(root, {f"{s}/{kind}": "<i>.npy" for s in ("train", "val") for kind in kinds}, source)
         self.train, self.val = (self._numbered(split, kinds) for split in ("train", "val"))
         first = read_array(self.file(self.train[0], "image"))
         check_shape(self.file(self.train[0], "image"), first, (*first.shape[:2], 3))
         self.size = first.shape[:2]
-        self._brightest = 255 if first.dtype.kind != "f" or first.max() > 1 else 1
+        seen = 255 if first.dtype.kind != "f" or first.max() > 1 else 1
+        self._brightest = metadata["brightest"] if metadata else seen
+        self.metadata = {"brightest": self._brightest}
 
     def file(self, item: Item, kind: str) -> Path:
         """The path of an array."""

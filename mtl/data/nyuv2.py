@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torchmetrics import Metric
@@ -10,7 +12,7 @@ from torchmetrics import Metric
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import scale_crop_flip
-from mtl.data.files import Read, as_classes, as_depth, as_normals, split_samples, splits
+from mtl.data.files import Read, as_classes, as_depth, as_normals, imagenet, split_samples, splits
 from mtl.data.mtan import Arrays, Item
 from mtl.errors import require_positive
 
@@ -29,7 +31,7 @@ class NYUv2:
     used, as in published results. ``augment``: training samples are scaled, cropped and flipped, see
     :class:`ScaleCrop`.
 
-    Inputs: ``[B, 3, H, W]``, normalised by the statistics of ImageNet, which the papers' codes omit. Targets:
+    Inputs: ``[B, 3, H, W]``, normalised as the backbone wants, which the papers' codes omit. Targets:
     ``segmentation`` ``[B, H, W]``, 13 classes, -1 if missing; ``depth`` ``[B, 1, H, W]`` in metres, 0 if missing;
     ``normals`` ``[B, 3, H, W]``, the zero vector if missing.
 
@@ -39,14 +41,24 @@ class NYUv2:
 
     targets = ("segmentation", "depth", "normals")
 
-    def __init__(self, root: str, batch_size: int = 8, validation: float = 0.1, augment: bool = True) -> None:
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 8,
+        validation: float = 0.1,
+        augment: bool = True,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         require_positive(batch_size=batch_size)
         self.batch_size = batch_size
         self.kinds = dict(segmentation="segmentation", depth="depth", normals="normals")
-        self._arrays = Arrays(root, ("image", "label", "depth", "normal"), SOURCE)
+        self._arrays = Arrays(root, ("image", "label", "depth", "normal"), SOURCE, metadata)
+        self.metadata, self.normalize = self._arrays.metadata, imagenet()
         self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
         items = splits(self._arrays.train, self._arrays.val, validation)
-        self.train, self.val, self.test = split_samples(items, self._read, scale_crop_flip() if augment else None)
+        self.train, self.val, self.test = split_samples(
+            items, self._read, self.normalize, scale_crop_flip() if augment else None
+        )
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """The papers' metrics, by pixel as in LibMTL and by batch as in MTAN; see mtl.metrics."""

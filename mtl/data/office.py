@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import MEAN, STD, errors_named_by, find_root, read_image
+from mtl.data.files import errors_named_by, find_root, imagenet, read_image
+from mtl.data.metadata import digest
 from mtl.errors import require, require_positive
 
 SPLITS = ("train", "val", "test")
@@ -34,7 +37,7 @@ class Office:
     ``root`` has the images, and ``lists`` (default: the same folder) has ``<domain>_{train,val,test}.txt`` with lines
     ``path class``; usually 60 / 20 / 20 % of the images. There is no augmentation.
 
-    Inputs: a dict domain -> ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet. Targets: a
+    Inputs: a dict domain -> ``[B, 3, image_size, image_size]``, normalised as the backbone wants. Targets: a
     dict domain -> classes. A training batch has ``batch_size`` images of every domain. An epoch is one pass over the
     largest domain; smaller domains start over when they end, so that each of their images is used equally often, and a
     batch may have an image twice. Validation and test use every image once.
@@ -54,6 +57,7 @@ class Office:
         batch_size: int = 64,
         image_size: int = 224,
         seed: int = 0,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size, classes=classes, image_size=image_size)
         require("domains", list(domains), "a list of one name or more", bool(domains))
@@ -67,8 +71,18 @@ class Office:
         def listed(split: str) -> dict[str, Images]:
             return {domain: _read_list(folder / f"{domain}_{split}.txt", images, classes) for domain in domains}
 
-        self.train = OwnImages(images, listed("train"), image_size, seed)
-        self.val, self.test = (OwnImages(images, listed(split), image_size) for split in SPLITS[1:])
+        lists_of = {split: listed(split) for split in SPLITS}
+        every = [item for split in lists_of.values() for own in split.values() for item in own]
+        known = metadata["classes"] if metadata else None
+        self.metadata = {
+            "classes": _class_folders(every, classes, known),
+            "transform": {"resize": [image_size, image_size]},
+        }
+        self.normalize = imagenet()
+        self.train, self.val, self.test = (
+            OwnImages(images, own, image_size, self.normalize, seed if split == "train" else None)
+            for split, own in lists_of.items()
+        )
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """Accuracy: the share of correctly classified images of a domain."""
@@ -78,8 +92,12 @@ class Office:
 class OwnImages(Dataset):
     """One split: sample i has an image of every domain, or, with ``seed=None``, of those with more than i images."""
 
-    def __init__(self, root: Path, images: dict[str, Images], image_size: int, seed: int | None = None) -> None:
-        self._root, self._images, self._image_size = root, images, image_size
+    def __init__(
+        self, root: Path, images: dict[str, Images], image_size: int, normalize: v2.Normalize, seed: int | None = None
+    ) -> None:
+        self._root, self._images, self._image_size, self._normalize = root, images, image_size, normalize
+        every = [item for own in images.values() for item in own]
+        self.names, self.digest = [path for path, _ in every], digest([label for _, label in every])
         self._order = None
         if seed is not None:
             rngs = (np.random.default_rng((seed, number)) for number in range(len(images)))
@@ -118,7 +136,26 @@ class OwnImages(Dataset):
 
     def _read(self, path: str) -> Tensor:
         image = F.resize(read_image(self._root / path), [self._image_size, self._image_size], antialias=True)
-        return F.normalize(F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True), list(MEAN), list(STD))
+        return self._normalize(F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True))
+
+
+def _class_folders(
+    images: Iterable[tuple[str, int]], classes: int, known: Sequence[str | None] | None
+) -> list[str | None]:
+    """The folder of each class, in the order of the indices; None without images, or where they lie in several folders.
+
+    ValueError if a class has another folder than the ``known`` one: then an index means another object.
+    """
+    folders: list[set[str]] = [set() for _ in range(classes)]
+    for path, label in images:
+        folders[label].add(Path(path).parent.name)
+    found = [own.pop() if len(own) == 1 else None for own in folders]
+    for index, (now, before) in enumerate(zip(found, known or found, strict=True)):
+        if None not in (now, before) and now != before:
+            raise ValueError(
+                f"the lists have images of {now} as class {index}, which was {before} when the model learnt."
+            )
+    return list(known or found)
 
 
 def _read_list(file: Path, root: Path, classes: int) -> Images:

@@ -24,6 +24,7 @@ from mtl.data.files import (  # fmt: skip
     check_shape,
     errors_named_by,
     find_root,
+    imagenet,
     read_image,
     read_png,
     split_samples,
@@ -66,7 +67,7 @@ class PascalContext:
     validation split, the same for every seed. With 0, the test split is also the validation split. ``augment``:
     training samples are flipped with probability 1/2; the papers' codes also scale and rotate, each differently.
 
-    Inputs: ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet. Images have up to 500 pixels a
+    Inputs: ``[B, 3, image_size, image_size]``, normalised as the backbone wants. Images have up to 500 pixels a
     side; they are not resized but padded on the right and below with black pixels without labels. Targets of that size:
 
     - ``segmentation``: 21 classes, 255 if missing;
@@ -98,8 +99,9 @@ class PascalContext:
         )
         self.input_info = {"in_channels": 3, "image_size": image_size}
         items = splits(_names(self._root / train_list), _names(self._root / test_list), validation)
+        self.normalize, self.metadata = imagenet(), {"transform": {"pad": [image_size, image_size]}}
         self.train, self.val, self.test = split_samples(
-            items, self._read, v2.RandomHorizontalFlip() if augment else None
+            items, self._read, self.normalize, v2.RandomHorizontalFlip() if augment else None
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:

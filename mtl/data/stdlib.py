@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
+from mtl.data.metadata import SPLITS, digest
 from mtl.errors import require
 from mtl.metrics import BitsPerByte
 
@@ -26,6 +28,7 @@ INSTALLED = {"site-packages", "dist-packages"}
 PIECES = 20  # one piece of this many is for validation, and one for the test
 
 Codes = NDArray[np.int32]
+Texts = dict[str, bytes]  # by the file's name
 
 
 class Stdlib:
@@ -33,7 +36,7 @@ class Stdlib:
 
     ``path`` names another text: a file, or a folder, of which all files are read that are UTF-8 and not hidden. One
     file in twenty is for validation and one for the test, the same for every seed; fewer than three files are first
-    joined and cut into twenty pieces.
+    joined and cut into twenty pieces. Another run's ``metadata`` keep the split of every file, and leave out new files.
 
     With ``vocabulary`` above 256, the most frequent pairs of adjacent bytes in the training text are tokens too.
     Encoding is greedy from the left. A text may have fewer different pairs; ``input_info`` has the actual size of the
@@ -53,6 +56,7 @@ class Stdlib:
         vocabulary: int = BYTES,
         futures: int = 8,
         path: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -64,8 +68,12 @@ class Stdlib:
         self.batch_size = batch_size
         self.targets = tuple(f"next_{k}" for k in range(1, futures + 1))
         texts = _standard_library() if path is None else _read_texts(path)
-        train, val, test = _split(texts)
-        self.pairs = _frequent_pairs(train, vocabulary - BYTES)
+        parts = _kept_split(texts, metadata["files"]) if metadata else _split(texts)
+        train, val, test = (b"".join(part.values()) for part in parts)
+        pairs = metadata["pairs"] if metadata else _frequent_pairs(train, vocabulary - BYTES)
+        self.pairs = np.asarray(pairs, np.int32)
+        files = {split: list(part) for split, part in zip(SPLITS, parts, strict=True)}
+        self.metadata = {"pairs": self.pairs.tolist(), "files": metadata["files"] if metadata else files}
         self.vocabulary = BYTES + len(self.pairs)
         self.input_info = {"vocabulary": self.vocabulary, "context": context}
         tokens = [self.encode(text) for text in (train, val, test)]
@@ -116,6 +124,7 @@ class Windows(Dataset):
     def __init__(self, tokens: Codes, context: int, futures: int, mixed: bool) -> None:
         self.tokens = torch.from_numpy(tokens)
         self._context, self._futures = context, futures
+        self.digest = digest(tokens)
         self._order = torch.arange((len(tokens) - futures) // context)
         if mixed:
             self._order = torch.from_numpy(np.random.default_rng(0).permutation(len(self._order)))
@@ -135,20 +144,20 @@ class Windows(Dataset):
         return window[:, : self._context], {f"next_{k}": window[:, k : k + self._context] for k in futures}
 
 
-def _standard_library() -> list[bytes]:
+def _standard_library() -> Texts:
     root = Path(sysconfig.get_path("stdlib"))
     files = [p for p in root.rglob("*.py") if not (TESTS | INSTALLED) & set(p.relative_to(root).parts)]
     if not files:
         raise ValueError(f"There is no source code in {root}, this Python's library: give another text by data.path=….")
-    return [file.read_bytes() for file in sorted(files)]
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in sorted(files)}
 
 
-def _read_texts(path: str) -> list[bytes]:
+def _read_texts(path: str) -> Texts:
     root = Path(path)
     if not root.exists():
         raise ValueError(f"path={path} does not exist: give a text file or a folder of them.")
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p, root))
-    texts = []
+    texts: Texts = {}
     for file in files:
         try:
             text = file.read_bytes()
@@ -158,7 +167,7 @@ def _read_texts(path: str) -> list[bytes]:
         except UnicodeDecodeError:
             continue
         if text:
-            texts.append(text)
+            texts[file.relative_to(root).as_posix()] = text
     if not texts:
         raise ValueError(f"path={path} has no text: none of its {len(files)} files is non-empty UTF-8.")
     return texts
@@ -168,16 +177,31 @@ def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _split(texts: list[bytes]) -> tuple[bytes, bytes, bytes]:
-    if len(texts) < 3:
-        joined = b"".join(texts)
-        edges = [len(joined) * i // PIECES for i in range(PIECES + 1)]
-        texts = [joined[a:b] for a, b in pairwise(edges)]
-    order = np.random.default_rng(0).permutation(len(texts))
-    held_out = max(1, len(texts) // PIECES)
+def _split(texts: Texts) -> tuple[Texts, Texts, Texts]:
+    """The files for training, validation and test."""
+    texts = _in_pieces(texts)
+    names = list(texts)
+    order = np.random.default_rng(0).permutation(len(names))
+    held_out = max(1, len(names) // PIECES)
     parts = order[2 * held_out :], order[:held_out], order[held_out : 2 * held_out]
-    train, val, test = (b"".join(texts[i] for i in sorted(part)) for part in parts)
+    train, val, test = ({names[i]: texts[names[i]] for i in sorted(part)} for part in parts)
     return train, val, test
+
+
+def _kept_split(texts: Texts, files: Mapping[str, Sequence[str]]) -> tuple[Texts, Texts, Texts]:
+    """The files of another run's splits; those that it did not have are left out."""
+    texts = _in_pieces(texts)
+    train, val, test = ({name: texts[name] for name in files[split] if name in texts} for split in SPLITS)
+    return train, val, test
+
+
+def _in_pieces(texts: Texts) -> Texts:
+    """Twenty pieces of fewer than three files, joined; more files as they are."""
+    if len(texts) >= 3:
+        return texts
+    joined = b"".join(texts.values())
+    edges = [len(joined) * i // PIECES for i in range(PIECES + 1)]
+    return {f"piece {i}": joined[a:b] for i, (a, b) in enumerate(pairwise(edges))}
 
 
 def _frequent_pairs(text: bytes, most: int) -> Codes:

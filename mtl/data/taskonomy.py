@@ -22,6 +22,7 @@ from mtl.data.files import (
     as_classes,
     check_shape,
     find_root,
+    imagenet,
     read_image,
     read_png,
     split_samples,
@@ -53,7 +54,7 @@ class Taskonomy:
     the smaller editions, are skipped and counted in the log. ``augment``: training samples are flipped with
     probability 1/2.
 
-    Inputs: ``[B, 3, image_size, image_size]``, normalised by the statistics of ImageNet. Targets of that size:
+    Inputs: ``[B, 3, image_size, image_size]``, normalised as the backbone wants. Targets of that size:
     ``segment_semantic`` (18 classes, 0 if missing), ``depth_zbuffer``, ``keypoints2d`` and ``edge_texture``
     (``[B, 1, …]``, shifted and scaled as in task grouping, NaN for unknown depth), ``normal`` (``[B, 3, …]``, the zero
     vector for unknown depth).
@@ -77,7 +78,9 @@ class Taskonomy:
         train, val, test = ([item for building in part for item in self._views(building)] for part in buildings)
         resize = v2.Resize([image_size, image_size])
         training = v2.Compose([resize, v2.RandomHorizontalFlip()]) if augment else resize
-        self.train, self.val, self.test = split_samples((train, val, test), self._read, training, resize)
+        self.normalize, self.metadata = imagenet(), {"transform": {"resize": [image_size, image_size]}}
+        items = train, val, test
+        self.train, self.val, self.test = split_samples(items, self._read, self.normalize, training, resize)
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """Metrics besides the task's loss, which is the metric in the papers; see mtl.metrics."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -134,11 +135,28 @@ def wandb_id(cfg: DictConfig, content: Mapping[str, Any] | None) -> str | None:
 
 def check_same_config(stored: Mapping[str, Any], cfg: DictConfig) -> None:
     """ConfigError with the settings that differ from the run's ``stored`` configuration and may not change."""
-    changes = [text for key, text in _differences(stored, redacted(cfg)).items() if not is_within(key, CHANGEABLE)]
+    now = redacted(cfg)
+    places = changed_places(stored, now)
+    changes = [
+        text for key, text in _differences(stored, now).items() if not is_within(key, CHANGEABLE) and key not in places
+    ]
     if changes:
         raise ConfigError(
             f"The run was started with another configuration: {'; '.join(changes)}. A resumed run may change "
-            f"{', '.join(CHANGEABLE)}; anything else makes a new run."
+            f"{', '.join(CHANGEABLE)}, and where the data are; anything else makes a new run."
+        )
+
+
+def check_same_data(content: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """ConfigError with every difference between the data of a checkpoint's ``content`` and those of ``now``."""
+    from mtl.data.metadata import meaning_changes, split_changes
+
+    if content is None:
+        return
+    if changes := meaning_changes(content["data"], now) + split_changes(content["data"], now):
+        raise ConfigError(
+            f"The run was started with other data: {'; '.join(changes)}. A resumed run needs the same data, in any "
+            "place; other data make a new run."
         )
 
 
@@ -151,6 +169,25 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     check_same_config(stored, cfg)
     longer = any(is_within(key, LENGTH) for key in _differences(stored, redacted(cfg)))
     return status["status"] == "finished" and not longer
+
+
+def changed_places(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the data set that say where its files are and differ, with their values of ``now``.
+
+    Where the data are is no part of what a run is: the data themselves are compared with the checkpoint's.
+    """
+    old, new = _flat(stored), _flat(now)
+    return {
+        key: value
+        for key, value in new.items()
+        if key.startswith("data.") and value != old.get(key) and _are_paths(old.get(key), value)
+    }
+
+
+def _are_paths(*values: Any) -> bool:
+    """Whether the values are text, or lists of it, and one of them is a path, by its look or because it is there."""
+    texts = [text for value in values if value is not None for text in (value if isinstance(value, list) else [value])]
+    return all(isinstance(t, str) for t in texts) and any(os.sep in t or Path(t).exists() for t in texts)
 
 
 def _differences(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

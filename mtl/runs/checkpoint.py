@@ -17,7 +17,7 @@ from mtl.runs.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # of the content; no other is read
+FORMAT = 5  # of the content; no other is read
 FOLDER = "checkpoints"  # in a run's folder
 
 
@@ -141,7 +141,10 @@ def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"format", "step"} <= content.keys():
         raise ValueError(f"{path} is not a checkpoint of mtl.")
     if content["format"] != FORMAT:
-        raise ValueError(f"{path} is a checkpoint of format {content['format']}; this version reads format {FORMAT}.")
+        lacks = ", which lacks the classes, statistics and splits of its data" if content["format"] < FORMAT else ""
+        raise ValueError(
+            f"{path} is a checkpoint of format {content['format']}{lacks}; this version reads format {FORMAT}."
+        )
     return content
 
 

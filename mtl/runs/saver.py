@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,12 @@ class Saver:
     """Writes a run's checkpoints, of its TrainState: ``last.pt``, ``best.pt`` and the ``keep`` latest numbered ones.
 
     A write that fails (a full disk, a folder that is gone) is a warning, and the last good checkpoint stays. After
-    FAILED_SAVES in a row, or where there will not be another one, it is an OSError.
+    FAILED_SAVES in a row, or where there will not be another one, it is an OSError. ``data`` is the description of the
+    data, which every checkpoint carries.
     """
 
-    def __init__(self, state: Any, tracker: Any, keep: int) -> None:
-        self._state, self._tracker, self._keep = state, tracker, keep
+    def __init__(self, state: Any, tracker: Any, keep: int, data: Mapping[str, Any]) -> None:
+        self._state, self._tracker, self._keep, self._data = state, tracker, keep, dict(data)
         self._folder = tracker.folder / checkpoint.FOLDER
         self._failures = 0
 
@@ -56,7 +57,7 @@ class Saver:
 
     def _write(self, state: dict[str, Any], also: Sequence[str], must: bool) -> bool:
         numbered = [f"step-{self._state.step:08d}.pt"] if self._keep else []
-        made_by = {"config": self._tracker.config, "wandb_id": self._tracker.wandb_id}
+        made_by = {"config": self._tracker.config, "wandb_id": self._tracker.wandb_id, "data": self._data}
         content = made_by | state
         error = self._try_write(content, [*also, *numbered])
         for seconds in (1, 2) if also or must else ():

@@ -40,7 +40,7 @@ def fit(
     train = DeviceBatches(train_batches(parts.data, cfg, state, plan), timer, device, trainer.channels_last)
     update = Update(state, device, plan, trainer, timer)
     validation = Validation(state, parts, plan, cfg, tracker)
-    saver = Saver(state, tracker, trainer.keep)
+    saver = Saver(state, tracker, trainer.keep, parts.description)
     heap = RetainedHeap(trainer.keep_memory and device.type == "cpu")
     state.model.train()
     with ProgressBar(plan, state.step) as bar, logging_redirect_tqdm(), heap, train as batches:

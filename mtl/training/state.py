@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ class Parts:
     engine: Engine
     device: torch.device
     example: Any = None  # the inputs of two samples
+    description: Mapping[str, Any] = field(default_factory=dict)  # of the data, see mtl.data.metadata
 
     @property
     def model(self) -> MultiTaskModel:

@@ -1,7 +1,9 @@
 """A folder of images with a table: inferred kinds, missing cells, standardisation, and the command."""
 
+import hashlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from PIL import Image
 
 from mtl.config import check, load
 from mtl.config.build import build
-from mtl.data.image_table import ImageTable, infer, read_table
+from mtl.data.image_table import ImageTable, infer, read_table, share_out
 from mtl.data.loader import Batches, sequential
+from mtl.data.metadata import describe, meaning_changes
 from mtl.train import train
 
 N = 30
@@ -157,11 +160,41 @@ def test_images_may_be_called_by_numbers_in_any_column(folder, tmp_path):
 def test_the_shares_are_held_out_by_name_whatever_the_order_of_rows(folder, tmp_path):
     root = folder(a=[0, 1, 2] * 10)
     names = [{name for name, _ in split._items} for split in _splits(ImageTable(root))]
-    assert [len(own) for own in names] == [22, 4, 4]  # 15 % of 30 is 4.5
+    assert [len(own) for own in names] == [23, 3, 4]  # 15 % of 30 is 4.5
     table = pd.read_csv(Path(root) / "labels.csv")
     twice = pd.concat([table, table]).sample(frac=1, random_state=0)  # every image has two rows
     twice.to_csv(tmp_path / "twice.csv", index=False)
     assert [{name for name, _ in split._items} for split in _splits(ImageTable(root, "twice.csv"))] == names
+
+
+def test_an_images_split_does_not_depend_on_other_rows(folder, tmp_path):
+    root = folder(a=[0, 1, 2] * 10)
+    table = pd.read_csv(Path(root) / "labels.csv")
+    before = {name: part for part, own in enumerate(_splits(ImageTable(root))) for name, _ in own._items}
+    places = {n: int.from_bytes(hashlib.blake2b(n.encode(), digest_size=8).digest(), "little") / 2**64 for n in before}
+    assert before == {name: 2 if p < 0.15 else 1 if p < 0.3 else 0 for name, p in places.items()}
+    for count in (1, 5, 50):
+        for i in range(count):
+            Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / f"new {i}.png")
+        more = pd.DataFrame({"file": [f"new {i}.png" for i in range(count)], "a": 1})
+        pd.concat([more, table]).to_csv(tmp_path / "more.csv", index=False)
+        after = {n: part for part, own in enumerate(_splits(ImageTable(root, "more.csv"))) for n, _ in own._items}
+        assert {name: after[name] for name in before} == before and len(after) == N + count
+    table[3:].to_csv(tmp_path / "fewer.csv", index=False)
+    after = {n: part for part, own in enumerate(_splits(ImageTable(root, "fewer.csv"))) for n, _ in own._items}
+    assert after == {name: before[name] for name in table["file"][3:]}
+
+
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_a_split_that_would_be_empty_takes_one_image_and_says_so(caplog, count):
+    names = [f"{i}.png" for i in range(200)]
+    train = [
+        name for name, part in share_out(names, {"test": 0.1, "val": 0.1}, Path("t.csv")).items() if part == "train"
+    ]
+    assert not caplog.records, "the negative control: none is empty"
+    found = share_out(train[:count], {"test": 0.1, "val": 0.1}, Path("t.csv"))
+    assert Counter(found.values()) == {"train": count - 2, "val": 1, "test": 1}
+    assert [r.getMessage().split("into ")[1].split(",")[0] for r in caplog.records] == ["test", "val"]
 
 
 def _splits(data):
@@ -174,6 +207,85 @@ def test_splits_may_be_a_column(folder):
     data = ImageTable(root, split="part")
     assert data.targets == ("a",) and [len(split) for split in _splits(data)] == [20, 4, 6]
     assert [name for name, _ in data.val._items] == [f"{i:03d}.png" for i in range(20, 24)]
+
+
+# ------------------------------------------------------------------------- another run's meaning
+
+
+COLUMNS = dict(
+    word=["cat", "dog", "cow"] * 10, number=NUMBERS, digit=[1, 2, 3] * 10, yes=[True, None, False] * 10,
+    half=[0.5, None, 1.5] * 10,
+)  # fmt: skip
+
+
+def learnt(folder):
+    return describe(ImageTable(folder(**COLUMNS), image_size=8))
+
+
+def test_a_table_is_read_with_the_classes_and_statistics_of_the_run(folder):
+    stored = learnt(folder)
+    before = {name: every(ImageTable(folder(**COLUMNS), image_size=8), name) for name in COLUMNS}
+    some = dict(COLUMNS, word=["cat", "dog", "dog"] * 10, number=[3 * n for n in NUMBERS], digit=[None, 2, 3] * 10)
+    data = ImageTable(folder(**some), image_size=8, metadata=stored["metadata"])
+    assert meaning_changes(stored, describe(data)) == []
+    assert [int(t) for t in every(data, "word")[:3]] == [0, 2, 2] and data.columns["word"].classes == (
+        "cat",
+        "cow",
+        "dog",
+    )
+    assert [int(t) for t in every(data, "digit")[:3]] == [-100, 1, 2]
+    number = stored["metadata"]["targets"]["number"]
+    expected = (3 * np.array(NUMBERS) - number["mean"][0]) / number["std"][0]
+    np.testing.assert_allclose(torch.cat(every(data, "number")), expected, rtol=1e-5)
+    for name in ("yes", "half"):
+        torch.testing.assert_close(torch.stack(every(data, name)), torch.stack(before[name]), equal_nan=True)
+    anew = describe(ImageTable(folder(**some), image_size=8))
+    assert len(meaning_changes(stored, anew)) > 2, "the negative control: learnt anew they mean something else"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (dict(word=["cat", "kitten", "cow"] * 10), "row 2: word is kitten, a class that the model does not know; its"),
+        (dict(digit=[1, 2, 4] * 10), "row 3: digit is 4, a class"),
+        (dict(digit=[1, 2, "x"] * 10), "row 3: digit is x, a class"),
+        (dict(yes=[True, None, "maybe"] * 10), "row 3: yes is maybe, a class"),
+        (dict(number=["much", *NUMBERS[1:]]), "row 1: number is much; it must be a finite number or empty."),
+        (dict(word=None), "targets.word=word is no column of"),
+    ],
+)  # fmt: skip
+def test_what_the_model_does_not_know_is_an_error_with_its_row(folder, changed, words):
+    stored = learnt(folder)
+    columns = {name: own for name, own in (COLUMNS | changed).items() if own is not None}
+    with pytest.raises(ValueError) as caught:
+        ImageTable(folder(**columns), image_size=8, metadata=stored["metadata"])
+    assert words in str(caught.value)
+
+
+def test_a_column_that_is_new_or_moved_changes_nothing(folder):
+    stored = learnt(folder)
+    columns = {"new": ["a", "b", "c"] * 10} | dict(reversed(COLUMNS.items()))
+    assert (
+        meaning_changes(stored, describe(ImageTable(folder(**columns), image_size=8, metadata=stored["metadata"])))
+        == []
+    )
+
+
+def test_other_targets_than_those_of_the_run_are_refused(folder):
+    stored = learnt(folder)
+    others = [({"targets": {"word": "digit"}}, "targets="), ({"kinds": {"digit": "number"}}, "kinds.digit=number, but")]
+    for arguments, words in others:
+        with pytest.raises(ValueError, match=words):
+            ImageTable(folder(**COLUMNS), image_size=8, metadata=stored["metadata"], **arguments)
+
+
+def test_classes_of_any_type_can_be_held_by_a_checkpoint(folder):
+    dates = pd.to_datetime(["2026-01-01", "2026-01-02", "2026-01-03"] * 10).date
+    root = folder("labels.parquet", a=dates)
+    stored = describe(ImageTable(root, "labels.parquet", kinds={"a": "class"}))
+    assert stored["metadata"]["targets"]["a"]["classes"] == ["2026-01-01", "2026-01-02", "2026-01-03"]
+    again = ImageTable(root, "labels.parquet", kinds={"a": "class"}, metadata=stored["metadata"])
+    assert [int(t) for t in every(again, "a")[:3]] == [0, 1, 2]
 
 
 def test_images_are_read_upright_in_colour_and_at_one_size(folder, tmp_path):
@@ -275,7 +387,7 @@ def test_the_command_says_what_it_found_and_what_is_wrong(folder, tmp_path):
     root = folder(a=["red", "green", "blue"] * 10, note=[f"text {i}" for i in range(N)])
     found = command(root, "--write", tmp_path / "conf")
     assert found.returncode == 0
-    assert "train 22, val 4, test 4 rows; an image is file" in found.stdout
+    assert "train 23, val 3, test 4 rows; an image is file" in found.stdout
     assert "  a: class of 'blue', 'green', 'red'" in found.stdout and "  note is left out: " in found.stdout
     assert f"mtl-train -cd {tmp_path / 'conf'} data=mine" in found.stdout
     for arguments, words in (((), "give the folder of the images and the table."), ((tmp_path / "no",), "lacks"),

@@ -13,7 +13,7 @@ from mtl.config import load
 from mtl.config.redact import redacted
 from mtl.errors import ConfigError
 from mtl.jobs.overrides import expand_resume, save_config
-from mtl.jobs.resume import is_finished, newest_run, restore
+from mtl.jobs.resume import changed_places, is_finished, newest_run, restore
 from mtl.report.runs import read_run
 from mtl.runs import checkpoint
 from mtl.runs.files import read_metrics
@@ -370,6 +370,26 @@ def test_what_may_not_is_an_error_that_lists_it(stopped, changes, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "seed was" not in str(caught.value) or "seed=1" in changes
     assert_same(before, left_by(folder))
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "is_place"),
+    [
+        ("/a/b", "/c/d", True),
+        ("old", "here", True),  # it is there
+        (None, "/lists", True),
+        (["/a", "/b"], ["/c", "/d"], True),
+        ("train", "val", False),
+        (32, 64, False),
+        ("/a", 5, False),
+        ("/a", "/a", False),
+    ],
+)
+def test_an_argument_that_says_where_the_data_are_may_change(tmp_path, monkeypatch, was, now, is_place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    found = changed_places({"data": {"x": {"any": was}}, "name": was}, {"data": {"x": {"any": now}}, "name": now})
+    assert found == ({"data.x.any": now} if is_place else {}), "and of no other section"
 
 
 def test_a_run_can_be_made_longer_where_the_schedule_can(tmp_path):

@@ -24,7 +24,7 @@ def state():
 @pytest.fixture
 def saver(tmp_path, state, monkeypatch):
     monkeypatch.setattr("mtl.runs.saver.time.sleep", lambda seconds: None)
-    return Saver(state, SimpleNamespace(folder=tmp_path, config={}, wandb_id=None, flush=lambda: None), keep=2)
+    return Saver(state, SimpleNamespace(folder=tmp_path, config={}, wandb_id=None, flush=lambda: None), keep=2, data={})
 
 
 @pytest.fixture
