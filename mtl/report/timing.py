@@ -48,14 +48,15 @@ def _within(row: Row, seconds: float, metrics: Sequence[str]) -> EqualTime:
 
 
 def _best_step(run: Run, limit: float) -> int | None:
-    trainer = run.config.get("trainer", {})
-    name = str(trainer.get("monitor", "loss/total")).removeprefix("val/")
+    trainer, best = run.config.get("trainer", {}), run.summary.get("best", {})
+    name = best.get("metric") or str(trainer.get("monitor", "loss/total")).removeprefix("val/")
     steps, values = run.series.get(f"val/{name}", (np.array([]), np.array([])))
     within = steps <= limit
     if not within.any():
         return None
-    best = np.argmin if trainer.get("mode", "min") == "min" else np.argmax
-    return int(steps[within][best(values[within])])
+    mode = best.get("mode") or trainer.get("mode") or "min"  # older runs say it in their configuration alone
+    find = np.argmin if mode == "min" else np.argmax
+    return int(steps[within][find(values[within])])
 
 
 def _most_steps(row: Row) -> int:

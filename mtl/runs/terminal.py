@@ -59,8 +59,10 @@ def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def final_report(folder: Path) -> str:
     """The end of a run's log: test metrics, conflict metrics, and where the files are."""
     summary = read_json(folder / "summary.json")
+    best = summary["best"]["step"]
+    tested = f"last model (step {summary['steps']}, no best one)" if best is None else f"best model (step {best})"
     parts = [
-        task_table(f"test, best model (step {summary['best']['step']})", summary["test"]),
+        task_table(f"test, {tested}", summary["test"]),
         conflict_table(folder),
     ]
     return "\n\n".join(

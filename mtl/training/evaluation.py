@@ -44,7 +44,8 @@ def evaluate(engine: Engine, batches: Iterable, device: torch.device) -> dict[st
     sums, counts = (dict(zip(sums, part, strict=True)) for part in (reduced[: len(sums)], reduced[len(sums) :]))
     labelled = [task for task in tasks if counts[task.name]]
     results = {f"loss/{task.name}": sums[task.name] / counts[task.name] for task in labelled}
-    results["loss/total"] = sum(results.values())
+    if labelled:  # a sum of nothing would be the least of all losses
+        results["loss/total"] = sum(results.values())
     for task in labelled:
         results |= {f"{task.name}/{name}": metric.compute().item() for name, metric in task.metrics.items()}
     return results

@@ -72,7 +72,7 @@ def fit(
                     log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
                     raise Preempted
                 if last and step < plan.steps:
-                    log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
+                    log.info("stopped at step %d: %s is best at step %d", step, state.monitor.name, state.best_step)
     return evaluate_best(state, parts, plan, cfg, tracker)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import timm.scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+PLATEAU = (ReduceLROnPlateau, timm.scheduler.PlateauLRScheduler)  # the schedulers that follow a metric
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -20,9 +22,10 @@ class Plan:
     audit_every: int | None  # feature space against parameter space; None: never
     val_every: int
     checkpoint_every: int
-    patience: int | None  # steps without a better model after which the run ends; None: never
+    patience: int | None  # evaluations without a better model after which the run ends; None: never
     batch_size: int  # samples of a batch, over all ranks
     batches: int  # of an optimizer step
+    is_dry_run: bool = False  # one step, to see whether everything runs
 
     @classmethod
     def from_data(cls, data: Any, trainer: Any, conflict: Any) -> Plan:
@@ -43,9 +46,10 @@ class Plan:
             audit_every=conflict.audit_every,
             val_every=val_every,
             checkpoint_every=trainer.checkpoint_every or val_every,
-            patience=None if trainer.patience is None else trainer.patience * val_every,
+            patience=trainer.patience,
             batch_size=data.batch_size * accumulated if exact else data.batch_size,
             batches=1 if exact else accumulated,
+            is_dry_run=trainer.fast_dev_run,
         )
 
     @property
@@ -106,9 +110,13 @@ def step_scheduler(scheduler: Any, step: int) -> None:
         scheduler.step()
 
 
-def step_plateau(scheduler: Any, evaluation: int, value: float) -> None:
-    """Show a schedule that follows a metric its ``value``, after evaluation number ``evaluation``."""
+def step_plateau(scheduler: Any, evaluation: int, value: float | None) -> None:
+    """Show a schedule that follows a metric its ``value``, after evaluation number ``evaluation``.
+
+    An evaluation without a value (None) counts for nothing but timm's warm-up, which counts evaluations.
+    """
     if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(value)
+        if value is not None:
+            scheduler.step(value)
     elif isinstance(scheduler, timm.scheduler.PlateauLRScheduler):
         scheduler.step(evaluation, value)

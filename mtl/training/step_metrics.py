@@ -15,7 +15,7 @@ from mtl.system.timer import StepTimer
 
 @dataclass(frozen=True)
 class Outcome:
-    """One optimizer step: the strategy's result, the gradient's norm before clipping, the learning rate of the heads.
+    """One optimizer step: the strategy's result, the gradient's norm before clipping, each group's learning rate.
 
     ``applied``: False where the step was skipped, because a loss or a gradient was not finite.
     """
@@ -23,13 +23,19 @@ class Outcome:
     result: StepResult
     applied: bool
     grad_norm: Tensor
-    lr: float
+    rates: dict[str, float]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the heads, or of what is trained where they are not."""
+        return self.rates.get("heads", next(iter(self.rates.values())))
 
 
 def step_metrics(outcome: Outcome, conflicts: CosineAverage, timer: StepTimer) -> dict[str, float]:
     """Every metric of a step by its logged name; the cosines are added to ``conflicts``, and the timer starts anew."""
     result = outcome.result
     metrics = _losses_and_weights(result) | {"grad_norm": outcome.grad_norm.item(), "lr": outcome.lr}
+    metrics |= {f"lr/{name}": rate for name, rate in outcome.rates.items()}
     if result.gram is not None:
         metrics |= conflicts.update(result.gram, result.measured or list(result.losses))
     if result.audit is not None:

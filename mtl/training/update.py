@@ -54,7 +54,7 @@ class Update:
                 if self._trainer.grad_clip_norm is not None:
                     self._norm.clip(self._trainer.grad_clip_norm, grad_norm)
                 state.optimizer.step()
-        outcome = Outcome(result, finite, grad_norm, lr=state.optimizer.param_groups[-1]["lr"])
+        outcome = Outcome(result, finite, grad_norm, {g["name"]: float(g["lr"]) for g in state.optimizer.param_groups})
         overflow = not finite and precision.is_overflow(result)
         if finite:
             self._after_update(*batch)

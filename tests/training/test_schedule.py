@@ -51,6 +51,6 @@ def test_what_is_due_in_a_step():
     assert steps(plan.prints, plan) == [1, 11]
     assert steps(plan.validates, plan) == [6, 11]
     assert steps(plan.saves, plan) == [2, 4, 6, 8, 10]
-    assert plan.patience == 12
+    assert plan.patience == 2
     never = planned("trainer.max_steps=11", "conflict.every=null")
     assert not steps(never.measures, never) and not steps(never.audits, never) and never.patience is None
