@@ -25,7 +25,7 @@ from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line
 from mtl.model import MultiTaskModel
-from mtl.system.environment import find_device, seed_everything
+from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task, loss_modules
 from mtl.training.learning_rate import check_schedule
 from mtl.training.loaders import to_device
@@ -54,6 +54,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
         broadcast_parameters(ema.module)
     optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
     scheduler = _make_scheduler(cfg, optimizer, plan, monitor.mode)
+    seed_python(cfg.seed)  # an import may draw numbers, as scikit-learn's does, and may have been done before
     if get_rank():  # each process draws its own dropout masks
         seed_everything((cfg.seed + get_rank()) % 2**32, cfg.trainer.deterministic)
     return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema, monitor)

@@ -84,9 +84,10 @@ def check_schedule(
         for row, half_row in zip(rates, halved, strict=True)
         for i, (rate, half) in enumerate(zip(row, half_row, strict=True))
     )
-    if not relative:
+    if relative:
+        _warn_of_short_run(own, rates, plan)
+    else:
         _check_absolute(settings, names, own, rates)
-    _warn_of_short_run(own, rates, plan)
 
 
 def _planned_rates(

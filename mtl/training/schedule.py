@@ -13,7 +13,7 @@ PLATEAU = (ReduceLROnPlateau, timm.scheduler.PlateauLRScheduler)  # the schedule
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that follow from the data and the settings. They count optimizer steps, but for the last two."""
+    """The numbers that follow from the data and the settings. They count optimizer steps, unless they say otherwise."""
 
     per_epoch: int
     steps: int
@@ -25,6 +25,7 @@ class Plan:
     patience: int | None  # evaluations without a better model after which the run ends; None: never
     batch_size: int  # samples of a batch, over all ranks
     batches: int  # of an optimizer step
+    left_out: int = 0  # samples of an epoch that are too few for another step
     is_dry_run: bool = False  # one step, to see whether everything runs
 
     @classmethod
@@ -36,6 +37,8 @@ class Plan:
         accumulated = trainer.accumulate_grad_batches
         per_epoch = _steps_per_epoch(data, trainer)
         limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * per_epoch]
+        size = min(data.batch_size, len(data.train))
+        limited = trainer.limit_train_batches or trainer.overfit_batches
         val_every = trainer.val_every or per_epoch
         exact = trainer.accumulate == "exact"  # one batch that is as large as all that are accumulated
         return cls(
@@ -47,8 +50,9 @@ class Plan:
             val_every=val_every,
             checkpoint_every=trainer.checkpoint_every or val_every,
             patience=trainer.patience,
-            batch_size=data.batch_size * accumulated if exact else data.batch_size,
+            batch_size=size * accumulated if exact else size,
             batches=1 if exact else accumulated,
+            left_out=0 if limited else len(data.train) - per_epoch * accumulated * size,
             is_dry_run=trainer.fast_dev_run,
         )
 

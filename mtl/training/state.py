@@ -21,6 +21,7 @@ from mtl.tasks import Task, loss_modules
 from mtl.training.learning_rate import WarmupCosine
 from mtl.training.monitor import Monitor
 from mtl.training.step_metrics import CosineAverage
+from mtl.training.task_weights import WeightAverage
 
 # What torch's and timm's schedulers call the length of the run, in steps.
 RUN_LENGTHS = ("t_initial", "T_max", "total_steps")
@@ -78,7 +79,8 @@ class TrainState:
     seconds: float = 0.0  # of training, over all the processes that the run took
 
     def __post_init__(self) -> None:
-        self.conflicts = CosineAverage([task.name for task in self.tasks])
+        names = [task.name for task in self.tasks]
+        self.conflicts, self.weights = CosineAverage(names), WeightAverage(names)
 
     @property
     def model(self) -> MultiTaskModel:
@@ -105,6 +107,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"name": type(self.scheduler).__name__, "state": _stateful(self.scheduler).state_dict()},
             "conflicts": self.conflicts.state_dict(),
+            "weights": self.weights.state_dict(),
             "scaler": None if self.engine.precision.scaler is None else self.engine.precision.scaler.state_dict(),
             "rng": all_gather_object(environment.rng_state()),  # by rank
             "skips": asdict(self.skips),
@@ -123,6 +126,7 @@ class TrainState:
             self.optimizer.load_state_dict(state["optimizer"])
             shard_optimizer_state(self.optimizer)
             self._load_scheduler(**state["scheduler"])
+            self.weights.load_state_dict(state["weights"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"The checkpoint is of another configuration: {first_line(error)}") from error
         if state["conflicts"] is not None:

@@ -35,6 +35,7 @@ def run_summary(state: TrainState, test: dict[str, float], folder: Path) -> dict
             for task in state.tasks
             for name, metric in task.metrics.items()
         },
+        "weights": state.weights.by_task(),
         "conflict": mean_conflict(train),
         "parameters": {
             "shared": sum(p.numel() for p in state.model.shared_parameters()),

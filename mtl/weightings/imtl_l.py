@@ -34,6 +34,10 @@ class IMTLL(TaskWeighting):
         require("initial", initial, "a finite number", math.isfinite(initial))
         self.log_scales = one_parameter_each(tasks, initial)
 
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below 0."""
+        return None if loss > 0 else "the weight of a loss that stays at or below 0 grows without bound"
+
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return the scaled loss of one task, including the term ``-s_k``."""
         s = self.log_scales[self._index[task]]
