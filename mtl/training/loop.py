@@ -114,7 +114,7 @@ def warn_of_plan(state: TrainState, data: Any, plan: Plan) -> None:
         initial = state.ema.decay**plan.steps
         if initial > 0.1:
             log.warning(
-                "trainer.ema=%g averages over about %d steps and the run has %d: at its end the model that is evaluated is "
-                "still %.0f %% the initial one; use a smaller decay, or train longer",
+                "trainer.ema=%g averages over about %d steps and the run has %d: at its end the model that is "
+                "evaluated is still %.0f %% the initial one; use a smaller decay, or train longer",
                 state.ema.decay, round(1 / (1 - state.ema.decay)), plan.steps, 100 * initial,
             )  # fmt: skip
