@@ -191,7 +191,7 @@ def _select(candidates: list[Row], hidden: set[str], tune: Sequence[str], notes:
 
 
 def _best(rows: Sequence[Row]) -> Row:
-    lower = rows[0].first.config.get("trainer", {}).get("mode", "min") == "min"
+    lower = rows[0].first.monitor[1] == "min"
     worst = math.inf if lower else -math.inf
     values = [worst if math.isnan(row.validation) else row.validation for row in rows]
     return rows[int(np.argmin(values) if lower else np.argmax(values))]

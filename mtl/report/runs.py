@@ -50,6 +50,16 @@ class Run:
         return self.status in ("finished", "unknown") and bool(self.summary.get("test"))
 
     @property
+    def monitor(self) -> tuple[str, str]:
+        """The monitored metric, and whether its lowest (min) or highest (max) value is the best.
+
+        The summary says both. An older run says them in its configuration, where the metric may be called val/….
+        """
+        trainer, best = self.config.get("trainer", {}), self.summary.get("best", {})
+        name = best.get("metric") or str(trainer.get("monitor", "loss/total")).removeprefix("val/")
+        return name, best.get("mode") or trainer.get("mode") or "min"
+
+    @property
     def tasks(self) -> list[str]:
         """The trained tasks."""
         heads = [str(task) for task in self.config.get("heads") or ()]

@@ -48,15 +48,13 @@ def _within(row: Row, seconds: float, metrics: Sequence[str]) -> EqualTime:
 
 
 def _best_step(run: Run, limit: float) -> int | None:
-    trainer, best = run.config.get("trainer", {}), run.summary.get("best", {})
-    name = best.get("metric") or str(trainer.get("monitor", "loss/total")).removeprefix("val/")
+    name, mode = run.monitor
     steps, values = run.series.get(f"val/{name}", (np.array([]), np.array([])))
     within = steps <= limit
     if not within.any():
         return None
-    mode = best.get("mode") or trainer.get("mode") or "min"  # older runs say it in their configuration alone
-    find = np.argmin if mode == "min" else np.argmax
-    return int(steps[within][find(values[within])])
+    best = np.argmin if mode == "min" else np.argmax
+    return int(steps[within][best(values[within])])
 
 
 def _most_steps(row: Row) -> int:
