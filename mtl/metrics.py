@@ -34,6 +34,18 @@ BINS = 18000  # of the angle histogram, a hundredth of a degree each
 THRESHOLDS = 101  # on a probability, from 0 to 1
 
 
+def higher_is_better(metric: Metric) -> bool | None:
+    """What a metric says of its direction, or the metric inside of one of torchmetrics' wrappers; None: unknown."""
+    for _ in range(8):  # wrappers in wrappers
+        if isinstance(metric.higher_is_better, bool):
+            return metric.higher_is_better
+        inner = getattr(metric, "base_metric", getattr(metric, "wrapped_metric", None))
+        if not isinstance(inner, Metric):
+            return None
+        metric = inner
+    return None
+
+
 def classification(num_classes: int, ignore_index: int = IGNORED) -> dict[str, Metric]:
     """For class indices: ``accuracy``, the share of correctly classified samples."""
     return {"accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=ignore_index)}

@@ -163,7 +163,7 @@ def test_a_mistake_on_the_command_line_is_told_without_a_traceback(tmp_path, for
 
 def test_the_traceback_of_a_mistake_is_there_for_who_asks(command):
     done = command("mtl.train", "trainer.mode=up", HYDRA_FULL_ERROR="1")
-    assert "Traceback" in done.stderr and "trainer.mode=up must be one of min, max." in done.stderr
+    assert "Traceback" in done.stderr and "trainer.mode=up must be one of min, max, null." in done.stderr
 
 
 CRASH = """
@@ -197,7 +197,7 @@ def test_a_sweep_with_jobs_that_fail(tmp_path, request, start, launcher):
     assert "Traceback" in crashed and "RuntimeError: the head exploded" in crashed
     assert status(folders["2"])["error"] == "RuntimeError: the head exploded"
     mistaken = (folders["1"] / "train.log").read_text()
-    assert "trainer.mode=up must be one of min, max." in mistaken and "Traceback" not in mistaken
+    assert "trainer.mode=up must be one of min, max, null." in mistaken and "Traceback" not in mistaken
     assert (folders["0"] / "summary.json").exists() and len(read_metrics(folders["0"], "test")) == 1
     # the overview, one line a job, with what tells them apart
     lines = done.stdout[done.stdout.rindex("job  overrides") :].splitlines()

@@ -32,6 +32,7 @@ from mtl.data.loader import Batches, EndlessSampler
 from mtl.gradients.cut import Cut, trunk_vjp
 from mtl.gradients.rows import ParameterRows, Rows
 from mtl.report.statistics import interval
+from mtl.training.schedule import step_scheduler
 
 HERE = Path(__file__).parent
 TRUNKS = {
@@ -62,7 +63,7 @@ def audits(trunk: str, driver: str, seed: int, steps: int | None = None) -> Iter
         state.optimizer.zero_grad()
         state.strategy.step(state.model, state.tasks, inputs, targets)
         state.optimizer.step()
-        state.scheduler.step_update(step)
+        step_scheduler(state.scheduler, step)
 
 
 def audit(state: Any, inputs: Tensor, targets: dict[str, Tensor], rules: dict[str, Any]) -> Iterator[dict[str, Any]]:

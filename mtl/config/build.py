@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.utils import ModelEmaV3
 from torch import nn
 from torchvision.transforms import v2
@@ -28,10 +29,12 @@ from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line
 from mtl.model import MultiTaskModel
-from mtl.system.environment import find_device, seed_everything
+from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task, loss_modules
+from mtl.training.learning_rate import check_schedule
 from mtl.training.loaders import to_device
-from mtl.training.schedule import Plan
+from mtl.training.monitor import Monitor
+from mtl.training.schedule import PLATEAU, Plan
 from mtl.training.state import RUN_LENGTHS, Parts, TrainState
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
     parts = build_parts(cfg)
-    _check_monitor(cfg.trainer.monitor, parts.tasks)
+    monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
@@ -55,10 +58,11 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     if ema is not None:
         broadcast_parameters(ema.module)
     optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
-    scheduler = _make_scheduler(cfg, optimizer, plan.steps)
+    scheduler = _make_scheduler(cfg, optimizer, plan, monitor.mode)
+    seed_python(cfg.seed)  # an import may draw numbers, as scikit-learn's does, and may have been done before
     if get_rank():  # each process draws its own dropout masks
         seed_everything((cfg.seed + get_rank()) % 2**32, cfg.trainer.deterministic)
-    return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema)
+    return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema, monitor)
 
 
 def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
@@ -246,18 +250,25 @@ def _prepare(cfg: DictConfig, parts: Parts, strategy: Any) -> None:
 
 
 def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> torch.optim.Optimizer:
-    """The optimizer, with a group of parameters for the backbone and one for everything else that is trained."""
+    """The optimizer, with a group of parameters for the backbone, one for the heads and one for a learned weighting.
+
+    The weighting has the heads' settings but no weight decay, which would pull its weights to those of the start.
+    """
     arguments = {str(key): value for key, value in node.items() if key != "groups"}
     own = {part: dict(settings or {}) for part, settings in (node.get("groups") or {}).items()}
-    learned = (*parts.model.heads.parameters(), *strategy.parameters(), *loss_modules(parts.tasks).parameters())
-    parameters = {"backbone": parts.model.shared_parameters(), "heads": learned}
+    heads = (*parts.model.heads.parameters(), *loss_modules(parts.tasks).parameters())
+    parameters = {"backbone": parts.model.shared_parameters(), "heads": heads, "weighting": strategy.parameters()}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in params if p.requires_grad], **own.get(part, {})} for part, params in parameters.items()
+        {"name": part, "params": [p for p in params if p.requires_grad], **own.get(part, own.get("heads", {}))}
+        for part, params in parameters.items()
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
     optimizer = make("optimizer", arguments, params=groups, **_fused(arguments, parts.model))
+    for group in optimizer.param_groups:
+        if group["name"] == "weighting" and "weight_decay" in group:
+            group["weight_decay"] = 0.0
     for part, settings in own.items():
         _check_group(f"optimizer.groups.{part}", arguments["_target_"], settings)
     return optimizer
@@ -289,16 +300,26 @@ def _check_group(key: str, target: str, settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}.{name}={value} must be 0 or more.")
 
 
-def _make_scheduler(cfg: DictConfig, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    """The schedule, told the length of the run by the names that torch's and timm's schedulers have for it."""
+def _make_scheduler(cfg: DictConfig, optimizer: torch.optim.Optimizer, plan: Plan, mode: str) -> Any:
+    """The schedule, told the length of the run by the names that torch's and timm's schedulers have for it.
+
+    One that follows the monitored metric is told its direction, ``mode``.
+    """
     if cfg.scheduler.get("t_in_epochs"):
         raise ConfigError("scheduler.t_in_epochs=true: schedules count optimizer steps here; leave it out.")
-    length = dict.fromkeys(RUN_LENGTHS, steps)
-    return make("scheduler", cfg.scheduler, optimizer=optimizer, mode=cfg.trainer.mode, t_in_epochs=False, **length)
+    offered: dict[str, Any] = dict.fromkeys(RUN_LENGTHS, plan.steps) | {"t_in_epochs": False}
+    target = import_target("scheduler", cfg.scheduler)
+    if inspect.isclass(target) and issubclass(target, PLATEAU):  # in CyclicLR mode is another thing
+        offered["mode"] = mode
+        if cfg.scheduler.get("mode") not in (None, mode):
+            raise ConfigError(
+                f"scheduler.mode={cfg.scheduler.mode} contradicts trainer.monitor={cfg.trainer.monitor}, of which the "
+                f"{mode} is best; leave scheduler.mode out."
+            )
 
+    def make_scheduler(optimizer: torch.optim.Optimizer) -> Any:
+        return make("scheduler", cfg.scheduler, optimizer=optimizer, **offered)
 
-def _check_monitor(monitor: str, tasks: list[Task]) -> None:
-    names = ["loss/total", *(f"loss/{task.name}" for task in tasks)]
-    names += [f"{task.name}/{metric}" for task in tasks for metric in task.metrics]
-    if monitor.removeprefix("val/") not in names:
-        raise ConfigError(f"trainer.monitor={monitor} is not a metric of this run; there are {', '.join(names)}.")
+    settings: Any = OmegaConf.to_container(cfg.scheduler, resolve=True)
+    check_schedule(make_scheduler, settings, optimizer, plan)
+    return make_scheduler(optimizer)

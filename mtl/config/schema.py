@@ -54,7 +54,8 @@ class TrainerConfig:
     # numbered checkpoints that stay beside last.pt and best.pt: the latest so many
     keep: int = option(0, minimum=0, changeable=True, irrelevant=True)
     monitor: str = "loss/total"  # the metric of the val split that decides which checkpoint is best.pt
-    mode: str = option("min", choices=("min", "max"))
+    # whether its lowest or its highest value is the best; null: what the metric says of itself
+    mode: str | None = option(None, choices=("min", "max", None))
     # processes, each with a part of every batch and, on GPUs, a device of its own
     devices: int = option(1, changeable=True)
     # the part of the model that is sharded over the processes (FSDP2)

@@ -124,7 +124,7 @@ def restore(state: Any, content: dict[str, Any] | None, folder: Path) -> None:
         log.warning(
             "the best model so far, of step %d, is not in %s: the next one is the best", state.best_step, folder
         )
-        state.best, state.best_step, state.best_metrics = None, state.step, {}  # and patience counts from here
+        state.best, state.best_step, state.best_metrics, state.waited = None, 0, {}, 0
 
 
 def wandb_id(cfg: DictConfig, content: Mapping[str, Any] | None) -> str | None:

@@ -92,16 +92,19 @@ class Run:
         return self.load > 1.5 * own + 1
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether the best model is the one with the lowest monitored metric."""
-        trainer = self.config.get("trainer") or {}
-        higher = self.summary.get("higher_is_better", {}).get(self.monitor)
-        return not higher if trainer.get("mode") not in ("min", "max") else trainer["mode"] == "min"
-
-    @property
     def monitor(self) -> str:
         """The metric of the val split that decides which model is the best."""
-        return str((self.config.get("trainer") or {}).get("monitor", "loss/total")).removeprefix("val/")
+        name = self._best.get("metric") or (self.config.get("trainer") or {}).get("monitor", "loss/total")
+        return str(name).removeprefix("val/")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the best model has the lowest value of the monitored metric; an older run's configuration says it."""
+        return (self._best.get("mode") or (self.config.get("trainer") or {}).get("mode") or "min") == "min"
+
+    @property
+    def _best(self) -> dict[str, Any]:
+        return self.summary.get("best") or {}
 
     @property
     def peak_memory(self) -> float:

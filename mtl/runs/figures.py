@@ -26,22 +26,27 @@ def heat_map(matrix: Any) -> np.ndarray:
 
 
 def draw_run(folder: Path) -> Path:
-    """Draw run.png in a run's folder: losses, val metrics, cosines over time, and the mean cosine matrix."""
+    """Draw run.png: losses, val metrics, weights, cosines and learning rates over time, and the mean cosine matrix."""
     from matplotlib.figure import Figure
 
     train, val = read_metrics(folder, "train"), read_metrics(folder, "val")
     tasks = list(dict.fromkeys(task for row in train for task in task_names(row)))
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    losses, metrics, cosines, matrix = figure.subplots(2, 2).flat
+    figure = Figure(figsize=(17, 7), layout="constrained")
+    losses, metrics, weights, cosines, matrix, rates = figure.subplots(2, 3).flat
     for i, task in enumerate(tasks):
         _curve(losses, train, f"loss/{task}", None, color=f"C{i}", alpha=0.5, linewidth=1)
         _curve(losses, val, f"loss/{task}", task, color=f"C{i}", marker="o", markersize=3)
+        _curve(weights, train, f"weight/{task}", task, color=f"C{i}", linewidth=1)
         for name in [n for n in (val[0] if val else {}) if n.startswith(f"{task}/")]:
             _curve(metrics, val, name, name, color=f"C{i}", marker="o", markersize=3)
+    for name in dict.fromkeys(name for row in train for name in row if name.startswith("lr/")):
+        _curve(rates, train, name, name.removeprefix("lr/"), linewidth=1)
     losses.set(title="loss: val, and train (faint)", xlabel="step", yscale="log")
     metrics.set(title="val metrics", xlabel="step")
+    weights.set(title="weights of the tasks", xlabel="step")
+    rates.set(title="learning rates", xlabel="step")
     _draw_cosines(cosines, train, tolerance(folder))
-    for axes in (losses, metrics, cosines):
+    for axes in (losses, metrics, weights, cosines, rates):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small", ncols=1 if len(tasks) <= 6 else 2)

@@ -38,12 +38,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def task_table(title: str, metrics: Mapping[str, float]) -> str:
-    """One line per task with its loss and its metrics."""
+def task_table(
+    title: str, metrics: Mapping[str, float], weights: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
+    """One line per task with its loss, its metrics and, where they are given, its mean and its last weight."""
     tasks = task_names(metrics)
     columns = list(dict.fromkeys(name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in tasks))
-    rows = [[t, metrics[f"loss/{t}"], *(metrics.get(f"{t}/{c}", "–") for c in columns)] for t in tasks]
-    return table([title, "loss", *columns], rows)
+    kinds = ["mean", "last"] if weights else []
+    rows = [
+        [
+            t,
+            metrics[f"loss/{t}"],
+            *(metrics.get(f"{t}/{c}", "–") for c in columns),
+            *((weights or {}).get(t, {}).get(kind, "–") for kind in kinds),
+        ]
+        for t in tasks
+    ]
+    return table([title, "loss", *columns, *(f"{kind} weight" for kind in kinds)], rows)
 
 
 def only_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,8 +71,10 @@ def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def final_report(folder: Path) -> str:
     """The end of a run's log: test metrics, conflict metrics, and where the files are."""
     summary = read_json(folder / "summary.json")
+    best = summary["best"]["step"]
+    tested = f"last model (step {summary['steps']}, no best one)" if best is None else f"best model (step {best})"
     parts = [
-        task_table(f"test, best model (step {summary['best']['step']})", summary["test"]),
+        task_table(f"test, {tested}", summary["test"], summary["weights"]),
         conflict_table(folder),
     ]
     return "\n\n".join(

@@ -51,12 +51,17 @@ def device_name(device: torch.device) -> str:
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
     """Seed every global random generator, and choose torch's deterministic or its fast algorithms."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    seed_python(seed)
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
     torch.use_deterministic_algorithms(deterministic)
+
+
+def seed_python(seed: int) -> None:
+    """Seed the generators of Python and of NumPy."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def rng_state() -> dict[str, Any]:

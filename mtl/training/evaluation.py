@@ -45,7 +45,8 @@ def evaluate(engine: Engine, batches: Iterable, device: torch.device) -> dict[st
     own = torch.tensor([[*numbers.values()] for numbers in (sums, counts, present)], dtype=torch.float64)
     sums, counts, present = (dict(zip(sums, row, strict=True)) for row in all_reduce(own).tolist())
     results = {f"loss/{name}": sums[name] / count for name, count in counts.items() if count}
-    results["loss/total"] = sum(results.values())
+    if results:  # a sum of nothing would be the least of all losses
+        results["loss/total"] = sum(results.values())
     for task in (task for task in tasks if present[task.name]):
         results |= {f"{task.name}/{name}": metric.compute().item() for name, metric in task.metrics.items()}
     return results

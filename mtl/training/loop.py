@@ -36,6 +36,7 @@ def fit(
     trainer, device = cfg.trainer, parts.device
     plan = Plan.from_data(parts.data, trainer, cfg.conflict)
     log_plan(state, parts.data, plan)
+    warn_of_plan(state, parts.data, plan)
     timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds)
     train = DeviceBatches(train_batches(parts.data, cfg, state, plan), timer, device, trainer.channels_last)
     update = Update(state, device, plan, trainer, timer)
@@ -72,7 +73,7 @@ def fit(
                     log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
                     raise Preempted
                 if last and step < plan.steps:
-                    log.info("stopped at step %d: %s is best at step %d", step, trainer.monitor, state.best_step)
+                    log.info("stopped at step %d: %s is best at step %d", step, state.monitor.name, state.best_step)
     return evaluate_best(state, parts, plan, cfg, tracker)
 
 
@@ -82,12 +83,38 @@ def log_plan(state: TrainState, data: Any, plan: Plan) -> None:
     heads = sum(p.numel() for p in state.model.head_parameters())
     names = ", ".join(task.name for task in state.tasks)
     log.info("tasks %s; parameters: %s shared, %s in heads", names, f"{shared:,}", f"{heads:,}")
-    batch, accumulated = str(data.batch_size), plan.samples_per_step // data.batch_size
-    if accumulated > 1:
-        batch = f"{data.batch_size} × {accumulated} accumulated = {plan.samples_per_step}"
+    size = min(data.batch_size, len(data.train))
+    accumulated = plan.samples_per_step // size
+    batch = f"{size} × {accumulated} accumulated = {plan.samples_per_step}" if accumulated > 1 else str(size)
+    whole = max(1, len(data.train) // plan.samples_per_step)
+    limited = f" (limited to {plan.per_epoch})" if plan.per_epoch < whole else ""
     ranks = get_world_size()
     each = f", over {ranks} processes of about {plan.batch_size / ranks:g} each" if ranks > 1 else ""
     log.info(
-        "%d samples / batches of %s = %d steps an epoch%s; %d steps = %.1f epochs; evaluation every %d steps",
-        len(data.train), batch, plan.per_epoch, each, plan.steps, plan.epoch(plan.steps), plan.val_every,
+        "%d samples / batches of %s = %d steps an epoch%s%s; %d steps = %.1f epochs; evaluation every %d steps",
+        len(data.train), batch, whole, limited, each, plan.steps, plan.epoch(plan.steps), plan.val_every,
     )  # fmt: skip
+
+
+def warn_of_plan(state: TrainState, data: Any, plan: Plan) -> None:
+    """Say before the first step what a run will not do as its settings seem to say."""
+    samples = len(data.train)
+    if data.batch_size > samples:
+        log.warning(
+            "data.batch_size=%d is more than the %d training samples: every batch has all of them",
+            data.batch_size,
+            samples,
+        )
+    if plan.left_out > 0.1 * samples:
+        log.warning(
+            "%d of the %d training samples are left out of every epoch, others each time: they are too few for another "
+            "step of %d", plan.left_out, samples, plan.samples_per_step,
+        )  # fmt: skip
+    if state.ema is not None and not plan.is_dry_run:
+        initial = state.ema.decay**plan.steps
+        if initial > 0.1:
+            log.warning(
+                "trainer.ema=%g averages over about %d steps and the run has %d: at its end the model that is "
+                "evaluated is still %.0f %% the initial one; use a smaller decay, or train longer",
+                state.ema.decay, round(1 / (1 - state.ema.decay)), plan.steps, 100 * initial,
+            )  # fmt: skip

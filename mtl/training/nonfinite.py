@@ -50,12 +50,6 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     return norm
 
 
-def all_finite(result: StepResult, grad_norm: Tensor) -> bool:
-    """Whether a step's losses and its gradient norm are finite; one transfer from the device."""
-    values = [value.double() for value in result.losses.values()]
-    return bool(torch.stack([*values, grad_norm.double().to(values[0].device if values else "cpu")]).isfinite().all())
-
-
 class StepSnapshot:
     """A copy of the state that a step changes before its gradient is checked, to undo a step that is skipped.
 

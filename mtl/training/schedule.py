@@ -8,10 +8,12 @@ from typing import Any
 import timm.scheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+PLATEAU = (ReduceLROnPlateau, timm.scheduler.PlateauLRScheduler)  # the schedulers that follow a metric
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that follow from the data and the settings. They count optimizer steps, but for the last two."""
+    """The numbers that follow from the data and the settings. They count optimizer steps, unless they say otherwise."""
 
     per_epoch: int
     steps: int
@@ -20,9 +22,11 @@ class Plan:
     audit_every: int | None  # feature space against parameter space; None: never
     val_every: int
     checkpoint_every: int
-    patience: int | None  # steps without a better model after which the run ends; None: never
+    patience: int | None  # evaluations without a better model after which the run ends; None: never
     batch_size: int  # samples of a batch, over all ranks
     batches: int  # of an optimizer step
+    left_out: int = 0  # samples of an epoch that are too few for another step
+    is_dry_run: bool = False  # one step, to see whether everything runs
 
     @classmethod
     def from_data(cls, data: Any, trainer: Any, conflict: Any) -> Plan:
@@ -33,6 +37,8 @@ class Plan:
         accumulated = trainer.accumulate_grad_batches
         per_epoch = _steps_per_epoch(data, trainer)
         limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * per_epoch]
+        size = min(data.batch_size, len(data.train))
+        limited = trainer.limit_train_batches or trainer.overfit_batches
         val_every = trainer.val_every or per_epoch
         exact = trainer.accumulate == "exact"  # one batch that is as large as all that are accumulated
         return cls(
@@ -43,9 +49,11 @@ class Plan:
             audit_every=conflict.audit_every,
             val_every=val_every,
             checkpoint_every=trainer.checkpoint_every or val_every,
-            patience=None if trainer.patience is None else trainer.patience * val_every,
-            batch_size=data.batch_size * accumulated if exact else data.batch_size,
+            patience=trainer.patience,
+            batch_size=size * accumulated if exact else size,
             batches=1 if exact else accumulated,
+            left_out=0 if limited else len(data.train) - per_epoch * accumulated * size,
+            is_dry_run=trainer.fast_dev_run,
         )
 
     @property
@@ -106,9 +114,13 @@ def step_scheduler(scheduler: Any, step: int) -> None:
         scheduler.step()
 
 
-def step_plateau(scheduler: Any, evaluation: int, value: float) -> None:
-    """Show a schedule that follows a metric its ``value``, after evaluation number ``evaluation``."""
+def step_plateau(scheduler: Any, evaluation: int, value: float | None) -> None:
+    """Show a schedule that follows a metric its ``value``, after evaluation number ``evaluation``.
+
+    An evaluation without a value (None) counts for nothing but timm's warm-up, which counts evaluations.
+    """
     if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(value)
+        if value is not None:
+            scheduler.step(value)
     elif isinstance(scheduler, timm.scheduler.PlateauLRScheduler):
         scheduler.step(evaluation, value)

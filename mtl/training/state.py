@@ -19,12 +19,15 @@ from mtl.model import MultiTaskModel
 from mtl.strategies import Strategy
 from mtl.system import environment
 from mtl.tasks import Task, loss_modules
+from mtl.training.learning_rate import WarmupCosine
+from mtl.training.monitor import Monitor
 from mtl.training.step_metrics import CosineAverage
+from mtl.training.task_weights import WeightAverage
 
 # What torch's and timm's schedulers call the length of the run, in steps.
 RUN_LENGTHS = ("t_initial", "T_max", "total_steps")
 # The attributes of a TrainState that are saved as they are.
-PLAIN = ("step", "best", "best_step", "best_metrics", "peak_memory", "seconds")
+PLAIN = ("step", "best", "best_step", "best_metrics", "waited", "peak_memory", "seconds")
 
 
 @dataclass
@@ -66,9 +69,11 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     ema: ModelEmaV3 | None = None  # the moving average of the model's weights
+    monitor: Monitor = field(default_factory=Monitor)
     step: int = 0
     best: float | None = None
     best_step: int = 0
+    waited: int = 0  # evaluations with a value since the best one
     best_metrics: dict[str, float] = field(default_factory=dict)
     skips: SkipCounts = field(default_factory=SkipCounts)
     unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, samples that could not be read
@@ -76,7 +81,8 @@ class TrainState:
     seconds: float = 0.0  # of training, over all the processes that the run took
 
     def __post_init__(self) -> None:
-        self.conflicts = CosineAverage([task.name for task in self.tasks])
+        names = [task.name for task in self.tasks]
+        self.conflicts, self.weights = CosineAverage(names), WeightAverage(names)
 
     @property
     def model(self) -> MultiTaskModel:
@@ -101,8 +107,9 @@ class TrainState:
             "losses": loss_modules(self.tasks).state_dict(),
             "strategy": self.strategy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {"name": type(self.scheduler).__name__, "state": self.scheduler.state_dict()},
+            "scheduler": {"name": type(self.scheduler).__name__, "state": _stateful(self.scheduler).state_dict()},
             "conflicts": self.conflicts.state_dict(),
+            "weights": self.weights.state_dict(),
             "scaler": None if self.engine.precision.scaler is None else self.engine.precision.scaler.state_dict(),
             "rng": all_gather_object(environment.rng_state()),  # by rank
             "skips": asdict(self.skips),
@@ -121,6 +128,7 @@ class TrainState:
             self.optimizer.load_state_dict(state["optimizer"])
             shard_optimizer_state(self.optimizer)
             self._load_scheduler(**state["scheduler"])
+            self.weights.load_state_dict(state["weights"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"The checkpoint is of another configuration: {first_line(error)}") from error
         if state["conflicts"] is not None:
@@ -145,11 +153,16 @@ class TrainState:
     def _load_scheduler(self, name: str, state: dict[str, Any]) -> None:
         if name != type(self.scheduler).__name__:
             raise ValueError(f"its scheduler is {name}, not {type(self.scheduler).__name__}.")
-        # A resumed run may be longer: its length comes from the new plan, not from the checkpoint. timm's schedules are
-        # functions of the step; torch's start from the last learning rate, which may be zero by now.
+        # A resumed run may be longer: its length comes from the new plan, not from the checkpoint. Ours and timm's
+        # schedules are functions of the step; torch's start from the last learning rate, which may be zero by now.
         lengths = {key: value for key, value in vars(self.scheduler).items() if key in RUN_LENGTHS}
         changed = [f"{key} from {state[key]} to {value}" for key, value in lengths.items() if state.get(key) != value]
-        if changed and not isinstance(self.scheduler, timm.scheduler.scheduler.Scheduler):
-            raise ValueError(f"torch's {name} cannot change {changed[0]}; timm's, as scheduler=cosine, can.")
-        self.scheduler.load_state_dict(state)
+        if changed and not isinstance(self.scheduler, WarmupCosine | timm.scheduler.scheduler.Scheduler):
+            raise ValueError(f"torch's {name} cannot change {changed[0]}; scheduler=cosine and timm's can.")
+        _stateful(self.scheduler).load_state_dict(state)
         vars(self.scheduler).update(lengths)
+
+
+def _stateful(scheduler: Any) -> Any:
+    """The scheduler whose state is saved: torch's inside of timm's plateau, which saves a part of it only."""
+    return scheduler.lr_scheduler if isinstance(scheduler, timm.scheduler.PlateauLRScheduler) else scheduler

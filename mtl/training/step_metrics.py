@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,16 +16,49 @@ from mtl.system.timer import StepTimer
 
 
 @dataclass(frozen=True)
+class StepValues:
+    """A step's losses, weights and gradient norm (before clipping), as numbers."""
+
+    losses: dict[str, float]
+    weights: dict[str, float]
+    grad_norm: float
+
+    @classmethod
+    def read(cls, result: StepResult, grad_norm: Tensor) -> StepValues:
+        """One transfer from the device for all of them."""
+        scalars = [*result.losses.values(), *result.weights.values()]
+        values = [value.double() for value in scalars]
+        norm = grad_norm.double().to(values[0].device if values else "cpu")
+        numbers = torch.stack([*values, norm]).tolist()
+        count = len(result.losses)
+        return cls(
+            dict(zip(result.losses, numbers[:count], strict=True)),
+            dict(zip(result.weights, numbers[count:-1], strict=True)),
+            numbers[-1],
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the losses and the norm are finite."""
+        return all(map(math.isfinite, [*self.losses.values(), self.grad_norm]))
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """One optimizer step: the strategy's result, the gradient's norm before clipping, the learning rate of the heads.
+    """One optimizer step: the strategy's result, its numbers, and each group's learning rate.
 
     ``applied``: False where the step was skipped, because a loss or a gradient was not finite.
     """
 
     result: StepResult
     applied: bool
-    grad_norm: Tensor
-    lr: float
+    values: StepValues
+    rates: dict[str, float]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the heads, or of what is trained where they are not."""
+        return self.rates.get("heads", next(iter(self.rates.values())))
 
 
 def step_metrics(
@@ -34,25 +68,18 @@ def step_metrics(
 
     ``tolerance``: two tasks' gradients conflict where their cosine is below its negative.
     """
-    result = outcome.result
-    metrics = _losses_and_weights(result) | {"grad_norm": outcome.grad_norm.item(), "lr": outcome.lr}
+    result, values = outcome.result, outcome.values
+    metrics = {f"loss/{name}": loss for name, loss in values.losses.items()}
+    if values.losses:
+        metrics["loss/total"] = sum(values.losses.values())
+    metrics |= {f"weight/{name}": weight for name, weight in values.weights.items()}
+    metrics |= {"grad_norm": values.grad_norm, "lr": outcome.lr}
+    metrics |= {f"lr/{name}": rate for name, rate in outcome.rates.items()}
     if result.gram is not None:
         metrics |= conflicts.update(result.gram, result.measured or list(result.losses), tolerance)
     if result.audit is not None:
         metrics |= _audit_metrics(result.audit, tolerance)
     return metrics | timer.read()
-
-
-def _losses_and_weights(result: StepResult) -> dict[str, float]:
-    names = list(result.losses)
-    if not names:
-        return {}
-    # One transfer from the device for all of them.
-    values = torch.stack([*result.losses.values(), *result.weights.values()]).tolist()
-    losses, weights = values[: len(names)], values[len(names) :]
-    metrics = {f"loss/{name}": loss for name, loss in zip(names, losses, strict=True)}
-    metrics["loss/total"] = sum(losses)
-    return metrics | {f"weight/{name}": weight for name, weight in zip(names, weights, strict=True)}
 
 
 def _audit_metrics(audit: AuditResult, tolerance: float) -> dict[str, float]:

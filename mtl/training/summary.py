@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mtl.metrics import higher_is_better
 from mtl.runs.files import read_metrics
 from mtl.runs.terminal import mean_conflict, only_metrics
 from mtl.system import environment
@@ -22,16 +23,19 @@ def run_summary(state: TrainState, data: Any, test: dict[str, float], folder: Pa
         "steps": state.step,
         "test": test,
         "best": {
-            "step": state.best_step,
+            "step": None if state.best is None else state.best_step,
+            "metric": state.monitor.name,
+            "mode": state.monitor.mode,
             "monitor": state.best,
             "val": state.best_metrics,
         },
         "last": {"val": only_metrics(val[-1]) if val else {}},
         "higher_is_better": {
-            f"{task.name}/{name}": metric.higher_is_better
+            f"{task.name}/{name}": higher_is_better(metric)
             for task in state.tasks
             for name, metric in task.metrics.items()
         },
+        "weights": state.weights.by_task(),
         "conflict": mean_conflict(train),
         "parameters": {
             "shared": sum(p.numel() for p in state.model.shared_parameters()),

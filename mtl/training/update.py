@@ -12,10 +12,11 @@ from mtl.engine.setup import RecompileWarning
 from mtl.engine.weighting import observe_after_update
 from mtl.system.timer import StepTimer
 from mtl.training.loaders import DeviceBatches
-from mtl.training.nonfinite import GradientNorm, StepSnapshot, all_finite, diagnose
+from mtl.training.nonfinite import GradientNorm, StepSnapshot, diagnose
 from mtl.training.schedule import Plan, step_scheduler
 from mtl.training.state import TrainState
-from mtl.training.step_metrics import Outcome
+from mtl.training.step_metrics import Outcome, StepValues
+from mtl.training.task_weights import WeightWarnings
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Update:
         skips = trainer.on_nan == "skip" or state.engine.precision.scaler is not None
         self._snapshot = StepSnapshot(state.model, state.tasks, state.strategy) if skips else None
         self._recompile_warning = RecompileWarning(state.model)
+        names = [task.name for task in state.tasks]
+        self._weight_warnings = WeightWarnings(state.weights, state.strategy.weighting, names, plan.steps)
 
     def __call__(self, batches: DeviceBatches, measure: bool = False, audit: bool = False) -> Outcome:
         """Take the step after ``state.step``; ``measure`` the tasks' conflict in it, ``audit`` feature space."""
@@ -49,14 +52,17 @@ class Update:
             )
             precision.unscale(state.optimizer)
             grad_norm = self._norm.total()
-            finite = all_finite(result, grad_norm)
+            values = StepValues.read(result, grad_norm)
+            finite = values.is_finite
             if finite:
                 if self._trainer.grad_clip_norm is not None:
                     self._norm.clip(self._trainer.grad_clip_norm, grad_norm)
                 state.optimizer.step()
-        outcome = Outcome(result, finite, grad_norm, lr=state.optimizer.param_groups[-1]["lr"])
+        outcome = Outcome(result, finite, values, {g["name"]: float(g["lr"]) for g in state.optimizer.param_groups})
         overflow = not finite and precision.is_overflow(result)
         if finite:
+            state.weights.update(values.losses, values.weights)
+            self._weight_warnings.check(step, values.losses)
             self._after_update(*batch)
         elif overflow:
             self._restore()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+from collections.abc import Mapping
 from typing import Any
 
 from mtl.distributed.sharding import load_full_state_dict
@@ -26,7 +26,9 @@ class Validation:
 
     def __init__(self, state: TrainState, parts: Parts, plan: Plan, cfg: Any, tracker: Tracker | NullTracker) -> None:
         self._state, self._plan, self._tracker, self._device = state, plan, tracker, parts.device
-        self._monitor, self._mode = cfg.trainer.monitor.removeprefix("val/"), cfg.trainer.mode
+        limit = cfg.trainer.limit_val_batches
+        self._limit = "" if limit is None else f" (trainer.limit_val_batches={limit})"
+        self._absent_said = self._no_value_said = False
         self._batches = eval_batches(parts.data, "val", cfg, state.tasks, state.unreadable)
 
     def run(self, step: int) -> tuple[float, dict[str, float]] | None:
@@ -40,20 +42,36 @@ class Validation:
         log.info("%s", task_table(f"step {step}: val", metrics))
         if (cosines := state.conflicts.mean()) is not None:
             self._tracker.image("train/conflict/cos", step, heat_map(cosines))
-        value = metrics.get(self._monitor, math.nan)
+        value = state.monitor.value(metrics)
+        self._warn_once(step, metrics)
         step_plateau(state.scheduler, step // self._plan.val_every, value)
-        return (value, metrics) if self._improves(value) else None
+        if value is None:
+            return None
+        better = state.monitor.improves(value, state.best)
+        state.waited = 0 if better else state.waited + 1
+        return (value, metrics) if better else None
 
     def out_of_patience(self) -> bool:
         """Whether there has been no better model for ``trainer.patience`` evaluations."""
-        patience = self._plan.patience
-        return patience is not None and self._state.step - self._state.best_step >= patience
+        return self._plan.patience is not None and self._state.waited >= self._plan.patience
 
-    def _improves(self, value: float) -> bool:
-        best = self._state.best
-        if math.isnan(value):
-            return False
-        return best is None or (value < best if self._mode == "min" else value > best)
+    def _warn_once(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Say which tasks the val split has no label of, and that the monitored metric has no value."""
+        monitor = self._state.monitor
+        absent = [task.name for task in self._state.tasks if f"loss/{task.name}" not in metrics]
+        if absent and not self._absent_said:
+            self._absent_said = True
+            log.warning(
+                "the evaluation of step %d found no label of %s in the val split: loss/total is without it%s",
+                step, " and ".join(absent), self._limit,
+            )  # fmt: skip
+        if monitor.value(metrics) is None and not self._no_value_said:
+            self._no_value_said = True
+            log.warning(
+                "trainer.monitor=%s is %s at the evaluation of step %d: such an evaluation counts for nothing, neither "
+                "for the best model nor for trainer.patience nor for the learning rate%s",
+                monitor.name, metrics.get(monitor.name, "absent"), step, self._limit,
+            )  # fmt: skip
 
 
 def evaluate_best(
@@ -61,16 +79,23 @@ def evaluate_best(
 ) -> dict[str, float]:
     """Load the best model, log and return its metrics on the test split, and draw its examples.
 
-    The current model is taken if the monitored metric was never a number, for then there is no best one.
+    The last model is taken, with a warning, if the monitored metric never had a value: then there is no best one.
     """
     best = tracker.folder / checkpoint.FOLDER / "best.pt"
+    step, which = state.step, "last model"
     if state.best is not None and best.exists():
+        step, which = state.best_step, "best model"
         content = checkpoint.load(best)
         load_full_state_dict(state.evaluated.model, content["ema"] or content["model"])
         loss_modules(state.tasks).load_state_dict(content["losses"])
+    elif state.best is None:
+        log.warning(
+            "no evaluation had a value of trainer.monitor=%s: there is no best model, and the last one, of step %d, is "
+            "tested", state.monitor.name, step,
+        )  # fmt: skip
     batches = eval_batches(parts.data, "test", cfg, state.tasks, state.unreadable)
     metrics = evaluate(state.evaluated, batches, parts.device)
-    tracker.log("test", state.best_step, plan.epoch(state.best_step), metrics)
-    log.info("%s", task_table(f"best model (step {state.best_step}): test", metrics))
+    tracker.log("test", step, plan.epoch(step), metrics)
+    log.info("%s", task_table(f"{which} (step {step}): test", metrics))
     write_examples(tracker.folder, state.evaluated, parts.data, parts.device, cfg.trainer.examples)
     return metrics

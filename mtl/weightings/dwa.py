@@ -45,6 +45,10 @@ class DWA(TaskWeighting):
         """Return ``loss`` times the task's weight in this epoch."""
         return loss * self.current[self._index[task]]
 
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss below 0."""
+        return None if loss >= 0 else "the ratio of two epochs' losses says nothing of progress where they are below 0"
+
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
         """Add the losses to the epoch's means; at the end of the epoch, set the weights of the next one."""
         means = self.epoch_means.add(self.vector(losses) if losses else None)

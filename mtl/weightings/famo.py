@@ -57,6 +57,7 @@ class FAMO(TaskWeighting):
                 raise ValueError(f"min_losses.{task} names no task; the tasks are {', '.join(tasks)}.")
             require(f"min_losses.{task}", bound, "a finite number", math.isfinite(bound))
             bounds[task] = bound
+        self._bounds = bounds  # numbers that are read without waiting for the device
         self.register_buffer("min_losses", torch.tensor(list(bounds.values()), dtype=torch.float32), persistent=False)
         self.register_buffer("logits", torch.zeros(len(tasks)))
         self.register_buffer("before", torch.full((len(tasks),), torch.nan))
@@ -68,6 +69,13 @@ class FAMO(TaskWeighting):
         z = self._softmax(distances.isfinite())
         shares = torch.where(distances.isfinite(), z / distances, 0)
         return self.by_task(shares / shares.sum(), losses)
+
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below its bound."""
+        bound = self._bounds[task]
+        if loss > bound:
+            return None
+        return f"a loss at or below its bound, weighting.min_losses.{task}={bound:g}, takes nearly all the weight"
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
         """Store the losses before the update."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mtl.errors import require
 from mtl.weightings.task_weighting import stack
-from mtl.weightings.weighting import Weighting
+from mtl.weightings.weighting import WITHOUT_WEIGHT, Weighting
 
 
 class GLS(Weighting):
@@ -30,6 +30,10 @@ class GLS(Weighting):
         super().__init__()
         require("epsilon", epsilon, "above 0", 0 < epsilon < math.inf)
         self.epsilon = epsilon
+
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below ``epsilon``."""
+        return None if loss > self.epsilon else WITHOUT_WEIGHT
 
     def weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the derivatives of the geometric mean with respect to the losses."""

@@ -56,6 +56,10 @@ class GradNorm(TaskWeighting):
         """Return ``loss`` times the task's current weight."""
         return loss * self.current[self._index[task]]
 
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below 0."""
+        return None if loss > 0 else "a loss at or below 0 has no training rate, the ratio to its first value"
+
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
         """Update the weights from the losses and gradient norms of this batch."""
         if not losses:

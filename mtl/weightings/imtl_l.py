@@ -20,8 +20,8 @@ class IMTLL(TaskWeighting):
     of an absent task has no gradient and does not change. Up to a factor of 2 and the sign of ``s_k``, this is
     uncertainty weighting.
 
-    The ``s_k`` are float32 parameters in the optimizer's group of the heads. That group's ``weight_decay`` applies to
-    them and pulls the scales towards 1: set ``optimizer.weight_decay=0`` to follow the paper.
+    The ``s_k`` are float32 parameters with the optimizer's settings for the heads, without their ``weight_decay``,
+    which would pull the scales towards 1.
 
     Source: Liu et al. 2021, "Towards Impartial Multi-Task Learning" (ICLR), section 3.2, with base e. The paper's full
     method adds the rule IMTL-G.
@@ -33,6 +33,10 @@ class IMTLL(TaskWeighting):
         super().__init__(tasks)
         require("initial", initial, "a finite number", math.isfinite(initial))
         self.log_scales = one_parameter_each(tasks, initial)
+
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below 0."""
+        return None if loss > 0 else "the weight of a loss that stays at or below 0 grows without bound"
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return the scaled loss of one task, including the term ``-s_k``."""

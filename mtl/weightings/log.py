@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
-from mtl.weightings.weighting import Weighting
+from mtl.weightings.weighting import WITHOUT_WEIGHT, Weighting
 
 
 class Log(Weighting):
@@ -23,6 +23,10 @@ class Log(Weighting):
         super().__init__()
         require("epsilon", epsilon, "above 0", 0 < epsilon < math.inf)
         self.epsilon = epsilon
+
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below ``epsilon``."""
+        return None if loss > self.epsilon else WITHOUT_WEIGHT
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return the logarithm of ``loss``."""

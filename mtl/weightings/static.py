@@ -23,6 +23,10 @@ class Static(Weighting):
                 raise ValueError(f"weights.{task}={weight} must be 0 or more.")
         self._weights = dict(weights)
 
+    def chosen(self, task: str) -> float:
+        """The task's weight."""
+        return self._weights.get(task, 1.0)
+
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return ``loss`` times the task's weight."""
         return loss * self._weights.get(task, 1.0)

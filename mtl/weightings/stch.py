@@ -9,6 +9,7 @@ from torch import Tensor
 from mtl.errors import require
 from mtl.weightings.epoch_means import EpochMeans
 from mtl.weightings.task_weighting import TaskWeighting
+from mtl.weightings.weighting import WITHOUT_WEIGHT
 
 
 class STCH(TaskWeighting):
@@ -59,6 +60,10 @@ class STCH(TaskWeighting):
         shares = ready.sum() * torch.where(ready, exponents, -torch.inf).softmax(0)
         weights = torch.where(ready, shares, 1) / positive
         return self.by_task(torch.where(values <= self.epsilon, 0, weights), losses)
+
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below ``epsilon``."""
+        return None if loss > self.epsilon else WITHOUT_WEIGHT
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
         """Add the losses to the epoch's means; the means at the end of warm-up are the nadir."""

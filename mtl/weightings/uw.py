@@ -20,8 +20,8 @@ class UW(TaskWeighting):
     variance of 1, as in the authors' example; LibMTL starts at -0.5. The ``s_k`` of an absent task has no gradient and
     does not change.
 
-    The ``s_k`` are float32 parameters in the optimizer's group of the heads. That group's ``weight_decay`` applies to
-    them and pulls the variances towards 1: set ``optimizer.weight_decay=0`` to follow the paper.
+    The ``s_k`` are float32 parameters with the optimizer's settings for the heads, without their ``weight_decay``,
+    which would pull the variances towards 1.
 
     Source: Kendall, Gal & Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
     Semantics", equation 7 with ``s = log sigma^2``. For classification the paper has no factor 1/2 (equation 10); here
@@ -34,6 +34,10 @@ class UW(TaskWeighting):
         super().__init__(tasks)
         require("initial", initial, "a finite number", math.isfinite(initial))
         self.log_variances = one_parameter_each(tasks, initial)
+
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """A loss at or below 0."""
+        return None if loss > 0 else "the weight of a loss that stays at or below 0 grows without bound"
 
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return the scaled loss of one task, including the term ``s_k / 2``."""

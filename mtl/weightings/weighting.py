@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+# What happens where a method takes the logarithm of a loss.
+WITHOUT_WEIGHT = "a loss at or below 0 has no logarithm, so the task has weight 0 and is not trained"
+
 
 class Weighting(nn.Module):
     """Base class of loss weightings, which scale each task's loss.
@@ -26,6 +29,14 @@ class Weighting(nn.Module):
     def weights(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of all tasks from their losses (detached scalars), if ``needs_all_losses`` is set."""
         raise TypeError(f"{type(self).__name__} weighs each loss on its own: call it with a task and its loss.")
+
+    def out_of_domain(self, task: str, loss: float) -> str | None:
+        """What happens to a task with this loss where the method is not made for such a loss; None where it is."""
+        return None
+
+    def chosen(self, task: str) -> float:
+        """The constant weight that the user has given a task; 1 if the method finds the weights."""
+        return 1.0
 
     def observe(self, losses: Mapping[str, Tensor], gram: Tensor | None) -> None:
         """Update the state from the unscaled losses of a step and, if measured, the scaled gradients' Gram matrix."""

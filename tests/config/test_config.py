@@ -241,9 +241,9 @@ def test_heads_share_a_layer_and_the_optimizer_has_it_once():
 
 def test_the_scheduler_gets_the_length_of_the_run():
     _, state = built("trainer.max_steps=50")
-    assert state.scheduler.t_initial == 50
+    assert state.scheduler.total_steps == 50
     _, state = built("trainer.max_steps=null", "trainer.max_epochs=2", "trainer.limit_train_batches=7")
-    assert state.scheduler.t_initial == 14
+    assert state.scheduler.total_steps == 14
 
 
 def test_the_same_seed_builds_the_same_model():
@@ -272,7 +272,7 @@ MISTAKES = [
     (["optimizer.groups.heads=1"], "optimizer.groups.heads=1 must be a mapping, as in optimizer.groups.heads.lr=…."),
     (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
     (["optimizer.groups.backbone.lr=-1"], "optimizer.groups.backbone.lr=-1 must be 0 or more."),
-    (["scheduler.warmup_t=x"], "scheduler.warmup_t=x has the wrong type"),
+    (["scheduler.warmup_steps=x"], "scheduler.warmup_steps=x has the wrong type"),
     (["trainer.max_steps=-5"], "trainer.max_steps=-5 must be 1 or more."),
     (["trainer.log_every=0"], "trainer.log_every=0 must be 1 or more."),
     (["trainer.num_workers=-1"], "trainer.num_workers=-1 must be 0 or more."),
@@ -360,7 +360,7 @@ MISTAKES = [
     (["strategy=mgda", "strategy.token_chunks=x"], "strategy.token_chunks=x has the wrong type"),
     (["strategy=naive", "+strategy.token_chunks=1.5"], "strategy.token_chunks=1.5 has the wrong type"),
     (["+losses._target_=torch.nn.CrossEntropyLoss"], "losses.left is not an argument of torch.nn.CrossEntropyLoss"),
-    (["trainer.mode=up"], "trainer.mode=up must be one of min, max."),
+    (["trainer.mode=up"], "trainer.mode=up must be one of min, max, null."),
     (["tracker.mode=on"], "tracker.mode=on must be one of null, online, offline, disabled."),
     (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number> or mps."),
     (["device=cuda:99"], "device=cuda:99 is not on this machine; there are"),

@@ -1,5 +1,7 @@
 """Grouping, selection and references of a comparison, on runs with known numbers."""
 
+import json
+
 import pytest
 from support.report_runs import accuracies, write_run, write_study
 
@@ -62,6 +64,19 @@ def test_with_mode_max_the_highest_is_selected(tmp_path):
         write_run(tmp_path / str(lr), best=best, test=accuracies(lr, lr), optimizer={"lr": lr}, trainer={"mode": "max"})
     _, rows = compared(tmp_path, "optimizer.lr")
     assert rows["Naive"].metrics["left/accuracy"].mean == 0.2
+
+
+@pytest.mark.parametrize(("mode", "selected"), [("max", 0.2), ("min", 0.1), (None, 0.1)])
+def test_the_direction_is_the_summarys_where_the_configuration_leaves_it_open(tmp_path, mode, selected):
+    for lr, best in ((0.1, 0.2), (0.2, 0.3)):
+        folder = write_run(
+            tmp_path / str(lr), best=best, test=accuracies(lr, lr), optimizer={"lr": lr}, trainer={"mode": None}
+        )
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["best"] |= {"mode": mode} if mode else {}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    _, rows = compared(tmp_path, "optimizer.lr")
+    assert rows["Naive"].metrics["left/accuracy"].mean == selected
 
 
 def test_a_setting_with_a_seed_missing_is_not_selected(tmp_path):

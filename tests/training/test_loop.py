@@ -10,8 +10,8 @@ from mtl.runs.checkpoint import load as load_checkpoint
 from mtl.runs.files import read_metrics
 
 TRAIN_NAMES = {
-    "loss/left", "loss/right", "loss/total", "weight/left", "weight/right", "lr", "grad_norm",
-    "time/step", "time/data", "samples_per_second",
+    "loss/left", "loss/right", "loss/total", "weight/left", "weight/right", "grad_norm",
+    "lr", "lr/backbone", "lr/heads", "time/step", "time/data", "samples_per_second",
 }  # fmt: skip
 CONFLICT_NAMES = {
     "conflict/cos/left~right", "conflict/cos_mean", "conflict/cos_min", "conflict/fraction",

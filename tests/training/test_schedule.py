@@ -1,6 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from mtl.config import load
+from mtl.data.loader import EndlessSampler
+from mtl.training.loop import log_plan, warn_of_plan
 from mtl.training.schedule import Plan
 
 SAMPLES = 100
@@ -51,6 +55,52 @@ def test_what_is_due_in_a_step():
     assert steps(plan.prints, plan) == [1, 11]
     assert steps(plan.validates, plan) == [6, 11]
     assert steps(plan.saves, plan) == [2, 4, 6, 8, 10]
-    assert plan.patience == 12
+    assert plan.patience == 2
     never = planned("trainer.max_steps=11", "conflict.every=null")
     assert not steps(never.measures, never) and not steps(never.audits, never) and never.patience is None
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "overrides", "step", "left_out"),
+    [
+        (8, [], 8, 4),
+        (1000, [], 100, 0),
+        (64, [], 64, 36),
+        (64, ["trainer.limit_train_batches=1"], 64, 0),
+        (64, ["trainer.overfit_batches=1"], 64, 0),
+        (30, ["trainer.accumulate_grad_batches=2"], 60, 40),
+        (30, ["trainer.accumulate_grad_batches=2", "trainer.accumulate=exact"], 60, 40),
+    ],
+)
+def test_the_samples_of_a_step_and_those_that_are_left_out(batch_size, overrides, step, left_out):
+    """Against the sampler's own batches."""
+    data = type("Data", (), {"train": range(SAMPLES), "batch_size": batch_size})
+    plan = planned("trainer.max_epochs=1", *overrides, data=data)
+    batches = iter(EndlessSampler(SAMPLES, plan.batch_size, plan.per_epoch * plan.batches, seed=0))
+    seen = [len(next(batches)[1]) for _ in range(plan.per_epoch * plan.batches)]
+    assert sum(seen[: plan.batches]) == plan.samples_per_step == step
+    assert plan.left_out == left_out and (overrides or sum(seen) == SAMPLES - left_out)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ema", "words"),
+    [
+        (8, None, []),
+        (50, None, []),
+        (1000, None, ["data.batch_size=1000 is more than the 100 training samples: every batch has all of them"]),
+        (64, None, ["36 of the 100 training samples are left out of every epoch"]),
+        (8, 0.999, ["trainer.ema=0.999 averages over about 1000 steps and the run has 100: at its end the model"]),
+        (8, 0.9, []),
+    ],
+)
+def test_what_is_said_before_the_first_step(batch_size, ema, words, caplog):
+    data = type("Data", (), {"train": range(SAMPLES), "batch_size": batch_size})
+    state = SimpleNamespace(ema=ema and SimpleNamespace(decay=ema))
+    warn_of_plan(state, data, planned("trainer.max_steps=100", data=data))
+    assert len(caplog.messages) == len(words) and all(map(str.startswith, caplog.messages, words))
+    caplog.clear()
+    model = SimpleNamespace(shared_parameters=list, head_parameters=list)
+    caplog.set_level("INFO", logger="mtl")
+    log_plan(SimpleNamespace(model=model, tasks=[]), data, planned("trainer.max_steps=100", data=data))
+    size = min(batch_size, SAMPLES)
+    assert f"100 samples / batches of {size} = {SAMPLES // size} steps an epoch; 100 steps = " in caplog.text
