@@ -14,9 +14,10 @@ from torch import nn
 
 from mtl.architectures.multi_input import Concatenated, common_space, own_samples, read_own_samples
 from mtl.config.checks import check, chosen_tasks
+from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
 from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task
 from mtl.config.instantiate import check_arguments, import_target, make
-from mtl.data.loader import Batches, sequential
+from mtl.data.loader import DataError
 from mtl.distributed.collectives import get_rank
 from mtl.distributed.data_parallel import broadcast_parameters
 from mtl.engine.engine import Engine
@@ -42,6 +43,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
     parts = build_parts(cfg)
+    _check_train_samples(cfg, parts)
     _check_monitor(cfg.trainer.monitor, parts.tasks)
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
@@ -60,16 +62,18 @@ def build_parts(cfg: DictConfig) -> Parts:
     """Build data, model and tasks, and run them on two samples. ConfigError for every mistake."""
     device = _find_device(cfg.device)
     data = _make_data(cfg)
+    check_data(data)
     names = chosen_tasks(cfg)
     if not set(names) <= set(data.targets):
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    inputs, targets = _two_samples(cfg, data)
+    inputs, targets = read_two(data, "val", cfg.seed, cfg.data.get("on_error", "raise"))
+    check_keys(data, targets)
     backbone = _make_backbone(cfg, data)
     features = dry_run_backbone(backbone, inputs)
     model = _make_model(cfg, data, backbone, features)
-    tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in names]
+    tasks = [Task(task, _make_loss(cfg.losses, task), make_metrics(data, task)) for task in names]
     _dry_run_tasks(cfg, model, tasks, features, targets)
     for task in tasks:
         task.to(device)
@@ -94,10 +98,14 @@ def _make_data(cfg: DictConfig) -> Any:
     return make("data", {key: value for key, value in cfg.data.items() if key != "on_error"}, seed=cfg.seed)
 
 
-def _two_samples(cfg: DictConfig, data: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Inputs and targets of the first samples of the validation split."""
-    sampler, on_error = sequential(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
-    return next(iter(Batches(data.val, sampler, cfg.seed, split="val", on_error=on_error)))
+def _check_train_samples(cfg: DictConfig, parts: Parts) -> None:
+    """The first training samples as well, which an evaluation does not need."""
+    labels = {task.name: task.labels for task in parts.tasks if task.labels is not None}
+    try:
+        _, targets = read_two(parts.data, "train", cfg.seed, cfg.data.get("on_error", "raise"), labels)
+    except DataError as error:
+        raise ConfigError(first_line(error)) from error
+    check_keys(parts.data, targets)
 
 
 def _make_backbone(cfg: DictConfig, data: Any) -> nn.Module:
