@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtl.config.pairing import check_pairing
 from mtl.data.labels import Labels, labels_of
 from mtl.engine.chunks import chunk_shares, split_head
 from mtl.errors import ConfigError, first_line
@@ -58,6 +59,7 @@ def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]
     _dry_run_loss(task, prediction, target, pair)
     for metric_name, metric in task.metrics.items():
         _dry_run_metric(f"{task.name}/{metric_name}", metric, prediction.detach(), target, pair)
+    check_pairing(task, head, prediction, target)
     return labels_of(task.loss, prediction, target)
 
 

@@ -59,7 +59,9 @@ def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def final_report(folder: Path) -> str:
     """The end of a run's log: test metrics, conflict metrics, and where the files are."""
     summary = read_json(folder / "summary.json")
+    untrained = summary.get("untrained")
     parts = [
+        f"UNTRAINED, for lack of labels, and left out: {', '.join(untrained)}" if untrained else None,
         task_table(f"test, best model (step {summary['best']['step']})", summary["test"]),
         conflict_table(folder),
     ]

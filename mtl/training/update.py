@@ -56,6 +56,7 @@ class Update:
                 state.optimizer.step()
         outcome = Outcome(result, finite, grad_norm, lr=state.optimizer.param_groups[-1]["lr"])
         overflow = not finite and precision.is_overflow(result)
+        state.labelled.update(result.losses)
         if finite:
             self._after_update(*batch)
         elif overflow:
