@@ -80,7 +80,7 @@ ONE_HOT = torch.eye(3)[:2]
     "metric", [MulticlassAccuracy(3), MulticlassF1Score(3), MulticlassAccuracy(3, average="micro")]
 )
 def test_a_metric_that_takes_probabilities_for_something_else_is_refused(metric):
-    with pytest.raises(ConfigError, match="The metric t/m .*does not|The metric t/m does not"):
+    with pytest.raises(ConfigError, match=r"The metric t/m (.* )?does not"):
         run(nn.CrossEntropyLoss(), ONE_HOT, width=3, m=metric)
     run(nn.CrossEntropyLoss(), torch.tensor([0, 2]), width=3, m=metric)
 
