@@ -26,6 +26,13 @@ class Flattened(Squared):
         return super().forward(prediction.flatten(), target.flatten())
 
 
+class Unsupervised(nn.Module):
+    """A loss that has no use for targets."""
+
+    def forward(self, prediction, target):
+        return prediction.square().mean()
+
+
 class AbsoluteError(MeanMetric):
     """A metric that torch broadcasts in silence."""
 
@@ -70,6 +77,7 @@ def test_a_loss_that_knows_its_shapes_may_have_any():
         run(Flattened(), NUMBERS, error=AbsoluteError())
     with pytest.raises(ConfigError, match="The metric t/abs_err does not fit"):
         run(Flattened(), NUMBERS, **metrics.regression())
+    run(Unsupervised(), NUMBERS)
     run(Flattened(), NUMBERS[:, None], error=AbsoluteError(), **metrics.regression())
 
 
