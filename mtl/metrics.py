@@ -47,20 +47,23 @@ def higher_is_better(metric: Metric) -> bool | None:
 
 
 def classification(num_classes: int, ignore_index: int = IGNORED) -> dict[str, Metric]:
-    """For class indices: ``accuracy``, the share of correctly classified samples."""
-    return {"accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=ignore_index)}
+    """For class indices ``[B]`` or probabilities ``[B, C]``, NaN if missing, and logits ``[B, C]``: ``accuracy``.
+
+    It is the share of correctly classified samples; the class of probabilities is the most probable one.
+    """
+    return {"accuracy": ClassAccuracy(num_classes, average="micro", ignore_index=ignore_index)}
 
 
 def segmentation(num_classes: int, ignore_index: int = IGNORED) -> dict[str, Metric]:
     """For maps of class indices ``[B, H, W]`` and logits ``[B, C, H, W]``: ``miou`` and ``pixel_accuracy``.
 
     Both use one confusion matrix over the whole set. ``miou`` is the mean over the classes that occur in the targets or
-    in the predictions.
+    in the predictions. The targets may also be probabilities ``[B, C, H, W]``, as for :func:`classification`.
     """
     options = dict(ignore_index=ignore_index, validate_args=False)  # labels are checked when they are read
     return {
-        "miou": MulticlassJaccardIndex(num_classes, **options),
-        "pixel_accuracy": MulticlassAccuracy(num_classes, average="micro", **options),
+        "miou": ClassJaccardIndex(num_classes, **options),
+        "pixel_accuracy": ClassAccuracy(num_classes, average="micro", **options),
     }
 
 
@@ -185,7 +188,9 @@ class MaskedMean(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch."""
+        """Add a batch; ValueError if the shapes differ, for torch would compare every sample with every other one."""
+        if prediction.shape != target.shape:
+            raise ValueError(f"prediction {list(prediction.shape)} and target {list(target.shape)} differ in shape")
         if self._by_batch is None:
             mask = self._labelled(target)
             self.total += self._error(prediction, target).where(mask, 0.0).sum(dtype=torch.float64)
@@ -237,6 +242,26 @@ class MedianAngle(Metric):
         place = torch.searchsorted(upto, half.ceil().long())
         inside = (half - (upto[place] - self.histogram[place])) / self.histogram[place]
         return (place + inside) * (180 / BINS)
+
+
+class FromProbabilities(Metric):
+    """Mixin for torchmetrics' multiclass metrics: targets may be probabilities in the shape of the logits."""
+
+    ignore_index: int
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        if target.is_floating_point() and target.shape == prediction.shape:
+            target = target.argmax(1).where(target.isnan().any(1).logical_not(), self.ignore_index)
+        super().update(prediction, target)
+
+
+class ClassAccuracy(FromProbabilities, MulticlassAccuracy):
+    """The accuracy over classes."""
+
+
+class ClassJaccardIndex(FromProbabilities, MulticlassJaccardIndex):
+    """The mean intersection over union over classes."""
 
 
 class FromLogits(Metric):

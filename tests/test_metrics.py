@@ -208,3 +208,25 @@ def test_states_of_two_processes_add_up():
             metric.update(*batches[1])
             assert together == pytest.approx(metric.compute().item(), rel=1e-6), name
             assert together != pytest.approx(alone, rel=1e-6), name
+
+
+@pytest.mark.parametrize("shape", [(), (3, 2)])
+def test_accuracy_takes_the_most_probable_class_of_a_target(shape):
+    generator = torch.Generator().manual_seed(0)
+    logits, soft = torch.randn(2, 40, 4, *shape, generator=generator)
+    soft = soft.softmax(1)
+    soft[::5] = float("nan")
+    expected = (logits.argmax(1) == soft.argmax(1))[~soft.isnan().any(1)].float().mean().item()
+    hard = soft.argmax(1).masked_fill(soft.isnan().any(1), -100)
+    made = metrics.segmentation(4) if shape else metrics.classification(4)
+    again = metrics.segmentation(4) if shape else metrics.classification(4)
+    for name, metric in made.items():
+        metric.update(logits, soft)
+        again[name].update(logits, hard)
+        torch.testing.assert_close(metric.compute(), again[name].compute())
+    assert made["pixel_accuracy" if shape else "accuracy"].compute().item() == pytest.approx(expected)
+
+
+def test_masked_means_refuse_shapes_that_torch_would_broadcast():
+    with pytest.raises(ValueError, match=r"prediction \[4, 1\] and target \[4\] differ in shape"):
+        metrics.regression()["abs_err"].update(torch.zeros(4, 1), torch.zeros(4))

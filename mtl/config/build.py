@@ -17,10 +17,11 @@ from torchvision.transforms import v2
 
 from mtl.architectures.multi_input import Concatenated, common_space, own_samples, read_own_samples
 from mtl.config.checks import check, chosen_tasks
+from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
 from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task
 from mtl.config.instantiate import check_arguments, import_target, make
 from mtl.config.rehearsal import rehearse
-from mtl.data.loader import Batches, DataError, sequential
+from mtl.data.loader import Batches, DataError
 from mtl.data.metadata import Description, describe
 from mtl.distributed.collectives import get_rank
 from mtl.distributed.data_parallel import broadcast_parameters
@@ -50,6 +51,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     seed_everything(cfg.seed, cfg.trainer.deterministic)
     parts = build_parts(cfg)
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
+    _check_train_samples(cfg, parts)
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
@@ -72,6 +74,7 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     """
     device = _find_device(cfg.device)
     data = _make_data(cfg, read_as)
+    check_data(data)
     names = chosen_tasks(cfg)
     if not set(names) <= set(data.targets):
         raise ConfigError(
@@ -80,10 +83,11 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     backbone = _make_backbone(cfg, data)
     _normalize(data, backbone, read_as)
     description = _describe(data)
-    inputs, targets = _two_samples(cfg, data)
+    inputs, targets = read_two(data, "val", cfg.seed, cfg.data.get("on_error", "raise"))
+    check_keys(data, targets)
     features = dry_run_backbone(backbone, inputs)
     model = _make_model(cfg, data, backbone, features)
-    tasks = [Task(task, _make_loss(cfg.losses, task), data.metrics(task)) for task in names]
+    tasks = [Task(task, _make_loss(cfg.losses, task), make_metrics(data, task)) for task in names]
     _dry_run_tasks(cfg, model, tasks, features, targets)
     for task in tasks:
         task.to(device)
@@ -136,10 +140,14 @@ def _describe(data: Any) -> Description:
         raise ConfigError(str(error)) from error
 
 
-def _two_samples(cfg: DictConfig, data: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Inputs and targets of the first samples of the validation split."""
-    sampler, on_error = sequential(min(2, len(data.val)), 2), cfg.data.get("on_error", "raise")
-    return next(iter(Batches(data.val, sampler, cfg.seed, split="val", on_error=on_error)))
+def _check_train_samples(cfg: DictConfig, parts: Parts) -> None:
+    """The first training samples as well, which an evaluation does not need."""
+    labels = {task.name: task.labels for task in parts.tasks if task.labels is not None}
+    try:
+        _, targets = read_two(parts.data, "train", cfg.seed, cfg.data.get("on_error", "raise"), labels)
+    except DataError as error:
+        raise ConfigError(first_line(error)) from error
+    check_keys(parts.data, targets)
 
 
 def _training_targets(cfg: DictConfig, data: Any) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mtl.config.in_place import INSTEAD, in_place_error, is_same
+from mtl.config.pairing import check_pairing
 from mtl.config.restored import has_lazy_parameters, restored
 from mtl.data.labels import Labels, labels_of
 from mtl.engine.chunks import chunk_shares, split_head
@@ -71,6 +72,7 @@ def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]
     _dry_run_loss(task, prediction, target, pair)
     for metric_name, metric in task.metrics.items():
         _dry_run_metric(f"{task.name}/{metric_name}", metric, prediction.detach(), target, pair)
+    check_pairing(task, head, prediction, target)
     return labels_of(task.loss, prediction, target)
 
 

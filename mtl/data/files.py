@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from mtl.data.augment import Depth, Normals
+from mtl.data.pixels import to_rgb
 from mtl.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Item = TypeVar("Item")
+# Modes of a map that is stored as an image, for read_png. A palette's colours are for the eye: its numbers are classes.
+CLASS_MODES, DEEP, COLOUR, GREY = ("L", "P", "1", "I;16", "I"), ("I;16", "I;16B", "I"), ("RGB",), ("L",)
+
 Read = tuple[tv_tensors.Image, dict[str, Tensor]]  # an image and its targets
 Transform = Callable[[Any, Any], Any]
 
@@ -145,15 +149,19 @@ def errors_named_by(file: Path) -> Iterator[None]:
 
 
 def read_image(file: Path) -> tv_tensors.Image:
-    """An image file as RGB ``[3, H, W]``, uint8, rotated as its EXIF orientation demands."""
+    """An image file as RGB ``[3, H, W]``: uint8, or float32 from 0 to 1 where it is deeper; see :func:`to_rgb`."""
     with errors_named_by(file), Image.open(file) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        return tv_tensors.Image(torch.from_numpy(np.array(upright)).permute(2, 0, 1))
+        return tv_tensors.Image(torch.from_numpy(to_rgb(image)).permute(2, 0, 1))
 
 
-def read_png(file: Path) -> NDArray[Any]:
-    """The raw values of an image file, ``[H, W]`` or ``[H, W, C]``, such as class indices or 16-bit depth."""
+def read_png(file: Path, modes: Sequence[str]) -> NDArray[Any]:
+    """The raw values of an image file, ``[H, W]`` or ``[H, W, C]``, such as class indices or 16-bit depth.
+
+    ValueError unless Pillow's mode of the file is one of ``modes``: the same numbers mean something else in another.
+    """
     with errors_named_by(file), Image.open(file) as image:
+        if image.mode not in modes:
+            raise ValueError(f"its mode is {image.mode}, but {' or '.join(modes)} is expected")
         return np.array(image)
 
 

@@ -27,6 +27,7 @@ from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.files import Read, Samples, errors_named_by, find_root, imagenet, read_image
 from mtl.data.metadata import SPLITS, digest, hash_names
+from mtl.data.table_checks import Untrainable, check_labelled, how_to_name, inspect, is_mark
 from mtl.errors import require_positive
 from mtl.losses import IGNORED
 
@@ -72,12 +73,13 @@ class ImageTable:
     - ``number``: columns of numbers, standardised by the mean and deviation of the training rows; metrics are in the
       table's units. Inferred for all other numbers.
 
-    An empty cell is a missing label. ``split`` is the column with ``train``, ``val`` or ``test``. Without it, a hash of
-    the image's name decides: about the shares ``validation`` and ``test`` of the images are held out, and an image's
-    split depends neither on the seed nor on the other rows. Only where a split would be empty, it takes one image.
-    ``metadata``, another run's, read the table with the columns, kinds, classes and statistics that its model learnt; a
-    class that the model does not know is then an error.
-    ``augment``: random crops and horizontal flips, which are wrong for targets that describe positions.
+    An empty cell or NaN is a missing label, and so is every value in ``missing``, such as ``[-1, NA]``. A value that
+    looks like such a mark is warned of; an empty list says that there is none. ``split`` is the column with ``train``,
+    ``val`` or ``test``. Without it, a hash of the image's name decides: about the shares ``validation`` and ``test`` of
+    the images are held out, and an image's split depends neither on the seed nor on the other rows. Only where a split
+    would be empty, it takes one image. ``metadata``, another run's, read the table with the columns, kinds, classes and
+    statistics that its model learnt; a class that the model does not know is then an error. ``augment``: random crops
+    and horizontal flips, which are wrong for targets that describe positions.
 
     Inputs: ``[B, 3, image_size, image_size]``, resized to a square and normalised as the backbone wants.
     Targets: ``class`` ``[B]``, -100 if missing; ``labels`` and ``number`` ``[B, columns]``, NaN if missing.
@@ -99,6 +101,7 @@ class ImageTable:
         batch_size: int = 32,
         image_size: int = 128,
         augment: bool = False,
+        missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size, image_size=image_size)
@@ -109,7 +112,7 @@ class ImageTable:
         if metadata is not None:
             image, known = metadata["image"], _known_columns(metadata, targets, kinds)
             wanted = {name: column.columns for name, column in known.items()}
-        table = read_table(self._file, image)
+        table = read_table(self._file, image, missing or ())
         self.image = _check_column(table, image or table.columns[0], "image", self._file)
         self._check_images(table)
         table[self.image] = table[self.image].astype(str)
@@ -117,6 +120,7 @@ class ImageTable:
         wanted = wanted or self._all_columns(table, split)
         self.columns, values = self._encode_targets(table, wanted, kinds or {}, parts == "train", known)
         self.targets = tuple(self.columns)
+        self.counts = {name: self._inspect(table, name, parts, missing) for name in self.targets}
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
         self.batch_size = batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size}
@@ -173,8 +177,16 @@ class ImageTable:
                 found[name], values[name] = known[name], _encode_as(known[name], table, self._file)
                 continue
             kind = kinds.get(name) or infer(table, columns, self._file)
+            check_labelled(str(self._file), name, table[list(columns)], train)
             found[name], values[name] = _encode(table, name, kind, columns, train, self._file)
         return found, values
+
+    def _inspect(self, table: pd.DataFrame, name: str, parts: NDArray[Any], missing: Sequence[Any] | None) -> str:
+        """How many labels of what each split has, logged with warnings of likely mistakes."""
+        own = self.columns[name]
+        counts = inspect(f"{self._file}: {name}", own.kind, table[list(own.columns)], parts, missing)
+        log.info("%s: %s", name, counts)
+        return counts
 
     def _samples(
         self,
@@ -257,24 +269,42 @@ def share_out(names: Sequence[str], shares: Mapping[str, float], file: Path) -> 
 # ------------------------------------------------------------------------------------------- the table
 
 
-def read_table(file: Path, image: str | None = None) -> pd.DataFrame:
+def read_table(file: Path, image: str | None = None, missing: Sequence[Any] = ()) -> pd.DataFrame:
     """Read a table of labels, with the column ``image`` (default: the first) as text.
 
-    In a CSV file, only an empty cell and NaN are missing, because None and NA may be names of classes.
+    In a CSV file, only an empty cell, NaN and the values in ``missing`` are missing labels, because None and NA may be
+    names of classes.
     """
-    readers = {".csv": partial(_read_csv, image=image), ".parquet": pd.read_parquet}
+    marks = [mark for value in missing for mark in _spellings("null" if value is None else value)]
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix not in readers:
         raise ValueError(f"labels={file.name} must end in {' or '.join(readers)}.")
     with errors_named_by(file):
-        table = readers[file.suffix](file).reset_index(drop=True)
+        table = readers[file.suffix](file, image, marks).reset_index(drop=True)
         if not len(table):
             raise ValueError("it has no rows")
         return table.set_axis([str(column) for column in table.columns], axis=1)
 
 
-def _read_csv(file: Path, image: str | None) -> pd.DataFrame:
-    name = image or str(pd.read_csv(file, nrows=0).columns[0])
-    return pd.read_csv(file, keep_default_na=False, na_values=["", "nan", "NaN"], dtype={name: str})
+def _spellings(mark: Any) -> list[Any]:
+    """A mark as it may stand in a column of texts and in one of numbers."""
+    number = pd.to_numeric(mark, errors="coerce")
+    return [str(mark)] if pd.isna(number) else [str(mark), float(number)]
+
+
+def _read_csv(file: Path, image: str | None, marks: Sequence[Any]) -> pd.DataFrame:
+    columns = pd.read_csv(file, nrows=0).columns
+    name = image or str(columns[0])
+    empty = {column: ["", "nan", "NaN", *(() if column == name else marks)] for column in columns}
+    return pd.read_csv(file, keep_default_na=False, na_values=empty, dtype={name: str})
+
+
+def _read_parquet(file: Path, image: str | None, marks: Sequence[Any]) -> pd.DataFrame:
+    table = pd.read_parquet(file)
+    for column in table.columns:
+        if column != (image or table.columns[0]):
+            table[column] = table[column].mask(table[column].isin(marks))
+    return table
 
 
 def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
@@ -296,7 +326,10 @@ def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
     is_number = pd.to_numeric(own, errors="coerce").notna() if not _is_boolean(own) else pd.Series(False, own.index)
     if is_number.mean() > 0.5:
         row = own.index[~is_number][0]
-        raise ValueError(f"{file}, row {row + 1}: {column} is {own[row]}, but most values of this column are numbers.")
+        remedy = f"; if it marks a missing label, {how_to_name([own[row]])}" if is_mark(own[row]) else ""
+        raise ValueError(
+            f"{file}, row {row + 1}: {column} is {own[row]}, but most values of this column are numbers{remedy}."
+        )
     if len(own) > FEW and own.nunique() > len(own) / 2:
         raise ValueError(
             f"{file}: {column} has {own.nunique()} different texts in {len(own)} rows, too many for classes; name the "
@@ -332,7 +365,7 @@ def _encode(
     known = ~np.isnan(values[train])
     for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
         if not own[seen].size or not own[seen].std():
-            raise ValueError(f"{file}: {column} is constant in the training rows, so it cannot be learnt.")
+            raise Untrainable(name, f"{file}: {column} is constant in the training rows, so it cannot be learnt.")
     mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
     scaled = ((values - mean) / std).astype(np.float32)
     return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
@@ -436,10 +469,12 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def describe(root: str, labels: str, image: str | None, split: str | None) -> tuple[ImageTable, dict[str, str]]:
+def describe(
+    root: str, labels: str, image: str | None, split: str | None, missing: Sequence[Any] | None = None
+) -> tuple[ImageTable, dict[str, str]]:
     """The data set with every usable column as a target, and the reason for every other column."""
     file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
-    table = read_table(file, image)
+    table = read_table(file, image, missing or ())
     targets: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for column in table.columns:
@@ -452,9 +487,12 @@ def describe(root: str, labels: str, image: str | None, split: str | None) -> tu
             targets[_target_name(column)] = column
         except ValueError as error:
             left_out[column] = str(error)
-    if not targets:
-        raise ValueError(f"{file} has no column that can be a target: {'; '.join(left_out.values())}")
-    return ImageTable(root, labels, image, targets, split=split), left_out
+    while targets:
+        try:
+            return ImageTable(root, labels, image, targets, split=split, missing=missing), left_out
+        except Untrainable as error:
+            left_out[targets.pop(error.target)] = str(error)
+    raise ValueError(f"{file} has no column that can be a target: {'; '.join(left_out.values())}")
 
 
 def write_configuration(data: ImageTable, arguments: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
@@ -513,19 +551,23 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="CONF", help="write the configuration into this folder")
     parser.add_argument("--name", default="mine", help="the name of the configuration; default: mine, for data=mine")
     parser.add_argument("--make-fixture", type=Path, metavar="DIR", help="write a tiny example folder and exit")
+    marks = "values that mark a missing label besides an empty cell, such as -1 NA; none: there are no others"
+    parser.add_argument("--missing", nargs="*", metavar="VALUE", help=marks)
     given = parser.parse_args()
     if given.make_fixture is not None:
         fixtures.write(make_fixture, given.make_fixture, parser)
         return
     if given.root is None:
         parser.error("give the folder with the images and the table.")
-    arguments = {"root": str(Path(given.root).absolute()), "labels": given.labels, "image": given.image}
+    arguments: dict[str, Any] = {"root": str(Path(given.root).absolute()), "labels": given.labels, "image": given.image}
     arguments["split"] = given.split
+    if given.missing is not None:
+        arguments["missing"] = given.missing
     try:
         data, left_out = describe(**arguments)
         print(f"train {len(data.train)}, val {len(data.val)}, test {len(data.test)} rows; an image is {data.image}")
         for target, column in data.columns.items():
-            print(f"  {target}: {column}")
+            print(f"  {target}: {column}\n    {data.counts[target]}")
         for column_name, reason in left_out.items():
             print(f"  {column_name} is left out: {reason}")
         if given.write is not None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.losses import Focal
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -59,6 +61,8 @@ def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
     by_class = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or hasattr(loss, "ignore_index")
     if by_class and not floating and prediction.dim() == target.dim() + 1:
         lowest, highest = 0, prediction.shape[getattr(loss, "class_axis", 1)] - 1
-    if isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
+    # Binary labels, or the probability of each class.
+    soft = floating and isinstance(loss, nn.CrossEntropyLoss | Focal) and prediction.shape == target.shape
+    if soft or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         lowest, highest = 0, 1
     return Labels(floating, target.dim(), lowest, highest, None if floating else getattr(loss, "ignore_index", None))

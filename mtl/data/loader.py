@@ -201,7 +201,11 @@ class _Reader(Dataset):
         return f"{type(error).__name__}: {first_line(error)}{where}\n{trace}"
 
     def _label_error(self, batch: Any, indices: list[int]) -> str | None:
+        if not self._labels:
+            return None
         targets = batch[1]
+        if not isinstance(targets, Mapping):
+            return f"the targets are a {type(targets).__name__}, not a dict of them"
         own = getattr(self._dataset, "samples", lambda task, indices: indices)
         for task, labels in self._labels.items():
             if task in targets and (error := labels.check(task, targets[task], own(task, indices))):

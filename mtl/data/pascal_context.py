@@ -18,7 +18,10 @@ from torchvision.transforms import v2
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import Normals
-from mtl.data.files import (  # fmt: skip
+from mtl.data.files import (
+    CLASS_MODES,
+    COLOUR,
+    GREY,
     Read,
     as_classes,
     check_shape,
@@ -140,7 +143,7 @@ class PascalContext:
     def _segmentation(self, name: str, size: tuple[int, ...]) -> tv_tensors.Mask:
         files = [self._root / folder / f"{name}.png" for folder in SEMANTIC]
         file = next((file for file in files if file.exists()), files[0])
-        classes = read_png(file)
+        classes = read_png(file, CLASS_MODES)
         check_shape(file, classes, size)
         return as_classes(file, classes, CLASSES["segmentation"], IGNORED)
 
@@ -159,7 +162,7 @@ class PascalContext:
 
     def _normals(self, name: str, context: NDArray[Any]) -> Normals:
         file = self._root / NORMALS / f"{name}.png"
-        coded = read_png(file)
+        coded = read_png(file, COLOUR)
         check_shape(file, coded, (*context.shape, 3))
         known = np.isin(context, KNOWN_NORMALS)[..., None]
         vectors = np.where(known, coded / np.float32(127.5) - 1, 0).astype(np.float32)
@@ -167,8 +170,10 @@ class PascalContext:
 
     def _saliency(self, name: str, size: tuple[int, ...]) -> tv_tensors.Mask:
         file = self._root / SALIENCY / f"{name}.png"
-        grey = read_png(file)
+        grey = read_png(file, GREY)
         check_shape(file, grey, size)
+        if grey.max() == 1:
+            raise ValueError(f"{file} has the values 0 and 1 only; a saliency map is grey from 0 to 255.")
         return tv_tensors.Mask(torch.from_numpy((grey > 127.5).astype(np.float32))[None])
 
 

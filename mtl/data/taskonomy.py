@@ -18,6 +18,9 @@ from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import Normals
 from mtl.data.files import (
+    CLASS_MODES,
+    COLOUR,
+    DEEP,
     Read,
     as_classes,
     check_shape,
@@ -117,7 +120,7 @@ class Taskonomy:
         size = image.shape[-2:]
         maps = {name: self._map(item, name, size) for name in SCALES}
         labels, normals = self._file(item, "segment_semantic"), self._file(item, "normal")
-        classes, coded = read_png(labels), read_png(normals)
+        classes, coded = read_png(labels, CLASS_MODES), read_png(normals, COLOUR)
         check_shape(labels, classes, size)
         check_shape(normals, coded, (*size, 3))
         known = ~np.isnan(maps["depth_zbuffer"][..., None])
@@ -133,7 +136,7 @@ class Taskonomy:
 
     def _map(self, item: Item, kind: str, size: tuple[int, ...]) -> NDArray[Any]:
         file = self._file(item, kind)
-        raw = read_png(file)
+        raw = read_png(file, DEEP)
         check_shape(file, raw, size)
         shift, scale = SCALES[kind]
         scaled = ((raw - np.float32(shift)) / np.float32(scale)).astype(np.float32)

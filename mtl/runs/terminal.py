@@ -71,9 +71,10 @@ def mean_conflict(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def final_report(folder: Path) -> str:
     """The end of a run's log: test metrics, conflict metrics, and where the files are."""
     summary = read_json(folder / "summary.json")
-    best = summary["best"]["step"]
+    best, untrained = summary["best"]["step"], summary.get("untrained")
     tested = f"last model (step {summary['steps']}, no best one)" if best is None else f"best model (step {best})"
     parts = [
+        f"UNTRAINED, for lack of labels, and left out: {', '.join(untrained)}" if untrained else None,
         task_table(f"test, {tested}", summary["test"], summary["weights"]),
         conflict_table(folder),
     ]

@@ -19,6 +19,7 @@ from mtl.training.progress import ProgressBar
 from mtl.training.schedule import Plan
 from mtl.training.state import Parts, TrainState
 from mtl.training.step_metrics import step_metrics
+from mtl.training.untrained import warn_of_untrained
 from mtl.training.update import Update
 from mtl.training.validation import Validation, evaluate_best
 
@@ -52,6 +53,7 @@ def fit(
             state.step, state.seconds, state.peak_memory = step, timer.elapsed(), timer.peak
             heap.check()
             bar.update()
+            warn_of_untrained(state, plan)
 
             # --- once in a while: a line of metrics.jsonl
             if plan.logs(step) and outcome.applied:

@@ -77,6 +77,7 @@ class TrainState:
     best_metrics: dict[str, float] = field(default_factory=dict)
     skips: SkipCounts = field(default_factory=SkipCounts)
     unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, samples that could not be read
+    labelled: set[str] = field(default_factory=set)  # tasks that a training step has had labels of
     peak_memory: int | None = None  # bytes that one step on the CPU allocates at most
     seconds: float = 0.0  # of training, over all the processes that the run took
 
@@ -93,6 +94,11 @@ class TrainState:
     def tasks(self) -> list[Task]:
         """Its tasks, in their order."""
         return self.engine.tasks
+
+    @property
+    def untrained(self) -> list[str]:
+        """The tasks without a label in any training step so far, on any rank."""
+        return [task.name for task in self.tasks if task.name not in self.labelled]
 
     @property
     def evaluated(self) -> Engine:
@@ -114,6 +120,7 @@ class TrainState:
             "rng": all_gather_object(environment.rng_state()),  # by rank
             "skips": asdict(self.skips),
             "unreadable": self.unreadable_on_all_ranks(),
+            "labelled": sorted(self.labelled),
             **{name: getattr(self, name) for name in PLAIN},
         }
 
@@ -135,6 +142,7 @@ class TrainState:
             self.conflicts.load_state_dict(state["conflicts"])
         self.skips = SkipCounts(**state["skips"])
         self.unreadable = copy.deepcopy(state["unreadable"])
+        self.labelled = set(state.get("labelled", [task.name for task in self.tasks]))
         for name in PLAIN:
             setattr(self, name, copy.deepcopy(state[name]))
         if state["scaler"] is not None and self.engine.precision.scaler is not None:

@@ -15,7 +15,7 @@ from mtl.training.state import TrainState
 
 
 def run_summary(state: TrainState, data: Any, test: dict[str, float], folder: Path) -> dict[str, Any]:
-    """The run in ``folder`` in numbers: steps, metrics, parameters, skips, times, memory, samples, versions."""
+    """The run in ``folder`` in numbers: steps, metrics, parameters, untrained tasks, skips, times, memory, versions."""
     unreadable = state.unreadable_on_all_ranks()
     train, val = read_metrics(folder, "train"), read_metrics(folder, "val")
     last = train[-1] if train else {}
@@ -41,6 +41,7 @@ def run_summary(state: TrainState, data: Any, test: dict[str, float], folder: Pa
             "shared": sum(p.numel() for p in state.model.shared_parameters()),
             "heads": {name: sum(p.numel() for p in head.parameters()) for name, head in state.model.heads.items()},
         },
+        "untrained": state.untrained,
         "skipped": {
             "steps": state.skips.total,
             "samples": {split: sorted(indices) for split, indices in unreadable.items() if indices},

@@ -60,6 +60,7 @@ class Update:
                 state.optimizer.step()
         outcome = Outcome(result, finite, values, {g["name"]: float(g["lr"]) for g in state.optimizer.param_groups})
         overflow = not finite and precision.is_overflow(result)
+        state.labelled.update(result.losses)
         if finite:
             state.weights.update(values.losses, values.weights)
             self._weight_warnings.check(step, values.losses)

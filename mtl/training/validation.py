@@ -17,6 +17,7 @@ from mtl.training.examples import write_examples
 from mtl.training.loaders import eval_batches
 from mtl.training.schedule import Plan, step_plateau
 from mtl.training.state import Parts, TrainState
+from mtl.training.untrained import warn_of_unmeasured, without_untrained
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Validation:
         """
         state = self._state
         metrics = evaluate(state.evaluated, self._batches, self._device)
+        if step == min(self._plan.val_every, self._plan.steps):  # the first one
+            warn_of_unmeasured("val", [task.name for task in state.tasks], metrics)
         self._tracker.log("val", step, self._plan.epoch(step), metrics)
         log.info("%s", task_table(f"step {step}: val", metrics))
         if (cosines := state.conflicts.mean()) is not None:
@@ -95,6 +98,8 @@ def evaluate_best(
         )  # fmt: skip
     batches = eval_batches(parts.data, "test", cfg, state.tasks, state.unreadable)
     metrics = evaluate(state.evaluated, batches, parts.device)
+    warn_of_unmeasured("test", [task.name for task in state.tasks], metrics)
+    metrics = without_untrained(state, metrics)
     tracker.log("test", step, plan.epoch(step), metrics)
     log.info("%s", task_table(f"{which} (step {step}): test", metrics))
     write_examples(tracker.folder, state.evaluated, parts.data, parts.device, cfg.trainer.examples)

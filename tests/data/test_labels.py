@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mtl.data.labels import Labels, labels_of
+from mtl.losses import Focal
 
 CLASSES = labels_of(nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
 DENSE = labels_of(
@@ -45,3 +46,10 @@ def test_a_loss_that_counts_classes_otherwise_is_left_alone():
         """Three thresholds between four classes."""
 
     assert labels_of(Ordinal(), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)) == Labels(False, 1)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), Focal()])
+def test_probabilities_are_from_0_to_1(loss):
+    labels = labels_of(loss, torch.zeros(2, 3), torch.zeros(2, 3))
+    assert labels.check("t", torch.eye(3), [0, 1, 2]) is None
+    assert "in sample 1 is 255.0, but its loss takes 0 to 1" in labels.check("t", torch.eye(3) * 255, [1, 2, 3])

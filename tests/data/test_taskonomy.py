@@ -87,7 +87,10 @@ def test_listed_buildings_that_are_not_there_are_passed_over(own_root, caplog):
             "has the label 18; accepted are 0 to 17, and 0 for a missing label.",
         ),
         ("depth_zbuffer", np.zeros((24, 23), np.uint16), "has the shape [24, 23], but [24, 24] is expected."),
-        ("normal", np.zeros((24, 24), np.uint8), "has the shape [24, 24], but [24, 24, 3] is expected."),
+        ("depth_zbuffer", np.zeros((24, 24), np.uint8), "cannot be read: its mode is L, but I;16 or I;16B or I is exp"),
+        ("keypoints2d", np.zeros((24, 24, 3), np.uint8), "cannot be read: its mode is RGB, but I;16"),
+        ("segment_semantic", np.zeros((24, 24, 3), np.uint8), "cannot be read: its mode is RGB, but L or P or"),
+        ("normal", np.zeros((24, 24), np.uint8), "cannot be read: its mode is L, but RGB is expected"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(own_root, kind, array, words):
@@ -97,4 +100,4 @@ def test_what_is_wrong_with_a_file_is_named(own_root, kind, array, words):
     data = Taskonomy(str(root), image_size=24)
     with pytest.raises(ValueError) as caught:
         data.train[1]
-    assert str(caught.value) == f"{file} {words}"
+    assert str(caught.value).startswith(f"{file} {words}")
