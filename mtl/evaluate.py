@@ -68,12 +68,16 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
 
     from mtl.config.build import build_parts
     from mtl.data.metadata import meaning_changes, split_changes
-    from mtl.runs.targets import check_targets
+    from mtl.jobs.overrides import config_folder
+    from mtl.runs.files import read_overrides, run_folder
+    from mtl.runs.targets import check_targets, find_own_code
     from mtl.system.environment import seed_everything
     from mtl.tasks import loss_modules
     from mtl.training.evaluation import evaluate
     from mtl.training.loaders import eval_batches
 
+    folder = run_folder(path)
+    find_own_code(config_folder((folder and read_overrides(folder)) or []))
     check_targets(path, content["config"])
     cfg = OmegaConf.create(content["config"])
     _take_moved_data(cfg, path)
