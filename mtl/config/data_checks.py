@@ -34,11 +34,6 @@ def check_data(data: Any) -> None:
         raise ConfigError(f"{name}.batch_size={data.batch_size!r} must be a whole number of 1 or more.")
     for split in SPLITS:
         _check_split(f"{name}.{split}", getattr(data, split))
-    if data.batch_size > len(data.train):
-        log.warning(
-            "data.batch_size=%d is more than the %d training samples: every step takes all of them, and no more",
-            data.batch_size, len(data.train),
-        )  # fmt: skip
 
 
 def _check_split(name: str, split: Any) -> None:

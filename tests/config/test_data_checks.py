@@ -86,13 +86,6 @@ def test_a_member_that_is_missing_or_empty_is_named(members, words):
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
-def test_a_batch_of_more_than_all_samples_is_said(caplog):
-    check_data(Own(batch_size=12))
-    assert not caplog.records
-    check_data(Own(batch_size=13))
-    assert "data.batch_size=13 is more than the 12 training samples" in caplog.text
-
-
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
     ("make", "words"),
