@@ -25,11 +25,8 @@ from mtl.jobs.overrides import config_folder, key_of, quoted
 
 LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)  # sweeps of known values
 SWITCH = "HYDRA_FULL_ERROR"  # makes Hydra raise its errors, where it would print them and exit
-TYPES = {
-    "to Integer": "a whole number",
-    "to Float": "a number",
-    "valid bool": "true or false",
-}  # OmegaConf's words and ours
+# The end of OmegaConf's sentence about a wrong type, and ours.
+TYPES = {"to Integer": "a whole number", "to Float": "a number", "valid bool": "true or false"}
 
 _before: list[str | None] = []  # the switch's value while Hydra composes; empty otherwise
 
