@@ -30,23 +30,23 @@ def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.O
     The weighting has the heads' settings but no weight decay, which would pull its weights to those of the start.
     """
     arguments = {str(key): value for key, value in node.items() if key != "groups"}
-    _check_step(node)
-    found = _groups(node, parts.model)
-    members = _members(found)
-    top = {group.name: group for group in found}
-    members["heads"] += [p for p in loss_modules(parts.tasks).parameters() if p.requires_grad]
-    groups = [{"name": name, "params": params, **top[name].settings} for name, params in members.items()]
     learned = [p for p in strategy.parameters() if p.requires_grad]
-    groups.append({"name": "weighting", "params": learned, **top["heads"].settings})
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+    of_losses = [p for p in loss_modules(parts.tasks).parameters() if p.requires_grad]
+    trained = [*(p for p in parts.model.parameters() if p.requires_grad), *of_losses, *learned]
+    if not trained:
         raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
     fused = _fused(arguments, parts.model)
+    _check_step(node)
+    _try_step(arguments, trained[0], fused)
+    found = _groups(node, parts.model)
+    members, settings = _members(found), {group.name: group.settings for group in found}
+    members["heads"] += of_losses
+    members["weighting"], settings["weighting"] = learned, settings["heads"]
+    groups = [{"name": name, "params": params, **settings[name]} for name, params in members.items() if params]
     optimizer = make("optimizer", arguments, params=groups, **fused)
     for group in optimizer.param_groups:
         if group["name"] == "weighting" and "weight_decay" in group:
             group["weight_decay"] = 0.0
-    _try_step(arguments, groups[0], fused)
     return optimizer
 
 
@@ -146,15 +146,14 @@ def _check_step(node: DictConfig) -> None:
         )
 
 
-def _try_step(arguments: Mapping[str, Any], group: Mapping[str, Any], fused: Mapping[str, bool]) -> None:
-    """Take a step of one parameter with the gradient zero; ConfigError for an optimizer that cannot.
+def _try_step(arguments: Mapping[str, Any], like: nn.Parameter, fused: Mapping[str, bool]) -> None:
+    """Take a step of one parameter, ``like`` another, with the gradient zero; ConfigError for an optimizer that cannot.
 
     One may ask for a closure in spite of its default, or for a second derivative.
     """
-    like = group["params"][0]
     alone = nn.Parameter(torch.ones(like.shape, dtype=like.dtype, device=like.device))
     alone.grad = torch.zeros_like(alone)
-    optimizer = make("optimizer", arguments, params=[{**group, "params": [alone]}], **fused)
+    optimizer = make("optimizer", arguments, params=[alone], **fused)
     try:
         with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
             optimizer.step()
