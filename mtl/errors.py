@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -28,3 +30,9 @@ def first_line(error: BaseException | str) -> str:
     """The error's message, cut to its first line; its class name if it has none."""
     text = str(error).strip() or type(error).__name__
     return text.split("\n")[0]
+
+
+def suggestion(key: str, accepted: Iterable[str]) -> str:
+    """The closest name, or all that are accepted: how an error about an unknown key ends."""
+    close = difflib.get_close_matches(key, list(accepted), n=1)
+    return f"did you mean {close[0]}" if close else f"accepted: {', '.join(accepted)}"

@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, mps")
     arguments = parser.parse_intermixed_args()
+    if not arguments.checkpoint.exists():  # answered without torch
+        sys.exit(f"mtl-eval: There is no checkpoint {arguments.checkpoint}.")
     from mtl.runs import checkpoint
     from mtl.runs.terminal import task_table
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
+
+from mtl.errors import suggestion
+
+log = logging.getLogger(__name__)
 
 
 class MultiTaskModel(nn.Module):
@@ -15,16 +21,36 @@ class MultiTaskModel(nn.Module):
 
     The backbone returns the shared features (a tensor, or a nesting of tuples, lists and dicts of tensors);
     each head is any module that maps them to a prediction. ``share`` names submodules that the heads have in common, as
-    an unembedding: the first head's takes the place of the others'. ValueError where a head has no such submodule, or
-    one of another kind or size.
+    an unembedding: the first head's takes the place of the others'. ``freeze`` names submodules, as ``backbone.conv1``,
+    that are not trained: their parameters need no gradient, and they stay in evaluation mode, so that their batch
+    statistics stay as they are. ValueError where there is no such submodule, or a shared one of another kind or size.
     """
 
-    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module], share: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: Mapping[str, nn.Module],
+        share: Sequence[str] = (),
+        freeze: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         for name in share:
             _share(heads, name)
+        self.frozen = tuple(freeze)
+        for name in self.frozen:
+            try:
+                find_submodule(self, name).requires_grad_(False).eval()
+            except ValueError as error:
+                raise ValueError(f"freeze={name}: {error}") from error
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        """Set the mode of all modules but the frozen ones, which stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, inputs: Any) -> dict[str, Any]:
         """The prediction of every task, by its name."""
@@ -59,6 +85,43 @@ def graph_tensors(module: nn.Module) -> dict[int, Any]:
     """
     kept = [leaf for inner in module.modules() for leaf in pytree.tree_leaves(vars(inner)) if isinstance(leaf, Tensor)]
     return {id(tensor): tensor.detach().clone() for tensor in kept if tensor.grad_fn is not None}
+
+
+def find_submodule(root: nn.Module, name: str) -> nn.Module:
+    """The submodule of a dotted name; ValueError with the closest name where there is none."""
+    module, path = root, ""
+    for part in name.split("."):
+        children = dict(module.named_children())
+        if part not in children:
+            where = f"{path} (a {type(module).__name__})" if path else "the model"
+            ending = suggestion(part, children) if children else "it has none"
+            raise ValueError(f"{where} has no submodule {part}; {ending}.")
+        module, path = children[part], f"{path}.{part}".lstrip(".")
+    return module
+
+
+def warn_of_moving_statistics(model: MultiTaskModel) -> None:
+    """Warn of modules that have no parameter to train, but batch statistics that every training step changes."""
+    untrained: list[str] = []
+    for name, module in model.named_modules():
+        parameters = list(module.parameters())
+        inside = any(f"{name}.".startswith(f"{outer}.") for outer in untrained)
+        if (
+            parameters
+            and not inside
+            and not any(p.requires_grad for p in parameters)
+            and _has_moving_statistics(module)
+        ):
+            untrained.append(name)
+    if untrained:
+        log.warning(
+            "%s has no parameter to train, but its batch statistics follow the training data, as torch has it; "
+            "freeze=[%s] keeps them.", " and ".join(untrained[:3]), ",".join(untrained),
+        )  # fmt: skip
+
+
+def _has_moving_statistics(module: nn.Module) -> bool:
+    return any(isinstance(m, _NormBase) and m.training and m.track_running_stats for m in module.modules())
 
 
 def _share(heads: Mapping[str, nn.Module], name: str) -> None:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,6 +71,21 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(forked, tmp_path, argu
     (tmp_path / "broken.pt").write_text("text")
     done = forked("mtl.evaluate", *arguments)
     assert done.returncode != 0 and done.stderr.startswith(message) and "Traceback" not in done.stderr
+
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; sys.argv = {argv}; from mtl.evaluate import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("there", "answer"), [(False, "There is no checkpoint x.pt."), (True, "import of torch halted")]
+)
+def test_a_path_that_does_not_exist_is_answered_without_torch(tmp_path, there, answer):
+    """And one that exists is not: the negative control."""
+    if there:
+        (tmp_path / "x.pt").touch()
+    script = WITHOUT_TORCH.format(argv=["mtl-eval", "x.pt"])
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and answer in done.stderr
 
 
 def test_a_batchs_loss_counts_by_its_labels():

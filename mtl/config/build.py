@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -19,7 +18,8 @@ from mtl.architectures.multi_input import Concatenated, common_space, own_sample
 from mtl.config.checks import check, chosen_tasks
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
 from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task
-from mtl.config.instantiate import check_arguments, import_target, make
+from mtl.config.instantiate import import_target, make
+from mtl.config.optimizer import make_optimizer
 from mtl.config.rehearsal import rehearse
 from mtl.data.loader import Batches, DataError
 from mtl.data.metadata import Description, describe
@@ -29,9 +29,9 @@ from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line
-from mtl.model import MultiTaskModel
+from mtl.model import MultiTaskModel, warn_of_moving_statistics
 from mtl.system.environment import find_device, seed_everything, seed_python
-from mtl.tasks import Task, loss_modules
+from mtl.tasks import Task
 from mtl.training.learning_rate import check_schedule
 from mtl.training.loaders import to_device
 from mtl.training.monitor import Monitor
@@ -39,10 +39,6 @@ from mtl.training.schedule import PLATEAU, Plan
 from mtl.training.state import RUN_LENGTHS, Parts, TrainState
 
 log = logging.getLogger(__name__)
-
-# Optimizers that step all parameters in one kernel on every device, unless the configuration says otherwise: on a CPU
-# it takes a sixth of Adam's time and half of SGD's.
-FUSED = "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"
 
 
 def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
@@ -52,6 +48,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     parts = build_parts(cfg)
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     _check_train_samples(cfg, parts)
+    warn_of_moving_statistics(parts.model.train())
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
@@ -59,7 +56,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     _prepare(cfg, parts, strategy)
     if ema is not None:
         broadcast_parameters(ema.module)
-    optimizer = _make_optimizer(cfg.optimizer, parts, strategy)
+    optimizer = make_optimizer(cfg.optimizer, parts, strategy)
     scheduler = _make_scheduler(cfg, optimizer, plan, monitor.mode)
     seed_python(cfg.seed)  # an import may draw numbers, as scikit-learn's does, and may have been done before
     if get_rank():  # each process draws its own dropout masks
@@ -184,7 +181,8 @@ def _make_model(cfg: DictConfig, data: Any, backbone: nn.Module, features: Any) 
         known |= describe_features(features) | getattr(backbone, "feature_info", {})
     heads = {task: make(f"heads.{task}", cfg.heads[task], **known) for task in chosen_tasks(cfg)}
     try:
-        return MultiTaskModel(backbone, heads, cfg.share)
+        # An older checkpoint's configuration has no freeze.
+        return MultiTaskModel(backbone, heads, cfg.share, cfg.get("freeze") or ())
     except KeyError as error:
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
     except ValueError as error:
@@ -221,7 +219,7 @@ def _make_precision(name: str, device: torch.device) -> Precision:
     return Precision(DTYPES[name], torch.amp.GradScaler(device.type) if name == "fp16" else None)
 
 
-# --------------------------------------------------------------------------------------- strategy and optimizer
+# --------------------------------------------------------------------------------------- strategy and scheduler
 
 
 def _plan(cfg: DictConfig, parts: Parts) -> Plan:
@@ -255,57 +253,6 @@ def _prepare(cfg: DictConfig, parts: Parts, strategy: Any) -> None:
         prepare(parts, strategy, cfg.trainer)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _make_optimizer(node: DictConfig, parts: Parts, strategy: Any) -> torch.optim.Optimizer:
-    """The optimizer, with a group of parameters for the backbone, one for the heads and one for a learned weighting.
-
-    The weighting has the heads' settings but no weight decay, which would pull its weights to those of the start.
-    """
-    arguments = {str(key): value for key, value in node.items() if key != "groups"}
-    own = {part: dict(settings or {}) for part, settings in (node.get("groups") or {}).items()}
-    heads = (*parts.model.heads.parameters(), *loss_modules(parts.tasks).parameters())
-    parameters = {"backbone": parts.model.shared_parameters(), "heads": heads, "weighting": strategy.parameters()}
-    groups: list[dict[str, Any]] = [
-        {"name": part, "params": [p for p in params if p.requires_grad], **own.get(part, own.get("heads", {}))}
-        for part, params in parameters.items()
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
-    optimizer = make("optimizer", arguments, params=groups, **_fused(arguments, parts.model))
-    for group in optimizer.param_groups:
-        if group["name"] == "weighting" and "weight_decay" in group:
-            group["weight_decay"] = 0.0
-    for part, settings in own.items():
-        _check_group(f"optimizer.groups.{part}", arguments["_target_"], settings)
-    return optimizer
-
-
-def _fused(arguments: Mapping[str, Any], model: MultiTaskModel) -> dict[str, bool]:
-    """The argument that makes the optimizer one kernel, where it has one and every parameter is dense in memory.
-
-    The kernel ignores strides, and writes past the end of a parameter with gaps.
-    """
-    with_gaps = [
-        name
-        for name, p in model.named_parameters()
-        if not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride()
-    ]
-    if with_gaps and arguments.get("fused"):
-        raise ConfigError(
-            f"optimizer.fused=true needs parameters without gaps in memory, unlike {with_gaps[0]}; use false."
-        )
-    chosen = {"fused", "foreach"} & {*arguments}
-    return {"fused": True} if arguments["_target_"] in FUSED and not chosen and not with_gaps else {}
-
-
-def _check_group(key: str, target: str, settings: Mapping[str, Any]) -> None:
-    """ConfigError for a setting that the optimizer does not have: torch takes any key of a group, and ignores it."""
-    check_arguments(key, get_object(target), {"_target_": target, **settings}, {"params": None})
-    for name, value in settings.items():
-        if isinstance(value, int | float) and value < 0:
-            raise ConfigError(f"{key}.{name}={value} must be 0 or more.")
 
 
 def _make_scheduler(cfg: DictConfig, optimizer: torch.optim.Optimizer, plan: Plan, mode: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -15,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtl.config.redact import plain_secret_error
 from mtl.config.schema import Config, section_options
 from mtl.config.source import arguments_of, can_be_found
-from mtl.errors import ConfigError
+from mtl.errors import ConfigError, suggestion
 
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
 OURS = {"data": ("on_error",), "optimizer": ("groups",)}  # keys beside the arguments of the class
@@ -159,9 +158,3 @@ def _check_choice(key: str, value: Any, accepted: tuple) -> None:
     if value not in accepted:
         names = ", ".join("null" if choice is None else choice for choice in accepted)
         raise ConfigError(f"{key}={value} must be one of {names}.")
-
-
-def suggestion(key: str, accepted: Iterable[str]) -> str:
-    """The closest name, or all that are accepted: how an error about an unknown key ends."""
-    close = difflib.get_close_matches(key, list(accepted), n=1)
-    return f"did you mean {close[0]}" if close else f"accepted: {', '.join(accepted)}"

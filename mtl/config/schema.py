@@ -131,6 +131,7 @@ class Config:
     heads: Any = MISSING
     losses: Any = MISSING
     share: list[str] = field(default_factory=list)
+    freeze: list[str] = field(default_factory=list)
     tasks: list[str] | None = None
     weighting: Any = MISSING
     strategy: Any = MISSING

@@ -80,14 +80,14 @@ class Validation:
 def evaluate_best(
     state: TrainState, parts: Parts, plan: Plan, cfg: Any, tracker: Tracker | NullTracker
 ) -> dict[str, float]:
-    """Load the best model, log and return its metrics on the test split, and draw its examples.
+    """Load the best model, record and return its metrics on the test split, and draw its examples.
 
     The last model is taken, with a warning, if the monitored metric never had a value: then there is no best one.
     """
     best = tracker.folder / checkpoint.FOLDER / "best.pt"
-    step, which = state.step, "last model"
+    step = state.step
     if state.best is not None and best.exists():
-        step, which = state.best_step, "best model"
+        step = state.best_step
         content = checkpoint.load(best)
         load_full_state_dict(state.evaluated.model, content["ema"] or content["model"])
         loss_modules(state.tasks).load_state_dict(content["losses"])
@@ -101,6 +101,5 @@ def evaluate_best(
     warn_of_unmeasured("test", [task.name for task in state.tasks], metrics)
     metrics = without_untrained(state, metrics)
     tracker.log("test", step, plan.epoch(step), metrics)
-    log.info("%s", task_table(f"{which} (step {step}): test", metrics))
     write_examples(tracker.folder, state.evaluated, parts.data, parts.device, cfg.trainer.examples)
     return metrics

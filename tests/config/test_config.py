@@ -341,7 +341,10 @@ MISTAKES = [
     (["optimizer.lr=${nope}"], "Interpolation key 'nope' not found"),
     (["optimizer.groups=0.1"], "optimizer.groups=0.1 must be a mapping, as in optimizer.groups.backbone.lr=…."),
     (["strategy=mgda", "strategy.rule=null"], "strategy.rule must be a mapping with a _target_"),
-    (["+scheduler.t_in_epochs=true"], "scheduler.t_in_epochs=true: schedules count optimizer steps here"),
+    (
+        ["~scheduler", "+scheduler={_target_: timm.scheduler.CosineLRScheduler, t_in_epochs: true}"],
+        "scheduler.t_in_epochs=true: schedules count optimizer steps here",
+    ),
     (["trainer.grad_clip_norm=nan"], "trainer.grad_clip_norm=nan must be above 0."),
     ([o.replace("parity", "total") for o in THIRD], "heads.total: a task cannot be called total"),
     (

@@ -1,8 +1,13 @@
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
-from mtl.data.digits import MEAN, STD, Digits
+from mtl.data.digits import MEAN, STD, Digits, _load, _stratified_halves
 
 
 @pytest.fixture(scope="module")
@@ -12,6 +17,31 @@ def digits():
 
 def pixels(split):
     return {tuple(scan.flatten().tolist()) for scan in split._scans}
+
+
+def test_the_scans_and_their_split_are_scikit_learns(digits):
+    scans, labels = load_digits(return_X_y=True)
+    own_scans, own_labels = _load()
+    assert np.array_equal(own_scans, scans) and np.array_equal(own_labels, labels)
+    assert own_scans.dtype == scans.dtype and own_labels.dtype == labels.dtype
+    train, rest = train_test_split(np.arange(len(labels)), train_size=0.7, random_state=0, stratify=labels)
+    val, test = train_test_split(rest, train_size=0.5, random_state=0, stratify=labels[rest])
+    for split, indices in ((digits.train, train), (digits.val, val), (digits.test, test)):
+        assert np.array_equal(split._labels, labels[indices])
+        assert np.array_equal(split._scans.flatten(1) * 16, scans[indices])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.33, 0.5, 0.9])
+def test_a_stratified_half_is_scikit_learns_for_any_labels(share):
+    labels = np.random.default_rng(0).integers(0, 7, 200)
+    expected = train_test_split(np.arange(200), train_size=share, random_state=0, stratify=labels)
+    for own, other in zip(_stratified_halves(labels, share), expected, strict=True):
+        assert np.array_equal(own, other)
+
+
+def test_the_data_come_without_importing_scikit_learn():
+    script = "import sys; from mtl.data.digits import Digits; Digits(); print({'sklearn', 'pandas'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_the_source_digits_are_split_before_they_are_paired(digits):

@@ -1,0 +1,182 @@
+"""The optimizer: a group of parameters for each part of the model with settings of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mtl.config.instantiate import check_arguments, import_target, make
+from mtl.errors import ConfigError, first_line
+from mtl.model import MultiTaskModel, find_submodule
+from mtl.tasks import loss_modules
+
+# Optimizers that step all parameters in one kernel on every device, unless the configuration says otherwise: on a CPU
+# it takes a sixth of Adam's time and half of SGD's.
+FUSED = "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"
+KEY = "optimizer.groups"
+
+
+def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.Optimizer:
+    """The optimizer, with a group for the backbone, one for the heads, one for each submodule that ``groups`` names
+    below them, and one for a learned weighting. ConfigError for a group or a step that is impossible.
+
+    The weighting has the heads' settings but no weight decay, which would pull its weights to those of the start.
+    """
+    arguments = {str(key): value for key, value in node.items() if key != "groups"}
+    learned = [p for p in strategy.parameters() if p.requires_grad]
+    of_losses = [p for p in loss_modules(parts.tasks).parameters() if p.requires_grad]
+    trained = [*(p for p in parts.model.parameters() if p.requires_grad), *of_losses, *learned]
+    if not trained:
+        raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
+    fused = _fused(arguments, parts.model)
+    _check_step(node)
+    _try_step(arguments, trained[0], fused)
+    found = _groups(node, parts.model)
+    members, settings = _members(found), {group.name: group.settings for group in found}
+    members["heads"] += of_losses
+    members["weighting"], settings["weighting"] = learned, settings["heads"]
+    groups = [{"name": name, "params": params, **settings[name]} for name, params in members.items() if params]
+    optimizer = make("optimizer", arguments, params=groups, **fused)
+    for group in optimizer.param_groups:
+        if group["name"] == "weighting" and "weight_decay" in group:
+            group["weight_decay"] = 0.0
+    return optimizer
+
+
+# ------------------------------------------------------------------------------------------------------ groups
+
+
+@dataclass
+class _Group:
+    """A submodule with the settings of its parameters: its own, and those of the modules around it."""
+
+    name: str
+    module: nn.Module
+    settings: dict[str, Any]
+
+
+def _groups(node: DictConfig, model: MultiTaskModel) -> list[_Group]:
+    """The backbone, the heads and the submodules below them that ``optimizer.groups`` names, outer ones first."""
+    tree: Any = OmegaConf.to_container(node.get("groups") or OmegaConf.create({}), resolve=True)
+    parts = {"backbone": model.backbone, "heads": model.heads}
+    found = [
+        group
+        for part, module in parts.items()
+        for group in _walk(_Group(part, module, {}), tree.get(part) or {}, model, str(node["_target_"]))
+    ]
+    return sorted(found, key=lambda group: group.name.count("."))
+
+
+def _walk(group: _Group, node: Mapping[str, Any], model: MultiTaskModel, target: str) -> Iterator[_Group]:
+    """The group of a module and those below it: a mapping names a submodule, everything else is a setting."""
+    key = f"{KEY}.{group.name}"
+    below = {name: value for name, value in node.items() if isinstance(value, Mapping)}
+    own = {name: value for name, value in node.items() if name not in below}
+    children = dict(group.module.named_children())
+    for name, value in own.items():
+        if name in children:
+            raise ConfigError(f"{key}.{name}={value} must be a mapping, as in {key}.{name}.lr=….")
+    _check_settings(key, target, own)
+    if own and "." in group.name and not any(p.requires_grad for p in group.module.parameters()):
+        raise ConfigError(f"{key} has no parameter to train; leave it out.")
+    settings = group.settings | own
+    if own or "." not in group.name:
+        yield _Group(group.name, group.module, settings)
+    for name, value in below.items():
+        path = f"{group.name}.{name}"
+        try:
+            child = find_submodule(model, path)
+        except ValueError as error:
+            raise ConfigError(f"{KEY}.{path}: {error}") from error
+        yield from _walk(_Group(path, child, settings), value, model, target)
+
+
+def _members(groups: list[_Group]) -> dict[str, list[nn.Parameter]]:
+    """The parameters to train of every group, by its name: a parameter belongs to the innermost.
+
+    ConfigError where two modules of which none is inside the other have a parameter in common.
+    """
+    owner: dict[nn.Parameter, str] = {}
+    for group in groups:
+        for parameter in group.module.parameters():
+            before = owner.get(parameter)
+            if before is not None and not group.name.startswith(f"{before}."):
+                raise ConfigError(
+                    f"{KEY}: {before} and {group.name} have a parameter in common, which can be in one group only."
+                )
+            owner[parameter] = group.name
+    members: dict[str, list[nn.Parameter]] = {group.name: [] for group in groups}
+    for parameter, name in owner.items():
+        if parameter.requires_grad:
+            members[name].append(parameter)
+    return members
+
+
+def _check_settings(key: str, target: str, settings: Mapping[str, Any]) -> None:
+    """ConfigError for a setting that the optimizer does not have: torch takes any key of a group, and ignores it."""
+    check_arguments(key, get_object(target), {"_target_": target, **settings}, {"params": None})
+    for name, value in settings.items():
+        if isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"{key}.{name}={value} must be 0 or more.")
+
+
+# ------------------------------------------------------------------------------------------------------- steps
+
+
+def _check_step(node: DictConfig) -> None:
+    """ConfigError for an optimizer whose ``step`` needs a closure, as LBFGS."""
+    step = getattr(import_target("optimizer", node), "step", None)  # None for a function that makes one
+    needed = [
+        parameter.name
+        for parameter in (list(inspect.signature(step).parameters.values())[1:] if callable(step) else ())
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ConfigError(
+            f"optimizer._target_={node['_target_']} needs {' and '.join(needed)} in its step, to run the model "
+            "again; a step here is one pass: use an optimizer whose step needs no argument, as torch.optim.AdamW."
+        )
+
+
+def _try_step(arguments: Mapping[str, Any], like: nn.Parameter, fused: Mapping[str, bool]) -> None:
+    """Take a step of one parameter, ``like`` another, with the gradient zero; ConfigError for an optimizer that cannot.
+
+    One may ask for a closure in spite of its default, or for a second derivative.
+    """
+    alone = nn.Parameter(torch.ones(like.shape, dtype=like.dtype, device=like.device))
+    alone.grad = torch.zeros_like(alone)
+    optimizer = make("optimizer", arguments, params=[alone], **fused)
+    try:
+        with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+            optimizer.step()
+    except Exception as error:
+        raise ConfigError(
+            f"optimizer._target_={arguments['_target_']} cannot take a step after one pass of the model: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _fused(arguments: Mapping[str, Any], model: MultiTaskModel) -> dict[str, bool]:
+    """The argument that makes the optimizer one kernel, where it has one and every parameter is dense in memory.
+
+    The kernel ignores strides, and writes past the end of a parameter with gaps.
+    """
+    with_gaps = [
+        name
+        for name, p in model.named_parameters()
+        if not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride()
+    ]
+    if with_gaps and arguments.get("fused"):
+        raise ConfigError(
+            f"optimizer.fused=true needs parameters without gaps in memory, unlike {with_gaps[0]}; use false."
+        )
+    chosen = {"fused", "foreach"} & {*arguments}
+    return {"fused": True} if arguments["_target_"] in FUSED and not chosen and not with_gaps else {}
