@@ -5,6 +5,7 @@ The metrics are those of :mod:`mtl.conflict`; the values beside the words are te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 TOLERANCE = 0.05  # the default of conflict.tolerance
@@ -49,6 +50,21 @@ DESCRIPTIONS = {
     ),
     "audit/update_cosine": Description("cosine of the updates that the rule's weights from both spaces come to"),
 }  # fmt: skip
+
+# Of K orthogonal gradients of one norm, where that depends on K.
+OF_MANY: dict[str, Callable[[int], float]] = {
+    "conflict/rank": float,
+    "conflict/stationarity": lambda count: count**-0.5,
+    "conflict/cancellation": lambda count: 1 - count**-0.5,
+}
+
+
+def of_orthogonal(name: str, count: int) -> float | None:
+    """A metric's value for ``count`` orthogonal gradients of one norm; None where it has none."""
+    known = describe(name)
+    if name in OF_MANY:
+        return OF_MANY[name](count)
+    return None if known is None else known.orthogonal
 
 
 def describe(name: str) -> Description | None:

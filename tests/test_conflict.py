@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
-from mtl.descriptions import DESCRIPTIONS, TOLERANCE, describe
+from mtl.descriptions import DESCRIPTIONS, TOLERANCE, describe, of_orthogonal
 
 
 def gram_of(*rows):
@@ -162,6 +162,14 @@ def test_the_described_values_are_those_of_the_metrics(name, norm):
     metrics = conflict_metrics(norm**2 * gram_of([1.0, 0.0], PAIRS[name]), ["a", "b"])
     for metric, value in metrics.items():
         said = getattr(describe(metric), name)
+        assert said is None if "norm/" in metric else value == pytest.approx(said, abs=1e-4), metric
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_values_of_orthogonal_gradients_are_those_of_as_many(count):
+    tasks = [f"t{i}" for i in range(count)]
+    for metric, value in conflict_metrics(4 * torch.eye(count, dtype=torch.float64), tasks).items():
+        said = of_orthogonal(metric, count)
         assert said is None if "norm/" in metric else value == pytest.approx(said, abs=1e-4), metric
 
 

@@ -81,7 +81,7 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     _normalize(data, backbone, read_as)
     description = _describe(data)
     inputs, targets = read_two(data, "val", cfg.seed, cfg.data.get("on_error", "raise"))
-    check_keys(data, targets)
+    check_keys(data, "val", targets)
     features = dry_run_backbone(backbone, inputs)
     model = _make_model(cfg, data, backbone, features)
     tasks = [Task(task, _make_loss(cfg.losses, task), make_metrics(data, task)) for task in names]
@@ -144,7 +144,7 @@ def _check_train_samples(cfg: DictConfig, parts: Parts) -> None:
         _, targets = read_two(parts.data, "train", cfg.seed, cfg.data.get("on_error", "raise"), labels)
     except DataError as error:
         raise ConfigError(first_line(error)) from error
-    check_keys(parts.data, targets)
+    check_keys(parts.data, "train", targets)
 
 
 def _training_targets(cfg: DictConfig, data: Any) -> Mapping[str, Any]:

@@ -74,17 +74,16 @@ def read_two(data: Any, split: str, seed: int, on_error: str, labels: Any = None
     return inputs, targets
 
 
-def check_keys(data: Any, *samples: Mapping[str, Any]) -> None:
-    """ConfigError for a key of the samples' targets that seems to be a target's name misspelt; a warning if it may be.
+def check_keys(data: Any, split: str, targets: Mapping[str, Any]) -> None:
+    """ConfigError for a key of a split's ``targets`` that seems to be a target's name misspelt; a warning if it may be.
 
     A sample may lack targets, and have further keys: only both together are suspect.
     """
-    found = dict.fromkeys(key for targets in samples for key in targets)
-    unknown = [key for key in found if key not in data.targets]
-    absent = [target for target in data.targets if target not in found]
+    unknown = [key for key in targets if key not in data.targets]
+    absent = [target for target in data.targets if target not in targets]
     for key in unknown if absent else ():
         close = [target for target in absent if _alike(str(key), target)]
-        sentence = f"data: the samples' targets have the key {key}, which is not in data.targets"
+        sentence = f"data.{split}: the samples' targets have the key {key}, which is not in data.targets"
         if close or len(absent) == len(data.targets):
             raise ConfigError(f"{sentence}, and none for {', '.join(absent)}; {suggestion(str(key), close or absent)}.")
         log.warning("%s, and the first samples have none for %s", sentence, ", ".join(absent))

@@ -73,13 +73,13 @@ class ImageTable:
     - ``number``: columns of numbers, standardised by the mean and deviation of the training rows; metrics are in the
       table's units. Inferred for all other numbers.
 
-    An empty cell or NaN is a missing label, and so is every value in ``missing``, such as ``[-1, NA]``. A value that
-    looks like such a mark is warned of; an empty list says that there is none. ``split`` is the column with ``train``,
-    ``val`` or ``test``. Without it, a hash of the image's name decides: about the shares ``validation`` and ``test`` of
-    the images are held out, and an image's split depends neither on the seed nor on the other rows. Only where a split
-    would be empty, it takes one image. ``metadata``, another run's, read the table with the columns, kinds, classes and
-    statistics that its model learnt; a class that the model does not know is then an error. ``augment``: random crops
-    and horizontal flips, which are wrong for targets that describe positions.
+    An empty cell or NaN is a missing label, and so is every value in ``missing``, such as ``[-1, NA]``; spaces around
+    it do not count. A value that looks like such a mark is warned of; an empty list says that there is none. ``split``
+    is the column with ``train``, ``val`` or ``test``. Without it, a hash of the image's name decides: about the shares
+    ``validation`` and ``test`` of the images are held out, and an image's split depends neither on the seed nor on the
+    other rows. Only where a split would be empty, it takes one image. ``metadata``, another run's, read the table with
+    the columns, kinds, classes and statistics that its model learnt; a class that the model does not know is then an
+    error. ``augment``: random crops and horizontal flips, which are wrong for targets that describe positions.
 
     Inputs: ``[B, 3, image_size, image_size]``, resized to a square and normalised as the backbone wants.
     Targets: ``class`` ``[B]``, -100 if missing; ``labels`` and ``number`` ``[B, columns]``, NaN if missing.
@@ -293,9 +293,12 @@ def _spellings(mark: Any) -> list[Any]:
 
 
 def _read_csv(file: Path, image: str | None, marks: Sequence[Any]) -> pd.DataFrame:
-    columns = pd.read_csv(file, nrows=0).columns
-    name = image or str(columns[0])
-    empty = {column: ["", "nan", "NaN", *(() if column == name else marks)] for column in columns}
+    texts = pd.read_csv(file, keep_default_na=False, dtype=str)
+    name = image or str(texts.columns[0])
+    gaps = ["", "nan", "NaN"]
+    empty = {column: [*gaps, *(() if column == name else marks)] for column in texts}
+    for column in texts:  # a mark with spaces around it is one too
+        empty[column] += [text for text in texts[column].unique() if text.strip() in empty[column]]
     return pd.read_csv(file, keep_default_na=False, na_values=empty, dtype={name: str})
 
 
@@ -303,7 +306,8 @@ def _read_parquet(file: Path, image: str | None, marks: Sequence[Any]) -> pd.Dat
     table = pd.read_parquet(file)
     for column in table.columns:
         if column != (image or table.columns[0]):
-            table[column] = table[column].mask(table[column].isin(marks))
+            bare = table[column].map(lambda value: value.strip() if isinstance(value, str) else value)
+            table[column] = table[column].mask(bare.isin(["", *marks]))
     return table
 
 

@@ -154,7 +154,7 @@ def _normal_form(value: Any) -> Any:
     """What the spellings of one class have in common."""
     if not isinstance(value, str):
         return value
-    text = unicodedata.normalize("NFKC", value).strip()
+    text = re.sub("[\u200b-\u200d\ufeff]", "", unicodedata.normalize("NFKC", value)).strip()  # of no width
     text = text if len(text) == 1 else text.casefold()  # a and A may be two letters to tell apart
     number = _number(text)
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", text) if number is None else number

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mtl.descriptions import SMALL_COSINES, TOLERANCE, describe
+from mtl.descriptions import SMALL_COSINES, TOLERANCE, describe, of_orthogonal
 from mtl.runs.files import read_json, read_metrics, read_yaml
 
 
@@ -88,7 +88,7 @@ def _contents(folder: Path) -> list[str]:
 
 
 def conflict_table(folder: Path) -> str | None:
-    """The mean of every conflict metric over the run and over its last quarter, what it is, and what it is of two
+    """The mean of every conflict metric over the run and over its last quarter, what it is, and what it is of as many
     orthogonal gradients of one norm; None without conflict metrics.
 
     A mean is over the steps that have the metric: a pair has none where a task is absent.
@@ -97,10 +97,11 @@ def conflict_table(folder: Path) -> str | None:
     if not rows:
         return None
     whole, late = mean_conflict(rows), mean_conflict(rows[-max(1, len(rows) // 4) :])
+    count = sum(name.startswith("conflict/norm/") for name in whole)
     lines = []
     for name, value in whole.items():
-        known = describe(name)
-        orthogonal = "–" if known is None or known.orthogonal is None else float(known.orthogonal)
+        known, expected = describe(name), of_orthogonal(name, count)
+        orthogonal = "–" if expected is None else float(expected)
         short = name.removeprefix("conflict/")
         lines.append([short, value, late.get(name, "–"), orthogonal, known.words if known else ""])
     found = table(["gradient conflict", "whole run", "last quarter", "if orthogonal", "what it is"], lines)

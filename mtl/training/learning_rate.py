@@ -33,7 +33,7 @@ class WarmupCosine(LRScheduler):
         t < W:   own (s + (1 - s) t / W)                        s = start_factor
         t >= W:  own (e + (1 - e) (1 + cos(pi t / T)) / 2)      e = end_factor
 
-    so that ``own`` is the top of its schedule, and 0 stays 0. The rate is a function of the step: a resumed run may
+    so that no rate is above ``own``, and 0 stays 0. The rate is a function of the step: a resumed run may
     have another length. The cosine is that of Loshchilov & Hutter 2017, "SGDR", as timm's CosineLRScheduler has it.
     """
 
@@ -165,7 +165,7 @@ def _warn_of_short_run(own: Sequence[float], rates: Sequence[Sequence[float]], p
     if rises and over_time[-1] < own[first]:
         log.warning(
             "the run ends within the warm-up of its learning rate: in its %d steps the rate rises to %.3g and never "
-            "reaches %g; train longer, or make the warm-up shorter (scheduler.warmup_steps).",
+            "reaches %g; train longer, or make the warm-up shorter, as by the warmup_steps of scheduler=cosine.",
             plan.steps, over_time[-1], own[first],
         )  # fmt: skip
 

@@ -101,12 +101,6 @@ def log_plan(state: TrainState, data: Any, plan: Plan) -> None:
 def warn_of_plan(state: TrainState, data: Any, plan: Plan) -> None:
     """Say before the first step what a run will not do as its settings seem to say."""
     samples = len(data.train)
-    if data.batch_size > samples:
-        log.warning(
-            "data.batch_size=%d is more than the %d training samples: every batch has all of them",
-            data.batch_size,
-            samples,
-        )
     if plan.left_out > 0.1 * samples:
         log.warning(
             "%d of the %d training samples are left out of every epoch, others each time: they are too few for another "

@@ -56,7 +56,7 @@ def own_configuration(**data):
 def test_a_data_set_as_described_passes_in_silence(caplog):
     data = Own()
     check_data(data)
-    check_keys(data, read_two(data, "val", 0, "raise")[1])
+    check_keys(data, "val", read_two(data, "val", 0, "raise")[1])
     assert not caplog.records
 
 
@@ -117,20 +117,20 @@ def test_a_sample_must_be_a_pair():
 )
 def test_a_key_that_is_misspelt_is_an_error(keys, words):
     with pytest.raises(ConfigError) as caught:
-        check_keys(Own(), dict.fromkeys(keys))
+        check_keys(Own(), "train", dict.fromkeys(keys))
     assert words in str(caught.value)
 
 
 def test_a_key_that_is_longer_is_matched_by_its_name():
     with pytest.raises(ConfigError, match=r"the key colour, .* none for color; did you mean color"):
-        check_keys(SimpleNamespace(targets=("color", "size")), {"colour": 1, "size": 2})
+        check_keys(SimpleNamespace(targets=("color", "size")), "train", {"colour": 1, "size": 2})
 
 
 def test_targets_that_may_be_meant_are_warned_of_and_others_are_not(caplog):
-    check_keys(Own(), {"c": 1, "y": 2, "file": 3})  # all targets, and something else
-    check_keys(Own(), {"c": 1})  # partly labelled
+    check_keys(Own(), "train", {"c": 1, "y": 2, "file": 3})  # all targets, and something else
+    check_keys(Own(), "train", {"c": 1})  # partly labelled
     assert not caplog.records
-    check_keys(Own(), {"c": 1, "file": 3})
+    check_keys(Own(), "train", {"c": 1, "file": 3})
     assert "the key file, which is not in data.targets, and the first samples have none for y" in caplog.text
 
 

@@ -40,11 +40,23 @@ def test_a_text_that_looks_like_a_mark_is_warned_of_and_named_as_one(table, mark
     data, (warning,) = table("red", "green", mark, "blue", name=name)
     assert mark in data.columns["a"].classes, "it is not dropped"
     assert f"a: {mark!r} in 10 rows looks like the mark of a missing label; data.missing=[{mark.strip()}]" in warning
-    named, warnings = table("red", "green", mark, "blue", name=name, missing=[mark])
+    named, warnings = table("red", "green", mark, "blue", name=name, missing=[mark.strip()])
     assert named.columns["a"].classes == ("blue", "green", "red") and not warnings
     assert "missing 10" in named.counts["a"] and sum(t["a"] == -100 for _, t in _samples(named)) == 10
     kept, warnings = table("red", "green", mark, "blue", name=name, missing=[])
     assert len(kept.columns["a"].classes) == 4 and not warnings
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\u00a0"])
+def test_a_cell_of_spaces_is_empty(table, blank, name):
+    data, warnings = table("red", "green", blank, "blue", name=name)
+    assert data.columns["a"].classes == ("blue", "green", "red") and "missing 10" in data.counts["a"] and not warnings
+
+
+def test_a_mark_with_spaces_leaves_a_column_of_numbers_one(table):
+    data, warnings = table(0.5, " NA ", 1.5, 2.25, missing=["NA"])
+    assert data.columns["a"].kind == "number" and "missing 10" in data.counts["a"] and not warnings
 
 
 def _samples(data):
