@@ -119,9 +119,7 @@ def _normalize(data: Any, backbone: nn.Module, read_as: Description | None) -> N
     if isinstance(normalize, v2.Normalize):
         if wanted is not None:
             normalize.mean, normalize.std = list(wanted["mean"]), list(wanted["std"])
-        source = (
-            "ImageNet's" if wanted is None else "the checkpoint's" if read_as else "those of the backbone's weights"
-        )
+        source = "ImageNet's" if wanted is None else "the checkpoint's" if read_as else "the backbone's own"
         log.info("images are normalised by mean %s, std %s: %s", normalize.mean, normalize.std, source)
     elif wanted is not None:
         log.info(

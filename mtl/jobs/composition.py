@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config import CONF, check, load
+from mtl.config.checks import RESERVED
 from mtl.distributed.ranks import rank
 from mtl.errors import ConfigError
 from mtl.jobs.overrides import config_folder, key_of, quoted
@@ -83,7 +84,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         override = found[1] or found[2]
         return f"{override} has several values: add -m to run one job for each; for a list write {_as_list(override)}."
     if found := re.search(r"Could not (override|delete from config\.|delete) '(.*?)'", message):
-        return _unknown_key(getattr(error.__cause__, "full_key", None) or found[2], arguments)
+        inside = str(getattr(error.__cause__, "full_key", None) or found[2])  # a key of a value that is a mapping
+        return _unknown_key(found[2] if found[2].startswith(inside) else inside, arguments)
     if found := re.search(r"An item is already at '(.*?)'", message):
         return f"{found[1]} is a key already: leave the + out."
     if found := re.search(r"Error merging override (\S+)", message):
@@ -154,12 +156,15 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     if key.startswith("hydra."):
         return f"{unknown}; mtl-train --cfg hydra prints Hydra's own keys."
     config = _without(key, arguments)
-    parent, name = _first_unknown(config, key)
+    parent, name, rest = _first_unknown(config, key)
+    if name in RESERVED:  # Hydra's own keys of a component
+        return f"{unknown}; write +{key}=…."
     siblings = _names(config, parent)
     if close := difflib.get_close_matches(name, siblings, n=1):
         return f"{unknown}; did you mean {_dotted(parent, close[0])}?"
-    if same := sorted((full for full in _flat(config) if full.rpartition(".")[2] == name), key=len):
-        return f"{unknown}; did you mean {' or '.join(same[:3])}?"
+    for ending in dict.fromkeys([rest, name]):
+        if same := sorted((full for full in _flat(config) if f".{full}".endswith(f".{ending}")), key=len):
+            return f"{unknown}; did you mean {' or '.join(same[:3])}?"
     if not parent:
         return f"{unknown}; {_closest(name, [*siblings, *_groups()])}."
     if "_target_" in siblings:
@@ -169,12 +174,12 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     return f"{unknown}; {parent} has {', '.join(siblings) or 'no keys'}."
 
 
-def _first_unknown(config: Any, key: str) -> tuple[str, str]:
-    """The last level of ``key`` that the configuration has, and the name below it that it does not have."""
+def _first_unknown(config: Any, key: str) -> tuple[str, str, str]:
+    """The last level of ``key`` that the configuration has, the name below it that it lacks, and all that is below."""
     parent, path = "", key.split(".")
     while len(path) > 1 and path[0] in _names(config, parent):
         parent = _dotted(parent, path.pop(0))
-    return parent, path[0]
+    return parent, path[0], ".".join(path)
 
 
 def _wrong_type(override: str, error: Exception) -> str:

@@ -32,9 +32,7 @@ def test_the_pixels_are_those_that_the_weights_want(fixture_root, name, caplog):
     caplog.set_level(logging.INFO)
     half = made(name, fixture_root(name), "backbone=vit_tiny" if name == "image_table" else "backbone=tiny_resnet")
     words = [r.getMessage() for r in caplog.records if "images are normalised" in r.getMessage()]
-    assert words == [
-        "images are normalised by mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]: those of the backbone's weights"
-    ]
+    assert words == ["images are normalised by mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]: the backbone's own"]
     plain = pixels(half) * 0.5 + 0.5
     assert plain.min() >= -1e-6 and plain.max() <= 1 + 1e-6
     assert half.description["normalize"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
