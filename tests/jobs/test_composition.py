@@ -35,7 +35,7 @@ def sentence(*arguments):
         (["strategy.scael=2"], ["strategy has token_chunks, and +strategy.scael=… is another argument"]),
         (["backbone.optoins.x=1"], ["backbone.optoins.x is not a key", "another argument of mtl.backbones.Timm"]),
         (["scheduler=constant", "scheduler.warmup_t=3"], ["scheduler has factor, and +scheduler.warmup_t=…"]),
-        (["optimizer.backbone.lr=0"], ["optimizer.backbone.lr is not a key", "did you mean optimizer.groups.backbone.lr"]),
+        (["optimizer.backbone.lr=0"], ["optimizer.backbone.lr is not", "mean optimizer.groups.backbone.lr"]),
         (["heads.left._args_=[1]"], ["heads.left._args_ is not a key", "write +heads.left._args_=…."]),
         (["hydra.run.dirr=x"], ["mtl-train --cfg hydra prints Hydra's own keys"]),
         (["experiment=toy"], ["experiment is a group without a default: write +experiment=<option>"]),
