@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pandas as pd
 import torch
 import yaml
 from numpy.typing import NDArray
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
@@ -25,40 +23,14 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, errors_named_by, find_root, imagenet, read_image
-from mtl.data.metadata import SPLITS, digest, hash_names
-from mtl.data.table_checks import Untrainable, check_labelled, how_to_name, inspect, is_mark
+from mtl.data.columns import Column, as_list, encode, encode_as, infer, known_columns, target_name
+from mtl.data.files import Read, Samples, find_root, imagenet, read_image
+from mtl.data.metadata import SPLITS, digest
+from mtl.data.table_checks import Untrainable, check_labelled, inspect
+from mtl.data.tables import check_column, first_row, read_table, share_out
 from mtl.errors import require_positive
-from mtl.losses import IGNORED
 
 log = logging.getLogger(__name__)
-
-KINDS = ("class", "labels", "number")
-FEW = 20  # integers with at most this many distinct values are classes
-
-
-@dataclass(frozen=True)
-class Column:
-    """A target: its ``kind`` and its columns of the table.
-
-    ``classes`` are the values of a class target, in the order of their indices. ``mean`` and ``std`` are the statistics
-    of a number over the training rows, one per column.
-    """
-
-    kind: str
-    columns: tuple[str, ...]
-    classes: tuple[Any, ...] = ()
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def __str__(self) -> str:
-        more = f" and {len(self.classes) - FEW} more" if len(self.classes) > FEW else ""
-        return self.kind + (f" of {', '.join(map(repr, self.classes[:FEW]))}{more}" if self.classes else "")
-
-    @property
-    def width(self) -> int:
-        """The number of outputs that a head needs."""
-        return len(self.classes) if self.kind == "class" else len(self.columns)
 
 
 class ImageTable:
@@ -110,10 +82,10 @@ class ImageTable:
         self._file = self._folder / labels
         wanted, known = targets, {}
         if metadata is not None:
-            image, known = metadata["image"], _known_columns(metadata, targets, kinds)
+            image, known = metadata["image"], known_columns(metadata, targets, kinds)
             wanted = {name: column.columns for name, column in known.items()}
         table = read_table(self._file, image, missing or ())
-        self.image = _check_column(table, image or table.columns[0], "image", self._file)
+        self.image = check_column(table, image or table.columns[0], "image", self._file)
         self._check_images(table)
         table[self.image] = table[self.image].astype(str)
         parts = self._assign_splits(table, split, validation, test)
@@ -149,7 +121,7 @@ class ImageTable:
             return metrics.attributes(None if column.width == 1 else column.width)
         found: dict[str, Metric] = {}
         for i, (name, std) in enumerate(zip(column.columns, column.std, strict=True)):
-            known, suffix = partial(_is_labelled, i), "" if column.width == 1 else f"_{_target_name(name)}"
+            known, suffix = partial(_is_labelled, i), "" if column.width == 1 else f"_{target_name(name)}"
             found[f"abs_err{suffix}"] = metrics.MaskedMean(partial(_absolute, i, std), known)
             found[f"rmse{suffix}"] = metrics.MaskedMean(partial(_squared, i, std), known, root=True)
         return found
@@ -172,13 +144,13 @@ class ImageTable:
         found: dict[str, Column] = {}
         values: dict[str, NDArray[Any]] = {}
         for name, own in wanted.items():
-            columns = tuple(_check_column(table, c, f"targets.{name}", self._file) for c in _as_list(own))
+            columns = tuple(check_column(table, c, f"targets.{name}", self._file) for c in as_list(own))
             if name in known:
-                found[name], values[name] = known[name], _encode_as(known[name], table, self._file)
+                found[name], values[name] = known[name], encode_as(known[name], table, self._file)
                 continue
             kind = kinds.get(name) or infer(table, columns, self._file)
             check_labelled(str(self._file), name, table[list(columns)], train)
-            found[name], values[name] = _encode(table, name, kind, columns, train, self._file)
+            found[name], values[name] = encode(table, name, kind, columns, train, self._file)
         return found, values
 
     def _inspect(self, table: pd.DataFrame, name: str, parts: NDArray[Any], missing: Sequence[Any] | None) -> str:
@@ -208,7 +180,7 @@ class ImageTable:
 
     def _all_columns(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
         columns = [column for column in table.columns if column not in (self.image, split)]
-        names = [_target_name(column) for column in columns]
+        names = [target_name(column) for column in columns]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{self._file}: two columns have the target name {name}; name them in data.targets.")
@@ -217,10 +189,10 @@ class ImageTable:
     def _check_images(self, table: pd.DataFrame) -> None:
         names = table[self.image]
         if names.isna().any():
-            raise ValueError(f"{self._file}, row {_first_row(names.isna())}: {self.image} is empty.")
+            raise ValueError(f"{self._file}, row {first_row(names.isna())}: {self.image} is empty.")
         missing = np.array([not (self._folder / str(name)).is_file() for name in names], bool)
         if missing.any():
-            row = _first_row(missing)
+            row = first_row(missing)
             raise ValueError(
                 f"{self._file}, row {row}: {self._folder / str(names.iloc[row - 1])} does not exist "
                 f"({missing.sum()} of {len(missing)} images are missing)."
@@ -229,9 +201,9 @@ class ImageTable:
     def _assign_splits(self, table: pd.DataFrame, split: str | None, validation: float, test: float) -> NDArray[Any]:
         """The split of every row."""
         if split is not None:
-            named = table[_check_column(table, split, "split", self._file)]
+            named = table[check_column(table, split, "split", self._file)]
             if not named.isin(SPLITS).all():
-                row = _first_row(~named.isin(SPLITS))
+                row = first_row(~named.isin(SPLITS))
                 raise ValueError(
                     f"{self._file}, row {row}: {split} is {named.iloc[row - 1]}; it must be {', '.join(SPLITS)}."
                 )
@@ -241,207 +213,6 @@ class ImageTable:
         # By name and not by row: an image that has several rows is in one split.
         part_of = share_out(table[self.image].unique().tolist(), {"test": test, "val": validation}, self._file)
         return table[self.image].map(part_of).to_numpy(dtype=object)
-
-
-def share_out(names: Sequence[str], shares: Mapping[str, float], file: Path) -> dict[str, str]:
-    """The split of each name, by a hash: about ``shares`` of them are held out, the others are for training.
-
-    A name's split does not depend on the other names, unless a split would be empty: it then takes the name whose hash
-    is the nearest, and a warning says so.
-    """
-    places = hash_names(names).numpy().view(np.uint64) / 2.0**64
-    edges = np.cumsum([0.0, *shares.values(), 1 - sum(shares.values())])
-    parts = [*shares, "train"]
-    found = np.searchsorted(edges[1:-1], places, side="right")
-    for number, part in enumerate(parts):
-        counts = np.bincount(found, minlength=len(parts))
-        if not counts[number] and counts.max() > 1:
-            distance = np.maximum(edges[number] - places, places - edges[number + 1])
-            nearest = int(np.where(counts[found] > 1, distance, np.inf).argmin())
-            found[nearest] = number
-            log.warning(
-                "%s: the hash of the names puts none of %d images into %s, so that it takes %s; with more images that "
-                "one may be in another split.", file, len(names), part, names[nearest],
-            )  # fmt: skip
-    return {name: parts[number] for name, number in zip(names, found, strict=True)}
-
-
-# ------------------------------------------------------------------------------------------- the table
-
-
-def read_table(file: Path, image: str | None = None, missing: Sequence[Any] = ()) -> pd.DataFrame:
-    """Read a table of labels, with the column ``image`` (default: the first) as text.
-
-    In a CSV file, only an empty cell, NaN and the values in ``missing`` are missing labels, because None and NA may be
-    names of classes.
-    """
-    marks = [mark for value in missing for mark in _spellings("null" if value is None else value)]
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    if file.suffix not in readers:
-        raise ValueError(f"labels={file.name} must end in {' or '.join(readers)}.")
-    with errors_named_by(file):
-        table = readers[file.suffix](file, image, marks).reset_index(drop=True)
-        if not len(table):
-            raise ValueError("it has no rows")
-        return table.set_axis([str(column) for column in table.columns], axis=1)
-
-
-def _spellings(mark: Any) -> list[Any]:
-    """A mark as it may stand in a column of texts and in one of numbers."""
-    number = pd.to_numeric(mark, errors="coerce")
-    return [str(mark)] if pd.isna(number) else [str(mark), float(number)]
-
-
-def _read_csv(file: Path, image: str | None, marks: Sequence[Any]) -> pd.DataFrame:
-    columns = pd.read_csv(file, nrows=0).columns
-    name = image or str(columns[0])
-    empty = {column: ["", "nan", "NaN", *(() if column == name else marks)] for column in columns}
-    return pd.read_csv(file, keep_default_na=False, na_values=empty, dtype={name: str})
-
-
-def _read_parquet(file: Path, image: str | None, marks: Sequence[Any]) -> pd.DataFrame:
-    table = pd.read_parquet(file)
-    for column in table.columns:
-        if column != (image or table.columns[0]):
-            table[column] = table[column].mask(table[column].isin(marks))
-    return table
-
-
-def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
-    """The kind of a target with these columns; ValueError if they are ambiguous."""
-    values = [table[column].dropna() for column in columns]
-    for column, own in zip(columns, values, strict=True):
-        if not len(own):
-            raise ValueError(f"{file}: the column {column} is empty.")
-    if len(columns) > 1:
-        if all(own.isin([0, 1]).all() for own in values):
-            return "labels"
-        if all(is_numeric_dtype(own) for own in values):
-            return "number"
-        raise ValueError(f"{file}: the columns {', '.join(columns)} are neither all 0 and 1 nor all numbers.")
-    (own,), (column,) = values, columns
-    if is_numeric_dtype(own) and not is_bool_dtype(own):
-        whole = bool((own % 1 == 0).all())
-        return "class" if whole and own.nunique() <= FEW else "number"
-    is_number = pd.to_numeric(own, errors="coerce").notna() if not _is_boolean(own) else pd.Series(False, own.index)
-    if is_number.mean() > 0.5:
-        row = own.index[~is_number][0]
-        remedy = f"; if it marks a missing label, {how_to_name([own[row]])}" if is_mark(own[row]) else ""
-        raise ValueError(
-            f"{file}, row {row + 1}: {column} is {own[row]}, but most values of this column are numbers{remedy}."
-        )
-    if len(own) > FEW and own.nunique() > len(own) / 2:
-        raise ValueError(
-            f"{file}: {column} has {own.nunique()} different texts in {len(own)} rows, too many for classes; name the "
-            "columns that are targets, as in data.targets={breed: breed}."
-        )
-    return "class"
-
-
-def _encode(
-    table: pd.DataFrame, name: str, kind: str, columns: tuple[str, ...], train: NDArray[np.bool_], file: Path
-) -> tuple[Column, NDArray[Any]]:
-    """A target and its value in every row."""
-    if kind not in KINDS:
-        raise ValueError(f"kinds.{name}={kind} must be one of {', '.join(KINDS)}.")
-    if kind == "class":
-        if len(columns) > 1:
-            raise ValueError(
-                f"targets.{name}={list(columns)}: a class has one column; for several, use labels or number."
-            )
-        own = table[columns[0]]
-        classes = sorted(own.dropna().unique().tolist(), key=lambda value: (isinstance(value, str), value))
-        if len(classes) < 2:
-            raise ValueError(f"{file}: {columns[0]} has {len(classes)} different values; a class needs two or more.")
-        codes = pd.Categorical(own, categories=classes).codes.astype(np.int64)
-        plain = (
-            int(v) if isinstance(v, float) and v.is_integer() else v if isinstance(v, str | int | float) else str(v)
-            for v in classes
-        )  # an integer column with an empty cell is read as floats; and a checkpoint holds no dates
-        return Column(kind, columns, tuple(plain)), np.where(codes < 0, IGNORED, codes)
-    values = np.stack([_numbers(table[column], kind, file) for column in columns], 1)
-    if kind == "labels":
-        return Column(kind, columns), values.astype(np.float32)
-    known = ~np.isnan(values[train])
-    for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
-        if not own[seen].size or not own[seen].std():
-            raise Untrainable(name, f"{file}: {column} is constant in the training rows, so it cannot be learnt.")
-    mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
-    scaled = ((values - mean) / std).astype(np.float32)
-    return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
-
-
-def _encode_as(column: Column, table: pd.DataFrame, file: Path) -> NDArray[Any]:
-    """A target's value in every row, with the classes and statistics of the run that ``column`` comes from."""
-    if column.kind == "class":
-        own = table[column.columns[0]]
-        index = {str(value): i for i, value in enumerate(column.classes)} | {v: i for i, v in enumerate(column.classes)}
-        codes = np.array([index.get(value, index.get(str(value), -1)) for value in own.tolist()], np.int64)
-        codes[own.isna()] = IGNORED
-        if (codes == -1).any():
-            row = _first_row(codes == -1)
-            raise ValueError(
-                f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}, a class that the model does not know; its "
-                f"classes are {', '.join(map(str, column.classes))}."
-            )
-        return codes
-    values = np.stack([_numbers(table[name], column.kind, file) for name in column.columns], 1)
-    if column.kind == "number":
-        values = (values - np.array(column.mean)) / np.array(column.std)
-    return values.astype(np.float32)
-
-
-def _known_columns(
-    metadata: Mapping[str, Any], targets: Mapping[str, str | Sequence[str]] | None, kinds: Mapping[str, str] | None
-) -> dict[str, Column]:
-    """The targets in another run's metadata; ValueError if ``targets`` or ``kinds`` are given and differ from them."""
-    known = {
-        name: Column(own["kind"], *(tuple(own[key]) for key in ("columns", "classes", "mean", "std")))
-        for name, own in metadata["targets"].items()
-    }
-    asked = {name: tuple(_as_list(own)) for name, own in (targets or {}).items()}
-    if asked and asked != {name: column.columns for name, column in known.items()}:
-        raise ValueError(f"targets={asked} are not those that the model was trained with: {', '.join(known)}.")
-    for name, kind in (kinds or {}).items():
-        if name in known and known[name].kind != kind:
-            raise ValueError(f"kinds.{name}={kind}, but the model was trained with {known[name].kind}.")
-    return known
-
-
-def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
-    """A column as numbers, NaN if missing; ValueError with the row for text, infinity, or a label besides 0 and 1."""
-    numbers = own.astype(float) if _is_boolean(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
-    fine = numbers.isin([0, 1]) if kind == "labels" else np.isfinite(numbers)
-    wrong = own.notna() & ~fine
-    if wrong.any():
-        row = _first_row(wrong)
-        accepted = "0, 1" if kind == "labels" else "a finite number"
-        raise ValueError(f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}; it must be {accepted} or empty.")
-    return numbers.to_numpy(np.float64)
-
-
-def _is_boolean(own: pd.Series) -> bool:
-    return is_bool_dtype(own) or (own.dtype == object and all(isinstance(value, bool) for value in own))
-
-
-def _check_column(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
-    if column not in table.columns:
-        raise ValueError(f"{key}={column} is no column of {file}; its columns are {', '.join(table.columns)}.")
-    return column
-
-
-def _first_row(wrong: Any) -> int:
-    """The number of the first true row, counted from 1 below the header."""
-    return int(np.flatnonzero(np.asarray(wrong))[0]) + 1
-
-
-def _as_list(columns: str | Sequence[str]) -> list[str]:
-    return [columns] if isinstance(columns, str) else list(columns)
-
-
-def _target_name(column: str) -> str:
-    """The column's name as a task name, which has letters, digits, _ and - only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
 
 
 # --------------------------------------------------------------------------- errors in the units of the table
@@ -481,10 +252,10 @@ def describe(
         if column in (image or table.columns[0], split):
             continue
         try:
-            if _target_name(column) in targets:
-                raise ValueError(f"{targets[_target_name(column)]} already has the target name {_target_name(column)}.")
-            _encode(table, column, infer(table, (column,), file), (column,), np.ones(len(table), bool), file)
-            targets[_target_name(column)] = column
+            if target_name(column) in targets:
+                raise ValueError(f"{targets[target_name(column)]} already has the target name {target_name(column)}.")
+            encode(table, column, infer(table, (column,), file), (column,), np.ones(len(table), bool), file)
+            targets[target_name(column)] = column
         except ValueError as error:
             left_out[column] = str(error)
     while targets:

@@ -14,9 +14,11 @@ from PIL import Image
 
 from mtl.config import check, load
 from mtl.config.build import build
-from mtl.data.image_table import ImageTable, infer, read_table, share_out
+from mtl.data.columns import infer
+from mtl.data.image_table import ImageTable
 from mtl.data.loader import Batches, sequential
 from mtl.data.metadata import describe, meaning_changes
+from mtl.data.tables import read_table, share_out
 from mtl.train import train
 
 N = 30
