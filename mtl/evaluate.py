@@ -12,8 +12,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# What an override may change: where and how the data are read, which the checkpoint's description then checks.
-ACCEPTED = ("data", "trainer.num_workers", "device")
+# What an override may change: how the model is measured, and where and how the data are read, which the checkpoint's
+# description then checks.
+ACCEPTED = ("data", "metrics", "trainer.num_workers", "device")
 
 
 def evaluate_checkpoint(
