@@ -25,6 +25,7 @@ from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.columns import Column, as_list, encode, encode_as, infer, known_columns, target_name
 from mtl.data.files import Read, Samples, find_root, imagenet, read_image
+from mtl.data.image_paths import find_image_column, find_images
 from mtl.data.metadata import SPLITS, digest
 from mtl.data.table_checks import Untrainable, check_labelled, inspect
 from mtl.data.tables import check_column, first_row, read_table, share_out
@@ -36,9 +37,10 @@ log = logging.getLogger(__name__)
 class ImageTable:
     """Images and their labels, from a table with one row per image.
 
-    ``labels`` is the table's path below ``root``. The column ``image`` (default: the first) has the images' paths below
-    ``root``. ``targets`` maps a name to one column or several; by default every other column is a target. The kind of a
-    target is inferred from its columns, unless ``kinds`` names it:
+    ``labels`` is the table's path below ``root``, see mtl.data.tables. The column ``image`` (default: the first with
+    paths of files) has the images' paths below ``root``, see mtl.data.image_paths. ``targets`` maps a name to one
+    column or several; by default every other column is a target. The kind of a target is inferred from its columns,
+    unless ``kinds`` names it:
 
     - ``class``: one column. Inferred for text, booleans, and integers with at most 20 distinct values.
     - ``labels``: columns of 0 and 1, or booleans, each a binary label. Inferred for several such columns.
@@ -84,10 +86,9 @@ class ImageTable:
         if metadata is not None:
             image, known = metadata["image"], known_columns(metadata, targets, kinds)
             wanted = {name: column.columns for name, column in known.items()}
-        table = read_table(self._file, image, missing or ())
-        self.image = check_column(table, image or table.columns[0], "image", self._file)
-        self._check_images(table)
-        table[self.image] = table[self.image].astype(str)
+        table, found = read_table(self._file, image, missing or (), self._folder)
+        self.image = check_column(table, found, "image", self._file)
+        table[self.image] = self._find_images(table)
         parts = self._assign_splits(table, split, validation, test)
         wanted = wanted or self._all_columns(table, split)
         self.columns, values = self._encode_targets(table, wanted, kinds or {}, parts == "train", known)
@@ -186,17 +187,27 @@ class ImageTable:
                 raise ValueError(f"{self._file}: two columns have the target name {name}; name them in data.targets.")
         return dict(zip(names, columns, strict=True))
 
-    def _check_images(self, table: pd.DataFrame) -> None:
+    def _find_images(self, table: pd.DataFrame) -> list[str]:
+        """The path of every row's image; ValueError with the row where there is none."""
         names = table[self.image]
-        if names.isna().any():
-            raise ValueError(f"{self._file}, row {first_row(names.isna())}: {self.image} is empty.")
-        missing = np.array([not (self._folder / str(name)).is_file() for name in names], bool)
+        empty = names.isna() | (names == "")
+        if empty.any():
+            raise ValueError(f"{self._file}, row {first_row(empty)}: {self.image} is empty.")
+        names = names.astype(str)
+        found = find_images(names.tolist(), self._folder)
+        missing = np.array([path is None for path in found], bool)
         if missing.any():
             row = first_row(missing)
+            other = find_image_column(table, self._folder)
+            hint = f"; the column {other} has files: data.image={other} (--image of the command)"
             raise ValueError(
-                f"{self._file}, row {row}: {self._folder / str(names.iloc[row - 1])} does not exist "
-                f"({missing.sum()} of {len(missing)} images are missing)."
+                f"{self._file}, row {row}: {self._folder / names.iloc[row - 1]} does not exist "
+                f"({missing.sum()} of {len(missing)} images are missing{hint if other != self.image else ''})."
             )
+        paths = [path for path in found if path is not None]
+        if spelt := [pair for pair in zip(names, paths, strict=True) if pair[0] != pair[1]]:
+            log.info("%s spells the images' paths otherwise: %r is read as %r", self._file, *spelt[0])
+        return paths
 
     def _assign_splits(self, table: pd.DataFrame, split: str | None, validation: float, test: float) -> NDArray[Any]:
         """The split of every row."""
@@ -245,11 +256,11 @@ def describe(
 ) -> tuple[ImageTable, dict[str, str]]:
     """The data set with every usable column as a target, and the reason for every other column."""
     file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
-    table = read_table(file, image, missing or ())
+    table, image = read_table(file, image, missing or (), file.parents[len(Path(labels).parts) - 1])
     targets: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for column in table.columns:
-        if column in (image or table.columns[0], split):
+        if column in (image, split):
             continue
         try:
             if target_name(column) in targets:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +17,110 @@ import numpy as np
 import pandas as pd
 
 from mtl.data.files import errors_named_by
+from mtl.data.image_paths import find_image_column
 from mtl.data.metadata import hash_names
+from mtl.data.table_checks import is_mark
 
 log = logging.getLogger(__name__)
 
+TEXT, PARQUET = (".csv", ".tsv", ".txt"), ".parquet"
+SEPARATORS = (",", ";", "\t", "|")
 
-def read_table(file: Path, image: str | None = None, missing: Sequence[Any] = ()) -> pd.DataFrame:
-    """Read a table of labels, with the column ``image`` (default: the first) as text.
 
-    In a CSV file, only an empty cell, NaN and the values in ``missing`` are missing labels, because None and NA may be
-    names of classes.
+def read_table(
+    file: Path, image: str | None = None, missing: Sequence[Any] = (), folder: Path | None = None
+) -> tuple[pd.DataFrame, str]:
+    """Read a table of labels, with the column ``image`` as text; return it with that column's name.
+
+    Without ``image`` it is the first column with paths of files in ``folder``. In a text file, commas, semicolons, tabs
+    or | separate the columns, numbers may have decimal commas, and only an empty cell, NaN and the values in
+    ``missing`` are missing labels, because None and NA may be names of classes. A column that only numbers the rows, as
+    pandas writes it, is left out.
     """
     marks = [mark for value in missing for mark in _spellings("null" if value is None else value)]
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    if file.suffix not in readers:
-        raise ValueError(f"labels={file.name} must end in {' or '.join(readers)}.")
+    if file.suffix.lower() not in (*TEXT, PARQUET):
+        raise ValueError(f"labels={file.name} must end in {', '.join(TEXT)} or {PARQUET}.")
     with errors_named_by(file):
-        table = readers[file.suffix](file, image, marks).reset_index(drop=True)
+        if file.suffix.lower() == PARQUET:
+            table = _named(pd.read_parquet(file).reset_index(drop=True))
+        else:
+            content = _decode(file.read_bytes())
+            separator = _separator(content)
+            read = partial(pd.read_csv, sep=separator, keep_default_na=False)
+            table = read(io.StringIO(content), dtype=str)
         if not len(table):
             raise ValueError("it has no rows")
-        return table.set_axis([str(column) for column in table.columns], axis=1)
+        name = image or (str(table.columns[0]) if folder is None else find_image_column(table, folder))
+        if file.suffix.lower() == PARQUET:
+            for column in table.columns.drop(name, errors="ignore"):
+                table[column] = table[column].mask(table[column].isin(marks))
+        else:
+            empty = {column: ["", "nan", "NaN", *(() if column == name else marks)] for column in table.columns}
+            table = _named(read(io.StringIO(content), na_values=empty, dtype={name: str}))
+            for column in table.columns.drop(name, errors="ignore"):
+                table[column] = _with_decimal_points(table[column], separator)
+    return table.drop(columns=[column for column in table if column != name and _is_index(table[column])]), name
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    return table.set_axis([str(column) for column in table.columns], axis=1)
+
+
+def _decode(content: bytes) -> str:
+    """The text of a file in UTF-8, or in another Unicode encoding that its first bytes tell."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"line {line} is not UTF-8; save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
+        ) from error
+
+
+def _separator(content: str) -> str:
+    """What separates the columns: a sign that every row has as often as the header, the comma before others."""
+    for sign in SEPARATORS:
+        rows = [row for row in islice(csv.reader(io.StringIO(content), delimiter=sign), 100) if row]
+        if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
+            return sign
+    return SEPARATORS[0]
+
+
+def _with_decimal_points(own: pd.Series, separator: str) -> pd.Series:
+    """A column of texts as 5,25 as numbers; ValueError where the comma may also be one of thousands."""
+    texts = own[own.map(lambda value: isinstance(value, str) and not is_mark(value))]
+    if not len(texts) or not texts.str.fullmatch(r"[-+]?\d+(,\d+)*").all() or not texts.str.contains(",").any():
+        return own
+    if separator != ";" and texts.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})*").all():
+        raise ValueError(
+            f"{own.name} has {texts[texts.str.contains(',')].iloc[0]}, whose comma may be that of decimals or of "
+            "thousands; write the numbers with a decimal point"
+        )
+    if texts.str.count(",").max() > 1:
+        return own
+    log.info("%s has decimal commas", own.name)
+    numbers = texts.str.replace(",", ".").astype(float)
+    return (
+        numbers.reindex(own.index)
+        if len(texts) == own.notna().sum()
+        else own.astype(object).where(~own.index.isin(texts.index), numbers.reindex(own.index))
+    )
+
+
+def _is_index(own: pd.Series) -> bool:
+    """Whether a column only numbers the rows from 0 or 1 on, and is named so or has no name."""
+    if not re.fullmatch(r"unnamed: \d+|id|idx|index|__index_level_0__", str(own.name).casefold()):
+        return False
+    numbers = pd.to_numeric(own, errors="coerce").to_numpy()
+    return any(np.array_equal(numbers, np.arange(first, first + len(own))) for first in (0, 1))
 
 
 def _spellings(mark: Any) -> list[Any]:
     """A mark as it may stand in a column of texts and in one of numbers."""
     number = pd.to_numeric(mark, errors="coerce")
     return [str(mark)] if pd.isna(number) else [str(mark), float(number)]
-
-
-def _read_csv(file: Path, image: str | None, marks: Sequence[Any]) -> pd.DataFrame:
-    columns = pd.read_csv(file, nrows=0).columns
-    name = image or str(columns[0])
-    empty = {column: ["", "nan", "NaN", *(() if column == name else marks)] for column in columns}
-    return pd.read_csv(file, keep_default_na=False, na_values=empty, dtype={name: str})
-
-
-def _read_parquet(file: Path, image: str | None, marks: Sequence[Any]) -> pd.DataFrame:
-    table = pd.read_parquet(file)
-    for column in table.columns:
-        if column != (image or table.columns[0]):
-            table[column] = table[column].mask(table[column].isin(marks))
-    return table
 
 
 def check_column(table: pd.DataFrame, column: str, key: str, file: Path) -> str:

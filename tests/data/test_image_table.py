@@ -66,7 +66,7 @@ NUMBERS = [float(i) for i in range(N)]
 @pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
 def test_what_a_column_is_taken_for(folder, values, kind, name):
     root = folder(name, a=values)
-    assert infer(read_table(Path(root) / name), ["a"], Path(name)) == kind
+    assert infer(read_table(Path(root) / name)[0], ["a"], Path(name)) == kind
     data = ImageTable(root, name)
     assert data.columns["a"].kind == kind and data.targets == ("a",)
     missing = [value is None for value in values]
@@ -347,7 +347,7 @@ def test_a_mistake_is_one_sentence_with_the_file_and_row(folder, columns, argume
         ("labels.csv", "", "cannot be read: No columns to parse from file"),
         ("labels.csv", 'file,a\n1,2\n1,2,3,4\n', "cannot be read: Error tokenizing data"),
         ("labels.parquet", "text", "cannot be read: "),
-        ("labels.txt", "text", "labels=labels.txt must end in .csv or .parquet."),
+        ("labels.xlsx", "text", "labels=labels.xlsx must end in .csv, .tsv, .txt or .parquet."),
     ],
 )  # fmt: skip
 def test_a_table_that_is_none_is_named(tmp_path, name, content, words):
