@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.columns import Column, as_list, encode, encode_as, infer, known_columns, target_name
-from mtl.data.files import Read, Samples, find_root, imagenet, read_image
+from mtl.data.files import Read, Samples, find_root, height_and_width, imagenet, read_image
 from mtl.data.image_paths import find_image_column, find_images
 from mtl.data.metadata import SPLITS, digest
 from mtl.data.table_checks import Untrainable, check_labelled, inspect
@@ -55,7 +55,7 @@ class ImageTable:
     statistics that its model learnt; a class that the model does not know is then an error. ``augment``: random crops
     and horizontal flips, which are wrong for targets that describe positions.
 
-    Inputs: ``[B, 3, image_size, image_size]``, resized to a square and normalised as the backbone wants.
+    Inputs: ``[B, 3, *image_size]``, resized and normalised as the backbone wants.
     Targets: ``class`` ``[B]``, -100 if missing; ``labels`` and ``number`` ``[B, columns]``, NaN if missing.
 
     Raises ValueError for a missing or invalid table, column, cell or image, with its row; when a sample is read, for an
@@ -73,12 +73,13 @@ class ImageTable:
         validation: float = 0.15,
         test: float = 0.15,
         batch_size: int = 32,
-        image_size: int = 128,
+        image_size: int | Sequence[int] = 128,
         augment: bool = False,
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        require_positive(batch_size=batch_size, image_size=image_size)
+        require_positive(batch_size=batch_size)
+        size = height_and_width(image_size)
         where = "give data.root=… the folder and data.labels=… the table in it."
         self._folder = find_root(root, {labels: "the labels"}, where)
         self._file = self._folder / labels
@@ -96,10 +97,10 @@ class ImageTable:
         self.counts = {name: self._inspect(table, name, parts, missing) for name in self.targets}
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
         self.batch_size = batch_size
-        self.input_info = {"in_channels": 3, "image_size": image_size}
+        self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
         self.normalize = imagenet()
-        resize: v2.Transform = v2.Resize([image_size, image_size])
-        crop = v2.RandomResizedCrop([image_size, image_size], scale=(0.5, 1.0))
+        resize: v2.Transform = v2.Resize(size)
+        crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0))
         training = v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment else resize
         self.train, self.val, self.test = (
             self._samples(table, values, parts, part, training if part == "train" else resize) for part in SPLITS
@@ -107,7 +108,7 @@ class ImageTable:
         self.metadata = {
             "image": self.image,
             "targets": {name: asdict(column) for name, column in self.columns.items()},
-            "transform": {"resize": [image_size, image_size]},
+            "transform": {"resize": size},
         }
 
     def metrics(self, target: str) -> dict[str, Metric]:

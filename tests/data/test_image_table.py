@@ -396,3 +396,17 @@ def test_the_command_says_what_it_found_and_what_is_wrong(folder, tmp_path):
                              ((root, "--image", "b"), "image=b is no column")):  # fmt: skip
         wrong = command(*arguments)
         assert wrong.returncode in (1, 2) and words in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_may_have_a_height_and_a_width(folder, augment):
+    data = ImageTable(folder(a=["x", "y", "z"] * 10), image_size=[24, 32], augment=augment)
+    assert data.input_info["image_size"] == [24, 32]
+    assert data.train[0][0].shape == data.val[0][0].shape == (3, 24, 32)
+    assert ImageTable(folder(a=["x", "y", "z"] * 10), image_size=24).input_info["image_size"] == 24
+
+
+@pytest.mark.parametrize("size", [[24], [24, 32, 3], [24, 0], [24, 1.5], 0])
+def test_another_image_size_is_refused(folder, size):
+    with pytest.raises(ValueError, match=r"image_size=.* must be a whole number of 1 or more, or two of them"):
+        ImageTable(folder(a=["x", "y", "z"] * 10), image_size=size)
