@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from torch import nn
 
 from mtl.data.table_checks import Untrainable, how_to_name, is_mark
 from mtl.data.tables import first_row
 from mtl.losses import IGNORED
 
 KINDS = ("class", "labels", "number")
+TAKEN = ("total", "defaults")  # loss/total is the sum of the tasks' losses, and Hydra reads the other
 FEW = 20  # integers with at most this many distinct values are classes
 
 
@@ -168,5 +170,6 @@ def as_list(columns: str | Sequence[str]) -> list[str]:
 
 
 def target_name(column: str) -> str:
-    """The column's name as a task name, which has letters, digits, _ and - only."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
+    """The column's name as a task name: letters, digits, _ and - only, and no name that torch or Hydra has taken."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
+    return f"{name}_label" if name in TAKEN or hasattr(nn.ModuleDict, name) or hasattr(nn.Module(), name) else name

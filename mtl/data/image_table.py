@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.columns import Column, as_list, encode, encode_as, infer, known_columns, target_name
+from mtl.data.columns import KINDS, Column, as_list, encode, encode_as, infer, known_columns, target_name
 from mtl.data.files import Read, Samples, find_root, height_and_width, imagenet, read_image
 from mtl.data.image_paths import find_image_column, find_images
 from mtl.data.metadata import SPLITS, digest
@@ -253,9 +253,18 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 def describe(
-    root: str, labels: str, image: str | None, split: str | None, missing: Sequence[Any] | None = None
+    root: str,
+    labels: str,
+    image: str | None,
+    split: str | None,
+    missing: Sequence[Any] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> tuple[ImageTable, dict[str, str]]:
-    """The data set with every usable column as a target, and the reason for every other column."""
+    """The data set with every usable column as a target, and the reason for every other column.
+
+    ``kinds`` are those of targets that are not what they seem to be, by the target's name.
+    """
+    kinds = dict(kinds or {})
     file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
     table, image = read_table(file, image, missing or (), file.parents[len(Path(labels).parts) - 1])
     targets: dict[str, str] = {}
@@ -266,13 +275,16 @@ def describe(
         try:
             if target_name(column) in targets:
                 raise ValueError(f"{targets[target_name(column)]} already has the target name {target_name(column)}.")
-            encode(table, column, infer(table, (column,), file), (column,), np.ones(len(table), bool), file)
+            kind = kinds.get(target_name(column)) or infer(table, (column,), file)
+            encode(table, target_name(column), kind, (column,), np.ones(len(table), bool), file)
             targets[target_name(column)] = column
         except ValueError as error:
+            if target_name(column) in kinds:
+                raise
             left_out[column] = str(error)
     while targets:
         try:
-            return ImageTable(root, labels, image, targets, split=split, missing=missing), left_out
+            return ImageTable(root, labels, image, targets, kinds, split=split, missing=missing), left_out
         except Untrainable as error:
             left_out[targets.pop(error.target)] = str(error)
     raise ValueError(f"{file} has no column that can be a target: {'; '.join(left_out.values())}")
@@ -324,6 +336,13 @@ def make_fixture(root: Path, rows: int = 24) -> None:
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
 
 
+def _kinds(given: Sequence[str]) -> dict[str, str]:
+    for text in given:
+        if "=" not in text:
+            raise ValueError(f"--kinds {text} must be TARGET=KIND, as in age=number.")
+    return dict(text.split("=", 1) for text in given)
+
+
 def main() -> None:
     """Print the inferred kinds of a table's columns, and write a configuration that trains on them."""
     parser = argparse.ArgumentParser("python -m mtl.data.image_table", description=main.__doc__)
@@ -336,6 +355,8 @@ def main() -> None:
     parser.add_argument("--make-fixture", type=Path, metavar="DIR", help="write a tiny example folder and exit")
     marks = "values that mark a missing label besides an empty cell, such as -1 NA; none: there are no others"
     parser.add_argument("--missing", nargs="*", metavar="VALUE", help=marks)
+    kinds = f"what a target is, where it is not what it seems to be: {', '.join(KINDS)}"
+    parser.add_argument("--kinds", nargs="*", default=[], metavar="TARGET=KIND", help=kinds)
     given = parser.parse_args()
     if given.make_fixture is not None:
         fixtures.write(make_fixture, given.make_fixture, parser)
@@ -347,10 +368,11 @@ def main() -> None:
     if given.missing is not None:
         arguments["missing"] = given.missing
     try:
-        data, left_out = describe(**arguments)
+        data, left_out = describe(**arguments, kinds=_kinds(given.kinds))
         print(f"train {len(data.train)}, val {len(data.val)}, test {len(data.test)} rows; an image is {data.image}")
         for target, column in data.columns.items():
-            print(f"  {target}: {column}\n    {data.counts[target]}")
+            named = "" if column.columns == (target,) else f" (the column {', '.join(column.columns)})"
+            print(f"  {target}{named}: {column}\n    {data.counts[target]}")
         for column_name, reason in left_out.items():
             print(f"  {column_name} is left out: {reason}")
         if given.write is not None:

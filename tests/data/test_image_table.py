@@ -410,3 +410,19 @@ def test_images_may_have_a_height_and_a_width(folder, augment):
 def test_another_image_size_is_refused(folder, size):
     with pytest.raises(ValueError, match=r"image_size=.* must be a whole number of 1 or more, or two of them"):
         ImageTable(folder(a=["x", "y", "z"] * 10), image_size=size)
+
+
+def test_a_column_whose_name_is_taken_is_renamed(folder):
+    names = ["type", "train", "total", "defaults", "keys", "my size", "forward", "colour"]
+    data = ImageTable(folder(**dict.fromkeys(names, ["x", "y", "z"] * 10)))
+    assert data.targets == ("type_label", "train_label", "total_label", "defaults_label", "keys_label", "my_size",
+                            "forward_label", "colour")  # fmt: skip
+
+
+def test_the_command_takes_kinds(folder, tmp_path):
+    root = folder(a=[1, 2, 5] * 10)
+    arguments = [sys.executable, "-m", "mtl.data.image_table", root, "--kinds"]
+    done = subprocess.run([*arguments, "a=number", "--write", str(tmp_path / "conf")], capture_output=True, text=True)
+    assert "a: number" in done.stdout, done.stderr
+    assert "out_features: 1" in (tmp_path / "conf" / "heads" / "mine.yaml").read_text()
+    assert "must be TARGET=KIND" in subprocess.run([*arguments, "a"], capture_output=True, text=True).stderr
