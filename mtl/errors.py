@@ -23,7 +23,10 @@ def require(name: str, value: Any, accepted: str, holds: bool) -> None:
 def require_positive(**sizes: int) -> None:
     """Raise ``ValueError`` for the first of the named whole numbers that is below 1."""
     for name, size in sizes.items():
-        require(name, size, "1 or more", size >= 1)
+        if isinstance(size, int | float):
+            require(name, size, "1 or more", size >= 1)
+        else:
+            require(name, size, "a whole number of 1 or more", False)
 
 
 def first_line(error: BaseException | str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# What an override may change: where and how the data are read, which the checkpoint's description then checks.
-ACCEPTED = ("data", "trainer.num_workers", "device")
+# What an override may change: how the model is measured, and where and how the data are read, which the checkpoint's
+# description then checks.
+ACCEPTED = ("data", "metrics", "trainer.num_workers", "device")
 
 
 def evaluate_checkpoint(
@@ -147,7 +148,7 @@ def main() -> None:
     """Print what is measured, a table, and the metrics as one JSON object on the last line."""
     parser = argparse.ArgumentParser("mtl-eval", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run folder for its best one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.root=FOLDER: data.*, or the device")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER: data.*, metrics.*, device")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", dest="which", help="of a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, mps")

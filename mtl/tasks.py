@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,22 @@ from mtl.data.labels import Labels
 class Task:
     """A task: its name, loss and metrics. Its head in the model and its target in the batch have the same name.
 
-    ``labels``: the targets that the loss accepts, if known.
+    ``labels``: the targets that the loss accepts, if known. ``own_metrics``: the metrics are named by the configuration
+    and not by the data set, so that they need not know a missing label: they see the labelled samples of a batch only.
     """
 
     name: str
     loss: Callable[[Any, Any], Tensor]
     metrics: dict[str, Metric] = field(default_factory=dict)
     labels: Labels | None = None
+    own_metrics: bool = False
+
+    def update_metrics(self, prediction: Any, target: Any) -> None:
+        """Add a batch to the metrics."""
+        if self.own_metrics and self.metrics:
+            prediction, target = _labelled_samples(self, prediction, target)
+        for metric in self.metrics.values():
+            metric.update(prediction, target)
 
     def to(self, device: torch.device) -> None:
         """Move the loss and the metrics to ``device``."""
@@ -104,6 +114,26 @@ def where_labelled(task: Task, target: Any) -> Tensor | None:
         return target.isnan().logical_not()
     ignore_index = getattr(task.loss, "ignore_index", None)
     return None if ignore_index is None else target != ignore_index
+
+
+def _labelled_samples(task: Task, prediction: Any, target: Any) -> tuple[Any, Any]:
+    """The samples of a batch that have a label, as the same parts of prediction and target.
+
+    Of a target with several labels a sample, as a map, samples with at least one stay whole.
+    """
+    mask = where_labelled(task, target)
+    if mask is None:
+        return prediction, target
+    rows = mask.reshape(len(mask), -1).any(1)
+    if rows.all():
+        return prediction, target
+    pick = partial(_pick, rows)
+    return pytree.tree_map_only(Tensor, pick, prediction), pick(target)
+
+
+def _pick(rows: Tensor, values: Tensor) -> Tensor:
+    """The rows of a tensor that has one a sample; any other tensor as it is."""
+    return values[rows] if values.dim() and len(values) == len(rows) else values
 
 
 def _class_weights(task: Task, target: Tensor) -> Tensor | None:

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from timm.utils import ModelEmaV3
 from torch import nn
+from torchmetrics import Metric
 from torchvision.transforms import v2
 
 from mtl.architectures.multi_input import Concatenated, common_space, own_samples, read_own_samples
@@ -84,7 +85,7 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     check_keys(data, "val", targets)
     features = dry_run_backbone(backbone, inputs)
     model = _make_model(cfg, data, backbone, features)
-    tasks = [Task(task, _make_loss(cfg.losses, task), make_metrics(data, task)) for task in names]
+    tasks = [_make_task(cfg, data, task) for task in names]
     _dry_run_tasks(cfg, model, tasks, features, targets)
     for task in tasks:
         task.to(device)
@@ -185,6 +186,18 @@ def _make_model(cfg: DictConfig, data: Any, backbone: nn.Module, features: Any) 
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _make_task(cfg: DictConfig, data: Any, name: str) -> Task:
+    """The task's loss, and its metrics: those of the configuration, or where it names none, the data set's."""
+    own = (cfg.get("metrics") or {}).get(name)
+    if own is None:
+        return Task(name, _make_loss(cfg.losses, name), make_metrics(data, name))
+    metrics = {str(metric): make(f"metrics.{name}.{metric}", own[metric]) for metric in own}
+    for metric, found in metrics.items():
+        if not isinstance(found, Metric):
+            raise ConfigError(f"metrics.{name}.{metric} ({type(found).__name__}) must be a torchmetrics.Metric.")
+    return Task(name, _make_loss(cfg.losses, name), metrics, own_metrics=True)
 
 
 def _make_loss(losses: DictConfig, task: str) -> Any:

@@ -33,16 +33,17 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
     for section in ("data", "backbone", "weighting", "strategy", "optimizer", "scheduler"):
-        _check_component(cfg, section)
+        _check_component(section, cfg[section])
     if "rule" in cfg.strategy:
-        _check_component(cfg, "strategy.rule")
+        _check_component("strategy.rule", cfg.strategy.rule)
     _check_optimizer_groups(cfg.optimizer.get("groups"))
     for section in ("heads", "losses"):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
             raise ConfigError(f"{section} must name at least one task.")
         for task in cfg[section] if "_target_" not in cfg[section] else ():
-            _check_component(cfg, f"{section}.{task}")
+            _check_component(f"{section}.{task}", cfg[section][task])
     _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
+    _check_metrics(cfg)
     _check_chosen(cfg)
     _check_options(cfg)
     _check_values(cfg)
@@ -59,8 +60,7 @@ def _check_keys(cfg: DictConfig, schema: type, prefix: str) -> None:
             _check_keys(cfg[key], section, f"{prefix}{key}.")
 
 
-def _check_component(cfg: DictConfig, key: str) -> None:
-    node = OmegaConf.select(cfg, key)
+def _check_component(key: str, node: Any) -> None:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ConfigError(f"{key} must be a mapping with a _target_, the class to build; it is {node}.")
     target, ours = str(node["_target_"]), OURS.get(key, ())
@@ -102,6 +102,22 @@ def _check_tasks(heads: list[str], losses: list[str]) -> None:
             f"heads and losses must name the same tasks, but heads has {', '.join(heads)} "
             f"and losses has {', '.join(losses)}."
         )
+
+
+def _check_metrics(cfg: DictConfig) -> None:
+    heads = [str(task) for task in cfg.heads]
+    for task, own in (cfg.get("metrics") or {}).items():
+        if task not in heads:
+            raise ConfigError(f"metrics.{task!s} names no task; {suggestion(str(task), heads)}.")
+        if not isinstance(own, DictConfig | None) or "_target_" in (own or {}):
+            raise ConfigError(
+                f"metrics.{task} must be a mapping of metrics by name, as in +metrics.{task}.auroc._target_=…, or {{}} "
+                f"for none; it is {own}."
+            )
+        for name, node in own.items() if own else ():
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", str(name)):
+                raise ConfigError(f"metrics.{task}.{name!s}: a metric's name may have letters, digits, _ . and - only.")
+            _check_component(f"metrics.{task}.{name!s}", node)
 
 
 def _check_chosen(cfg: DictConfig) -> None:

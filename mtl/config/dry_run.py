@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,8 +71,7 @@ def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]
     target = targets[task.name]
     pair = f"{name} with output of shape {_shape(prediction)} and targets of shape {_shape(target)}"
     _dry_run_loss(task, prediction, target, pair)
-    for metric_name, metric in task.metrics.items():
-        _dry_run_metric(f"{task.name}/{metric_name}", metric, prediction.detach(), target, pair)
+    _dry_run_metrics(task, pytree.tree_map_only(Tensor, torch.detach, prediction), target, pair)
     check_pairing(task, head, prediction, target)
     return labels_of(task.loss, prediction, target)
 
@@ -122,15 +122,25 @@ def _dry_run_loss(task: Any, prediction: Any, target: Any, pair: str) -> None:
         raise ConfigError(f"{named} changes its prediction or its target, which the metrics read too: {INSTEAD}.")
 
 
-def _dry_run_metric(name: str, metric: Any, prediction: Any, target: Any, pair: str) -> None:
-    try:
-        metric.update(prediction, target)
-    except Exception as error:
-        raise ConfigError(f"The metric {name} does not fit {pair}: {first_line(error)}") from error
-    value = metric.compute()
-    if not hasattr(value, "numel") or value.numel() != 1:
-        raise ConfigError(f"The metric {name} must give one number, but gives {_shape(value)}.")
-    metric.reset()
+def _dry_run_metrics(task: Any, prediction: Any, target: Any, pair: str) -> None:
+    """Each metric on the two samples, twice: some have no value for a single sample with a label."""
+    remedy = "" if task.own_metrics else f" (+metrics.{task.name} names others, and +metrics.{task.name}={{}} none)"
+    if task.own_metrics and not count_labels(task, target):
+        return
+    for name, metric in task.metrics.items():
+        alone = replace(task, metrics={name: metric})
+        key = f"The metric {task.name}/{name}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # two samples lack most classes
+                for _ in range(2):
+                    alone.update_metrics(prediction, target)
+                value = metric.compute()
+        except Exception as error:
+            raise ConfigError(f"{key} does not fit {pair}: {first_line(error)}{remedy}") from error
+        if not hasattr(value, "numel") or value.numel() != 1:
+            raise ConfigError(f"{key} must give one number, but gives {_shape(value)}{remedy}.")
+        metric.reset()
 
 
 def dry_run_chunks(task: Any, head: Any, features: Any, target: Any, count: int) -> None:

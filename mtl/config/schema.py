@@ -130,6 +130,7 @@ class Config:
     backbone: Any = MISSING
     heads: Any = MISSING
     losses: Any = MISSING
+    metrics: dict[str, Any] = field(default_factory=dict)  # task -> name -> metric; else the data set's
     share: list[str] = field(default_factory=list)
     freeze: list[str] = field(default_factory=list)
     tasks: list[str] | None = None

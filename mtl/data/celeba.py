@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, errors_named_by, find_root, imagenet, read_image
+from mtl.data.files import Read, Samples, errors_named_by, find_root, height_and_width, imagenet, read_image
 from mtl.data.metadata import digest
 from mtl.errors import require_positive
 
@@ -40,7 +41,7 @@ class CelebA:
     ``Img/img_align_celeba/*.jpg``, ``Anno/list_attr_celeba.txt`` and ``Eval/list_eval_partition.txt``, which defines
     the splits (162,770, 19,867 and 19,962 images). There is no augmentation.
 
-    Inputs: ``[B, 3, image_size, image_size]``, resized from 178×218 pixels to a square, as is usual, and normalised as
+    Inputs: ``[B, 3, *image_size]``, resized from 178×218 pixels, to a square as is usual, and normalised as
     the backbone wants. Targets: every attribute by its name, ``[B, 1]``, 1.0 or 0.0.
 
     Raises ValueError for missing files and malformed lists; when a sample is read, for an unreadable image. The message
@@ -49,16 +50,17 @@ class CelebA:
 
     targets = ATTRIBUTES
 
-    def __init__(self, root: str, batch_size: int = 256, image_size: int = 64) -> None:
-        require_positive(batch_size=batch_size, image_size=image_size)
+    def __init__(self, root: str, batch_size: int = 256, image_size: int | Sequence[int] = 64) -> None:
+        require_positive(batch_size=batch_size)
+        size = height_and_width(image_size)
         folder = find_root(root, {IMAGES: "the images", LABELS: "the attributes", PARTITION: "the splits"}, SOURCE)
         self.batch_size, self.kinds = batch_size, dict.fromkeys(ATTRIBUTES, "class")
-        self.input_info = {"in_channels": 3, "image_size": image_size}
+        self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
         self._folder = folder / IMAGES
         labels = _read_labels(folder / LABELS)
         partition = _read_partition(folder / PARTITION, labels)
-        resize = v2.Resize([image_size, image_size])
-        self.normalize, self.metadata = imagenet(), {"transform": {"resize": [image_size, image_size]}}
+        resize = v2.Resize(size)
+        self.normalize, self.metadata = imagenet(), {"transform": {"resize": size}}
 
         def samples(split: int) -> Samples:
             names = partition.index[partition == split]

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mtl.data.augment import Depth, Normals
 from mtl.data.pixels import to_rgb
-from mtl.errors import first_line
+from mtl.errors import first_line, require
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,15 @@ def find_root(root: str, needed: Mapping[str, str], source: str) -> Path:
     if missing:
         raise ValueError(f"root={root}: {folder.absolute()} lacks {', '.join(missing)}: {source}")
     return folder
+
+
+def height_and_width(image_size: int | Sequence[int]) -> list[int]:
+    """The height and width of images, of which one number is both; ValueError for anything else."""
+    sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+    fine = len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
+    accepted = "a whole number of 1 or more, or two of them, [height, width]"
+    require("image_size", image_size, accepted, fine)
+    return sides
 
 
 def splits(

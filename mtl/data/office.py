@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import errors_named_by, find_root, imagenet, read_image
+from mtl.data.files import errors_named_by, find_root, height_and_width, imagenet, read_image
 from mtl.data.metadata import digest
 from mtl.errors import require, require_positive
 
@@ -37,7 +37,7 @@ class Office:
     ``root`` has the images, and ``lists`` (default: the same folder) has ``<domain>_{train,val,test}.txt`` with lines
     ``path class``; usually 60 / 20 / 20 % of the images. There is no augmentation.
 
-    Inputs: a dict domain -> ``[B, 3, image_size, image_size]``, normalised as the backbone wants. Targets: a
+    Inputs: a dict domain -> ``[B, 3, *image_size]``, normalised as the backbone wants. Targets: a
     dict domain -> classes. A training batch has ``batch_size`` images of every domain. An epoch is one pass over the
     largest domain; smaller domains start over when they end, so that each of their images is used equally often, and a
     batch may have an image twice. Validation and test use every image once.
@@ -55,14 +55,15 @@ class Office:
         classes: int,
         lists: str | None = None,
         batch_size: int = 64,
-        image_size: int = 224,
+        image_size: int | Sequence[int] = 224,
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        require_positive(batch_size=batch_size, classes=classes, image_size=image_size)
+        require_positive(batch_size=batch_size, classes=classes)
+        size = height_and_width(image_size)
         require("domains", list(domains), "a list of one name or more", bool(domains))
         self.targets, self.classes, self.batch_size = tuple(domains), classes, batch_size
-        self.input_info = {"in_channels": 3, "image_size": image_size}
+        self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
         self.kinds = dict.fromkeys(domains, "class")
         needed = {f"{domain}_train.txt": "a list of images" for domain in domains}
         folder = find_root(lists or root, needed, SOURCE)
@@ -76,11 +77,11 @@ class Office:
         known = metadata["classes"] if metadata else None
         self.metadata = {
             "classes": _class_folders(every, classes, known),
-            "transform": {"resize": [image_size, image_size]},
+            "transform": {"resize": size},
         }
         self.normalize = imagenet()
         self.train, self.val, self.test = (
-            OwnImages(images, own, image_size, self.normalize, seed if split == "train" else None)
+            OwnImages(images, own, size, self.normalize, seed if split == "train" else None)
             for split, own in lists_of.items()
         )
 
@@ -93,7 +94,12 @@ class OwnImages(Dataset):
     """One split: sample i has an image of every domain, or, with ``seed=None``, of those with more than i images."""
 
     def __init__(
-        self, root: Path, images: dict[str, Images], image_size: int, normalize: v2.Normalize, seed: int | None = None
+        self,
+        root: Path,
+        images: dict[str, Images],
+        image_size: list[int],
+        normalize: v2.Normalize,
+        seed: int | None = None,
     ) -> None:
         self._root, self._images, self._image_size, self._normalize = root, images, image_size, normalize
         every = [item for own in images.values() for item in own]
@@ -135,7 +141,7 @@ class OwnImages(Dataset):
         return int(order[(epoch * len(self) + index) % len(order)])
 
     def _read(self, path: str) -> Tensor:
-        image = F.resize(read_image(self._root / path), [self._image_size, self._image_size], antialias=True)
+        image = F.resize(read_image(self._root / path), self._image_size, antialias=True)
         return self._normalize(F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True))
 
 

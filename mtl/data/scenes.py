@@ -44,7 +44,7 @@ class Scenes:
 
     def __init__(self, batch_size: int = 16, image_size: int = 64, size: int = 2000, seed: int = 0) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("image_size", image_size, 8), ("size", size, 5)):
-            require(name, value, f"{least} or more", value >= least)
+            require(name, value, f"{least} or more", isinstance(value, int) and value >= least)
         self.batch_size = batch_size
         self.kinds = {"segmentation": "segmentation", "depth": "depth", "normals": "normals", "edges": "mask"}
         self.input_info = {"in_channels": 3, "image_size": image_size}

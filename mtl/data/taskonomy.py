@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mtl.data.files import (
     as_classes,
     check_shape,
     find_root,
+    height_and_width,
     imagenet,
     read_image,
     read_png,
@@ -57,7 +59,7 @@ class Taskonomy:
     the smaller editions, are skipped and counted in the log. ``augment``: training samples are flipped with
     probability 1/2.
 
-    Inputs: ``[B, 3, image_size, image_size]``, normalised as the backbone wants. Targets of that size:
+    Inputs: ``[B, 3, *image_size]``, normalised as the backbone wants. Targets of that size:
     ``segment_semantic`` (18 classes, 0 if missing), ``depth_zbuffer``, ``keypoints2d`` and ``edge_texture``
     (``[B, 1, …]``, shifted and scaled as in task grouping, NaN for unknown depth), ``normal`` (``[B, 3, …]``, the zero
     vector for unknown depth).
@@ -69,19 +71,25 @@ class Taskonomy:
     targets = ("segment_semantic", "depth_zbuffer", "normal", "keypoints2d", "edge_texture")
 
     def __init__(
-        self, root: str, batch_size: int = 32, image_size: int = 256, validation: float = 0.1, augment: bool = True
+        self,
+        root: str,
+        batch_size: int = 32,
+        image_size: int | Sequence[int] = 256,
+        validation: float = 0.1,
+        augment: bool = True,
     ) -> None:
-        require_positive(batch_size=batch_size, image_size=image_size)
+        require_positive(batch_size=batch_size)
+        size = height_and_width(image_size)
         needed = dict.fromkeys(("rgb", *self.targets), "a folder a building")
         self._root = find_root(root, needed | {TRAIN: "buildings", TEST: "buildings"}, SOURCE)
         self.batch_size = batch_size
         self.kinds = dict.fromkeys(self.targets, "depth") | {"segment_semantic": "segmentation", "normal": "normals"}
-        self.input_info = {"in_channels": 3, "image_size": image_size}
+        self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
         buildings = splits(self._buildings(TRAIN), self._buildings(TEST), validation)
         train, val, test = ([item for building in part for item in self._views(building)] for part in buildings)
-        resize = v2.Resize([image_size, image_size])
+        resize = v2.Resize(size)
         training = v2.Compose([resize, v2.RandomHorizontalFlip()]) if augment else resize
-        self.normalize, self.metadata = imagenet(), {"transform": {"resize": [image_size, image_size]}}
+        self.normalize, self.metadata = imagenet(), {"transform": {"resize": size}}
         items = train, val, test
         self.train, self.val, self.test = split_samples(items, self._read, self.normalize, training, resize)
 

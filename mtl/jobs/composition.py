@@ -155,6 +155,8 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     unknown = f"{key} is not a key of the configuration"
     if key.startswith("hydra."):
         return f"{unknown}; mtl-train --cfg hydra prints Hydra's own keys."
+    if key.startswith("metrics."):
+        return f"{unknown} yet: write +{key}=… to add it."
     config = _without(key, arguments)
     parent, name, rest = _first_unknown(config, key)
     if name in RESERVED:  # Hydra's own keys of a component

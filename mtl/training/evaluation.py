@@ -40,8 +40,7 @@ def evaluate(engine: Engine, batches: Iterable, device: torch.device) -> dict[st
                         sums[task.name] += task.loss(prediction, target).item() * count
                 counts[task.name] += count
                 present[task.name] += 1
-                for metric in task.metrics.values():
-                    metric.update(prediction, target)
+                task.update_metrics(prediction, target)
     own = torch.tensor([[*numbers.values()] for numbers in (sums, counts, present)], dtype=torch.float64)
     sums, counts, present = (dict(zip(sums, row, strict=True)) for row in all_reduce(own).tolist())
     results = {f"loss/{name}": sums[name] / count for name, count in counts.items() if count}

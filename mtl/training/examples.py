@@ -109,6 +109,8 @@ def _predict(
             for inputs, targets in Batches(dataset, [(0, [index])], 0, split="test", on_error="skip"):
                 arguments = {}
                 for task, prediction in predictions(engine, to_device(inputs, device), targets):
+                    if not isinstance(prediction, Tensor):  # an own head's, which no kind describes
+                        continue
                     target = targets[task.name]
                     mask = where_labelled(task, target)
                     arguments[task.name] = (

@@ -14,9 +14,11 @@ from PIL import Image
 
 from mtl.config import check, load
 from mtl.config.build import build
-from mtl.data.image_table import ImageTable, infer, read_table, share_out
+from mtl.data.columns import infer
+from mtl.data.image_table import ImageTable
 from mtl.data.loader import Batches, sequential
 from mtl.data.metadata import describe, meaning_changes
+from mtl.data.tables import read_table, share_out
 from mtl.train import train
 
 N = 30
@@ -64,7 +66,7 @@ NUMBERS = [float(i) for i in range(N)]
 @pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
 def test_what_a_column_is_taken_for(folder, values, kind, name):
     root = folder(name, a=values)
-    assert infer(read_table(Path(root) / name), ["a"], Path(name)) == kind
+    assert infer(read_table(Path(root) / name)[0], ["a"], Path(name)) == kind
     data = ImageTable(root, name)
     assert data.columns["a"].kind == kind and data.targets == ("a",)
     missing = [value is None for value in values]
@@ -214,7 +216,7 @@ def test_splits_may_be_a_column(folder):
 
 COLUMNS = dict(
     word=["cat", "dog", "cow"] * 10, number=NUMBERS, digit=[1, 2, 3] * 10, yes=[True, None, False] * 10,
-    half=[0.5, None, 1.5] * 10,
+    halves=[0.5, None, 1.5] * 10,
 )  # fmt: skip
 
 
@@ -237,7 +239,7 @@ def test_a_table_is_read_with_the_classes_and_statistics_of_the_run(folder):
     number = stored["metadata"]["targets"]["number"]
     expected = (3 * np.array(NUMBERS) - number["mean"][0]) / number["std"][0]
     np.testing.assert_allclose(torch.cat(every(data, "number")), expected, rtol=1e-5)
-    for name in ("yes", "half"):
+    for name in ("yes", "halves"):
         torch.testing.assert_close(torch.stack(every(data, name)), torch.stack(before[name]), equal_nan=True)
     anew = describe(ImageTable(folder(**some), image_size=8))
     assert len(meaning_changes(stored, anew)) > 2, "the negative control: learnt anew they mean something else"
@@ -345,7 +347,7 @@ def test_a_mistake_is_one_sentence_with_the_file_and_row(folder, columns, argume
         ("labels.csv", "", "cannot be read: No columns to parse from file"),
         ("labels.csv", 'file,a\n1,2\n1,2,3,4\n', "cannot be read: Error tokenizing data"),
         ("labels.parquet", "text", "cannot be read: "),
-        ("labels.txt", "text", "labels=labels.txt must end in .csv or .parquet."),
+        ("labels.xlsx", "text", "labels=labels.xlsx must end in .csv, .tsv, .txt or .parquet."),
     ],
 )  # fmt: skip
 def test_a_table_that_is_none_is_named(tmp_path, name, content, words):
@@ -394,3 +396,33 @@ def test_the_command_says_what_it_found_and_what_is_wrong(folder, tmp_path):
                              ((root, "--image", "b"), "image=b is no column")):  # fmt: skip
         wrong = command(*arguments)
         assert wrong.returncode in (1, 2) and words in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_may_have_a_height_and_a_width(folder, augment):
+    data = ImageTable(folder(a=["x", "y", "z"] * 10), image_size=[24, 32], augment=augment)
+    assert data.input_info["image_size"] == [24, 32]
+    assert data.train[0][0].shape == data.val[0][0].shape == (3, 24, 32)
+    assert ImageTable(folder(a=["x", "y", "z"] * 10), image_size=24).input_info["image_size"] == 24
+
+
+@pytest.mark.parametrize("size", [[24], [24, 32, 3], [24, 0], [24, 1.5], 0])
+def test_another_image_size_is_refused(folder, size):
+    with pytest.raises(ValueError, match=r"image_size=.* must be a whole number of 1 or more, or two of them"):
+        ImageTable(folder(a=["x", "y", "z"] * 10), image_size=size)
+
+
+def test_a_column_whose_name_is_taken_is_renamed(folder):
+    names = ["type", "train", "total", "defaults", "keys", "my size", "forward", "colour"]
+    data = ImageTable(folder(**dict.fromkeys(names, ["x", "y", "z"] * 10)))
+    assert data.targets == ("type_label", "train_label", "total_label", "defaults_label", "keys_label", "my_size",
+                            "forward_label", "colour")  # fmt: skip
+
+
+def test_the_command_takes_kinds(folder, tmp_path):
+    root = folder(a=[1, 2, 5] * 10)
+    arguments = [sys.executable, "-m", "mtl.data.image_table", root, "--kinds"]
+    done = subprocess.run([*arguments, "a=number", "--write", str(tmp_path / "conf")], capture_output=True, text=True)
+    assert "a: number" in done.stdout, done.stderr
+    assert "out_features: 1" in (tmp_path / "conf" / "heads" / "mine.yaml").read_text()
+    assert "must be TARGET=KIND" in subprocess.run([*arguments, "a"], capture_output=True, text=True).stderr

@@ -1,0 +1,175 @@
+"""The columns of a table as targets: their kind, and their values as classes, binary labels or standardised numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from torch import nn
+
+from mtl.data.table_checks import Untrainable, how_to_name, is_mark
+from mtl.data.tables import first_row
+from mtl.losses import IGNORED
+
+KINDS = ("class", "labels", "number")
+TAKEN = ("total", "defaults")  # loss/total is the sum of the tasks' losses, and Hydra reads the other
+FEW = 20  # integers with at most this many distinct values are classes
+
+
+@dataclass(frozen=True)
+class Column:
+    """A target: its ``kind`` and its columns of the table.
+
+    ``classes`` are the values of a class target, in the order of their indices. ``mean`` and ``std`` are the statistics
+    of a number over the training rows, one per column.
+    """
+
+    kind: str
+    columns: tuple[str, ...]
+    classes: tuple[Any, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        more = f" and {len(self.classes) - FEW} more" if len(self.classes) > FEW else ""
+        return self.kind + (f" of {', '.join(map(repr, self.classes[:FEW]))}{more}" if self.classes else "")
+
+    @property
+    def width(self) -> int:
+        """The number of outputs that a head needs."""
+        return len(self.classes) if self.kind == "class" else len(self.columns)
+
+
+def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
+    """The kind of a target with these columns; ValueError if they are ambiguous."""
+    values = [table[column].dropna() for column in columns]
+    for column, own in zip(columns, values, strict=True):
+        if not len(own):
+            raise ValueError(f"{file}: the column {column} is empty.")
+    if len(columns) > 1:
+        if all(own.isin([0, 1]).all() for own in values):
+            return "labels"
+        if all(is_numeric_dtype(own) for own in values):
+            return "number"
+        raise ValueError(f"{file}: the columns {', '.join(columns)} are neither all 0 and 1 nor all numbers.")
+    (own,), (column,) = values, columns
+    if is_numeric_dtype(own) and not is_bool_dtype(own):
+        whole = bool((own % 1 == 0).all())
+        return "class" if whole and own.nunique() <= FEW else "number"
+    is_number = pd.to_numeric(own, errors="coerce").notna() if not _is_boolean(own) else pd.Series(False, own.index)
+    if is_number.mean() > 0.5:
+        row = own.index[~is_number][0]
+        remedy = f"; if it marks a missing label, {how_to_name([own[row]])}" if is_mark(own[row]) else ""
+        raise ValueError(
+            f"{file}, row {row + 1}: {column} is {own[row]}, but most values of this column are numbers{remedy}."
+        )
+    if len(own) > FEW and own.nunique() > len(own) / 2:
+        raise ValueError(
+            f"{file}: {column} has {own.nunique()} different texts in {len(own)} rows, too many for classes; name the "
+            "columns that are targets, as in data.targets={breed: breed}."
+        )
+    return "class"
+
+
+def encode(
+    table: pd.DataFrame, name: str, kind: str, columns: tuple[str, ...], train: NDArray[np.bool_], file: Path
+) -> tuple[Column, NDArray[Any]]:
+    """A target and its value in every row."""
+    if kind not in KINDS:
+        raise ValueError(f"kinds.{name}={kind} must be one of {', '.join(KINDS)}.")
+    if kind == "class":
+        if len(columns) > 1:
+            raise ValueError(
+                f"targets.{name}={list(columns)}: a class has one column; for several, use labels or number."
+            )
+        own = table[columns[0]]
+        classes = sorted(own.dropna().unique().tolist(), key=lambda value: (isinstance(value, str), value))
+        if len(classes) < 2:
+            raise ValueError(f"{file}: {columns[0]} has {len(classes)} different values; a class needs two or more.")
+        codes = pd.Categorical(own, categories=classes).codes.astype(np.int64)
+        plain = (
+            int(v) if isinstance(v, float) and v.is_integer() else v if isinstance(v, str | int | float) else str(v)
+            for v in classes
+        )  # an integer column with an empty cell is read as floats; and a checkpoint holds no dates
+        return Column(kind, columns, tuple(plain)), np.where(codes < 0, IGNORED, codes)
+    values = np.stack([_numbers(table[column], kind, file) for column in columns], 1)
+    if kind == "labels":
+        return Column(kind, columns), values.astype(np.float32)
+    known = ~np.isnan(values[train])
+    for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
+        if not own[seen].size or not own[seen].std():
+            raise Untrainable(name, f"{file}: {column} is constant in the training rows, so it cannot be learnt.")
+    mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
+    scaled = ((values - mean) / std).astype(np.float32)
+    return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
+
+
+def encode_as(column: Column, table: pd.DataFrame, file: Path) -> NDArray[Any]:
+    """A target's value in every row, with the classes and statistics of the run that ``column`` comes from."""
+    if column.kind == "class":
+        own = table[column.columns[0]]
+        index = {str(value): i for i, value in enumerate(column.classes)} | {v: i for i, v in enumerate(column.classes)}
+        codes = np.array([index.get(value, index.get(str(value), -1)) for value in own.tolist()], np.int64)
+        codes[own.isna()] = IGNORED
+        if (codes == -1).any():
+            row = first_row(codes == -1)
+            raise ValueError(
+                f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}, a class that the model does not know; its "
+                f"classes are {', '.join(map(str, column.classes))}."
+            )
+        return codes
+    values = np.stack([_numbers(table[name], column.kind, file) for name in column.columns], 1)
+    if column.kind == "number":
+        values = (values - np.array(column.mean)) / np.array(column.std)
+    return values.astype(np.float32)
+
+
+def known_columns(
+    metadata: Mapping[str, Any], targets: Mapping[str, str | Sequence[str]] | None, kinds: Mapping[str, str] | None
+) -> dict[str, Column]:
+    """The targets in another run's metadata; ValueError if ``targets`` or ``kinds`` are given and differ from them."""
+    known = {
+        name: Column(own["kind"], *(tuple(own[key]) for key in ("columns", "classes", "mean", "std")))
+        for name, own in metadata["targets"].items()
+    }
+    asked = {name: tuple(as_list(own)) for name, own in (targets or {}).items()}
+    if asked and asked != {name: column.columns for name, column in known.items()}:
+        raise ValueError(f"targets={asked} are not those that the model was trained with: {', '.join(known)}.")
+    for name, kind in (kinds or {}).items():
+        if name in known and known[name].kind != kind:
+            raise ValueError(f"kinds.{name}={kind}, but the model was trained with {known[name].kind}.")
+    return known
+
+
+def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
+    """A column as numbers, NaN if missing; ValueError with the row for text, infinity, or a label besides 0 and 1."""
+    numbers = own.astype(float) if _is_boolean(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
+    fine = numbers.isin([0, 1]) if kind == "labels" else np.isfinite(numbers)
+    wrong = own.notna() & ~fine
+    if wrong.any():
+        row = first_row(wrong)
+        accepted = "0, 1" if kind == "labels" else "a finite number"
+        raise ValueError(f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}; it must be {accepted} or empty.")
+    return numbers.to_numpy(np.float64)
+
+
+def _is_boolean(own: pd.Series) -> bool:
+    return is_bool_dtype(own) or (own.dtype == object and all(isinstance(value, bool) for value in own))
+
+
+def as_list(columns: str | Sequence[str]) -> list[str]:
+    """A target's columns, of which one may be given as a text alone."""
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def target_name(column: str) -> str:
+    """The column's name as a task name: letters, digits, _ and - only, and no name that torch or Hydra has taken."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", column).strip("_") or "column"
+    return f"{name}_label" if name in TAKEN or hasattr(nn.ModuleDict, name) or hasattr(nn.Module(), name) else name

@@ -1,0 +1,172 @@
+"""Tables of labels: reading them from CSV or Parquet, and sharing their rows out over the splits."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mtl.data.files import errors_named_by
+from mtl.data.image_paths import find_image_column
+from mtl.data.metadata import hash_names
+from mtl.data.table_checks import is_mark
+
+log = logging.getLogger(__name__)
+
+TEXT, PARQUET = (".csv", ".tsv", ".txt"), ".parquet"
+SEPARATORS = (",", ";", "\t", "|")
+
+
+def read_table(
+    file: Path, image: str | None = None, missing: Sequence[Any] = (), folder: Path | None = None
+) -> tuple[pd.DataFrame, str]:
+    """Read a table of labels, with the column ``image`` as text; return it with that column's name.
+
+    Without ``image`` it is the first column with paths of files in ``folder``. In a text file, commas, semicolons, tabs
+    or | separate the columns, numbers may have decimal commas, and only an empty cell, NaN and the values in
+    ``missing`` are missing labels, because None and NA may be names of classes. A column that only numbers the rows, as
+    pandas writes it, is left out.
+    """
+    marks = [mark for value in missing for mark in _spellings("null" if value is None else value)]
+    if file.suffix.lower() not in (*TEXT, PARQUET):
+        raise ValueError(f"labels={file.name} must end in {', '.join(TEXT)} or {PARQUET}.")
+    read = _read_parquet if file.suffix.lower() == PARQUET else _read_text
+    with errors_named_by(file):
+        table, name = read(file, image, marks, folder)
+        if not len(table):
+            raise ValueError("it has no rows")
+    return table.drop(columns=[column for column in table if column != name and _is_index(table[column])]), name
+
+
+def _read_parquet(file: Path, image: str | None, marks: Sequence[Any], folder: Path | None) -> tuple[pd.DataFrame, str]:
+    table = _named(pd.read_parquet(file).reset_index(drop=True))
+    name = image or _image_column(table, folder)
+    for column in table.columns.drop(name, errors="ignore"):
+        bare = table[column].map(lambda value: value.strip() if isinstance(value, str) else value)
+        table[column] = table[column].mask(bare.isin(["", *marks]))
+    return table, name
+
+
+def _read_text(file: Path, image: str | None, marks: Sequence[Any], folder: Path | None) -> tuple[pd.DataFrame, str]:
+    content = _decode(file.read_bytes())
+    separator = _separator(content)
+    read = partial(pd.read_csv, sep=separator, keep_default_na=False)
+    texts = read(io.StringIO(content), dtype=str)
+    name = image or _image_column(texts, folder)
+    empty = {column: ["", "nan", "NaN", *(() if column == name else marks)] for column in texts.columns}
+    for column, gaps in empty.items():  # a mark with spaces around it is one too
+        gaps += [text for text in texts[column].unique() if text.strip() in gaps]
+    table = _named(read(io.StringIO(content), na_values=empty, dtype={name: str}))
+    for column in table.columns.drop(name, errors="ignore"):
+        table[column] = _with_decimal_points(table[column], separator)
+    return table, name
+
+
+def _image_column(table: pd.DataFrame, folder: Path | None) -> str:
+    return str(table.columns[0]) if folder is None or not len(table) else find_image_column(table, folder)
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    return table.set_axis([str(column) for column in table.columns], axis=1)
+
+
+def _decode(content: bytes) -> str:
+    """The text of a file in UTF-8, or in another Unicode encoding that its first bytes tell."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"line {line} is not UTF-8; save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
+        ) from error
+
+
+def _separator(content: str) -> str:
+    """What separates the columns: a sign that every row has as often as the header, the comma before others."""
+    for sign in SEPARATORS:
+        rows = [row for row in islice(csv.reader(io.StringIO(content), delimiter=sign), 100) if row]
+        if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
+            return sign
+    return SEPARATORS[0]
+
+
+def _with_decimal_points(own: pd.Series, separator: str) -> pd.Series:
+    """A column of texts as 5,25 as numbers; ValueError where the comma may also be one of thousands."""
+    texts = own[own.map(lambda value: isinstance(value, str) and not is_mark(value))]
+    if not len(texts) or not texts.str.fullmatch(r"[-+]?\d+(,\d+)*").all() or not texts.str.contains(",").any():
+        return own
+    if separator != ";" and texts.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})*").all():
+        raise ValueError(
+            f"{own.name} has {texts[texts.str.contains(',')].iloc[0]}, whose comma may be that of decimals or of "
+            "thousands; write the numbers with a decimal point"
+        )
+    if texts.str.count(",").max() > 1:
+        return own
+    log.info("%s has decimal commas", own.name)
+    numbers = texts.str.replace(",", ".").astype(float)
+    return (
+        numbers.reindex(own.index)
+        if len(texts) == own.notna().sum()
+        else own.astype(object).where(~own.index.isin(texts.index), numbers.reindex(own.index))
+    )
+
+
+def _is_index(own: pd.Series) -> bool:
+    """Whether a column only numbers the rows from 0 or 1 on, and is named so or has no name."""
+    if not re.fullmatch(r"unnamed: \d+|id|idx|index|__index_level_0__", str(own.name).casefold()):
+        return False
+    numbers = pd.to_numeric(own, errors="coerce").to_numpy()
+    return any(np.array_equal(numbers, np.arange(first, first + len(own))) for first in (0, 1))
+
+
+def _spellings(mark: Any) -> list[Any]:
+    """A mark as it may stand in a column of texts and in one of numbers."""
+    number = pd.to_numeric(mark, errors="coerce")
+    return [str(mark)] if pd.isna(number) else [str(mark), float(number)]
+
+
+def check_column(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
+    """The column's name; ValueError with the option ``key`` that names it where the table has no such column."""
+    if column not in table.columns:
+        raise ValueError(f"{key}={column} is no column of {file}; its columns are {', '.join(table.columns)}.")
+    return column
+
+
+def first_row(wrong: Any) -> int:
+    """The number of the first true row, counted from 1 below the header."""
+    return int(np.flatnonzero(np.asarray(wrong))[0]) + 1
+
+
+def share_out(names: Sequence[str], shares: Mapping[str, float], file: Path) -> dict[str, str]:
+    """The split of each name, by a hash: about ``shares`` of them are held out, the others are for training.
+
+    A name's split does not depend on the other names, unless a split would be empty: it then takes the name whose hash
+    is the nearest, and a warning says so.
+    """
+    places = hash_names(names).numpy().view(np.uint64) / 2.0**64
+    edges = np.cumsum([0.0, *shares.values(), 1 - sum(shares.values())])
+    parts = [*shares, "train"]
+    found = np.searchsorted(edges[1:-1], places, side="right")
+    for number, part in enumerate(parts):
+        counts = np.bincount(found, minlength=len(parts))
+        if not counts[number] and counts.max() > 1:
+            distance = np.maximum(edges[number] - places, places - edges[number + 1])
+            nearest = int(np.where(counts[found] > 1, distance, np.inf).argmin())
+            found[nearest] = number
+            log.warning(
+                "%s: the hash of the names puts none of %d images into %s, so that it takes %s; with more images that "
+                "one may be in another split.", file, len(names), part, names[nearest],
+            )  # fmt: skip
+    return {name: parts[number] for name, number in zip(names, found, strict=True)}

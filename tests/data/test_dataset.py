@@ -1,0 +1,105 @@
+"""A torch data set of one's own: its split, what it tells the backbone, and its mistakes in one sentence each."""
+
+import pytest
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from mtl.config import check, load
+from mtl.config.build import build
+from mtl.data.dataset import OwnDataset
+from mtl.train import train
+
+
+class Blots(Dataset):
+    def __init__(self, size=40, shape=(3, 8, 6), form="right"):
+        self.size, self.shape, self.form = size, tuple(shape), form
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        image, targets = torch.full(self.shape, float(index)), {"colour": index % 3, "size": torch.tensor([0.1])}
+        forms = {"right": (image, targets), "pair": (image, 2), "three": (image, 2, 3), "one": image,
+                 "other": (image, {"colour": 1}), "empty": (image, {})}  # fmt: skip
+        return forms[self.form]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ()
+
+
+def numbers(split):
+    return [int(inputs[0, 0, 0]) for inputs, _ in (split[i] for i in range(len(split)))]
+
+
+def test_every_sample_is_in_one_split_which_its_own_seed_decides():
+    data = OwnDataset(Blots())
+    parts = [numbers(split) for split in (data.train, data.val, data.test)]
+    assert list(map(len, parts)) == [28, 6, 6] and sorted(n for part in parts for n in part) == list(range(40))
+    torch.manual_seed(1)
+    again = OwnDataset(Blots())
+    assert [numbers(split) for split in (again.train, again.val, again.test)] == parts
+    assert numbers(OwnDataset(Blots(), split_seed=1).val) != parts[1], "negative control"
+
+
+def test_a_split_of_its_own_is_not_held_out():
+    data = OwnDataset(Blots(), val_dataset=Blots(5), test_dataset=Blots(7))
+    assert [len(split) for split in (data.train, data.val, data.test)] == [40, 5, 7]
+    assert [len(split) for split in (OwnDataset(Blots(), test_dataset=Blots(7)).train,)] == [34]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((3, 8, 6), {"in_channels": 3, "image_size": [8, 6]}),
+        ((1, 8, 8), {"in_channels": 1, "image_size": 8}),
+        ((5,), {"in_features": 5}),
+        ((2, 5), {}),
+    ],
+)
+def test_what_the_backbone_is_told(shape, expected):
+    assert OwnDataset(Blots(shape=shape)).input_info == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dataset": Stream()}, r"dataset \(Stream\) has no __len__"),
+        ({"dataset": Blots(0)}, "has no sample"),
+        ({"dataset": Blots(form="one")}, "the first sample is a Tensor; a sample is"),
+        ({"dataset": Blots(form="three")}, "the first sample is a tuple of 3; a sample is"),
+        ({"dataset": Blots(form="pair")}, "the targets of the first sample are a int; a sample is"),
+        ({"dataset": Blots(form="empty")}, "the targets of the first sample are a dict of 0"),
+        ({"dataset": Blots(), "val_dataset": Blots(form="other")}, "val_dataset has the targets colour, but dataset"),
+        ({"dataset": Blots(), "test_dataset": Blots(shape=(3, 8, 8))}, r"test_dataset has inputs of shape \[3, 8, 8\]"),
+        ({"dataset": Blots(), "validation": 1.5}, "validation=1.5 must be from 0 to below 1"),
+        ({"dataset": Blots(2), "test": 0.5}, "leave none of 2 samples"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        OwnDataset(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_example_trains(tmp_path, monkeypatch):
+    """The YAML of the docstring, with the data set of this file."""
+    import textwrap
+
+    from hydra import initialize_config_dir
+
+    from mtl.config.instantiate import CONF
+
+    text = textwrap.dedent(OwnDataset.__doc__.split("blots.yaml``::\n")[1].split("``mtl-train")[0])
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "blots.yaml").write_text(text.strip() + "\n")
+    (tmp_path / "mine.py").write_text("from support.own_parts import OwnImages as Blots\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = load([f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "+experiment=blots", "trainer.max_steps=1",
+                    "data.batch_size=4", "tracker=jsonl", "device=cpu"])  # fmt: skip
+    check(cfg)
+    parts, _ = build(cfg)
+    assert [(task.name, list(task.metrics)) for task in parts.tasks] == [("colour", ["accuracy"]), ("size", [])]
+    train(cfg, tmp_path / "run")
