@@ -96,6 +96,12 @@ class ImageTable:
         self.targets = tuple(self.columns)
         self.counts = {name: self._inspect(table, name, parts, missing) for name in self.targets}
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
+        self.class_names = {
+            name: c.columns if c.kind == "labels" else c.classes
+            for name, c in self.columns.items()
+            if c.classes or c.width > 1
+        }
+        self.scales = {name: (c.mean, c.std) for name, c in self.columns.items() if c.kind == "number"}
         self.batch_size = batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
         self.normalize = imagenet()

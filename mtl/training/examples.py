@@ -6,10 +6,12 @@
 - ``depth``: ``[1, H, W]``, in colours from the target's minimum to its maximum;
 - ``normals``: ``[3, H, W]``, the axes as red, green and blue;
 - ``mask``: values from 0 to 1 and logits, ``[1, H, W]``, in grey;
-- ``class``: a class and logits ``[C]``, or values 0 and 1 and as many logits; as text;
+- ``class``: a class and logits ``[C]``, or values 0 and 1 and as many logits; as text, a wrong prediction marked so;
 - ``value``: numbers, as text.
 
-A target's pixels without a label are black.
+A target's pixels without a label are black, and a text without one is a dash. ``data.class_names[target]``, where there are
+some, are the names of the classes, or of the values 0 and 1; ``data.scales[target]`` are the mean and the deviation by
+which numbers were standardised, so that they are shown in their own units.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from mtl.training.loaders import to_device
 log = logging.getLogger(__name__)
 
 FOLDER, FILE = "examples", "examples.json"
+NO_LABEL = "–"
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Drawn = dict[str, "Pixels | str"]  # "target" and "prediction"
@@ -55,17 +58,29 @@ def write_examples(folder: Path, engine: Engine, data: Any, device: torch.device
         return
     try:
         # Every rank runs the model, which may be sharded over them; rank 0 draws.
-        predicted = list(_predict(engine, data.test, kinds, device, count))
+        predicted = list(_predict(engine, data, device, count))
         if get_rank() == 0:
             _write(folder / FOLDER, predicted)
     except Exception as error:
         log.warning("No pictures of examples: %s: %s", type(error).__name__, first_line(error))
 
 
-def draw(kind: str, target: Tensor, prediction: Tensor, labelled: Tensor | None = None) -> Drawn:
-    """One sample's target and prediction, as pixels or as text; ``labelled`` is the mask of the target's labels."""
-    if kind in ("class", "value"):
-        return _as_text(kind, target, prediction)
+def draw(
+    kind: str,
+    target: Tensor,
+    prediction: Tensor,
+    labelled: Tensor | None = None,
+    classes: Sequence[Any] | None = None,
+    scale: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Drawn:
+    """One sample's target and prediction, as pixels or as text; ``labelled`` is the mask of the target's labels.
+
+    ``classes``: the names of the classes; ``scale``: the mean and deviation of standardised numbers.
+    """
+    if kind == "value":
+        return _values_as_text(target, prediction, scale)
+    if kind == "class":
+        return _classes_as_text(target, prediction, labelled, classes)
     target, prediction = target.float(), prediction.float()
     if kind == "segmentation":
         pictures = [_colour_mapped(x / 19, "tab20") for x in (target % 20, prediction.argmax(0) % 20)]
@@ -84,26 +99,49 @@ def draw(kind: str, target: Tensor, prediction: Tensor, labelled: Tensor | None 
     return {"target": pictures[0], "prediction": pictures[1]}
 
 
-def _as_text(kind: str, target: Tensor, prediction: Tensor) -> Drawn:
-    if kind == "value":
-        return {name: _join(x) for name, x in (("target", target), ("prediction", prediction))}
+def _values_as_text(target: Tensor, prediction: Tensor, scale: tuple[Sequence[float], Sequence[float]] | None) -> Drawn:
+    mean, std = (torch.tensor(part) for part in scale or (0.0, 1.0))
+    return {"target": _join(target * std + mean), "prediction": _join(prediction * std + mean)}
+
+
+def _classes_as_text(
+    target: Tensor, prediction: Tensor, labelled: Tensor | None, classes: Sequence[Any] | None
+) -> Drawn:
     # Binary attributes have one logit each, classes one logit a class.
-    found = (prediction > 0).long() if target.is_floating_point() else prediction.argmax(0)
-    return {"target": _join(target), "prediction": _join(found)}
+    binary = target.is_floating_point()
+    found = (prediction > 0).to(target) if binary else prediction.argmax(0)
+    known = torch.ones_like(target, dtype=torch.bool) if labelled is None else labelled
+    in_words = _attributes if binary else _class
+    wrong = " (wrong)" if ((found != target) & known).any() else ""
+    return {
+        "target": in_words(target, known, classes),
+        "prediction": in_words(found, torch.ones_like(known), classes) + wrong,
+    }
+
+
+def _class(index: Tensor, known: Tensor, classes: Sequence[Any] | None) -> str:
+    if not known.all():
+        return NO_LABEL
+    return _join(index) if classes is None or index.dim() else str(classes[int(index)])
+
+
+def _attributes(values: Tensor, known: Tensor, classes: Sequence[Any] | None) -> str:
+    """The names of the attributes that are 1, with a question mark where one has no label; else the values."""
+    if classes is None:
+        return _join(values.where(known, torch.nan))
+    rows = zip(classes, values.flatten().tolist(), known.flatten().tolist(), strict=True)
+    return ", ".join(str(name) if has else f"{name}?" for name, value, has in rows if value == 1 or not has) or "none"
 
 
 def _join(values: Tensor) -> str:
-    return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
+    return ", ".join(NO_LABEL if value != value else f"{value:.4g}" for value in values.flatten().tolist())
 
 
 def _predict(
-    engine: Engine,
-    dataset: Any,
-    kinds: Mapping[str, str],
-    device: torch.device,
-    count: int,
+    engine: Engine, data: Any, device: torch.device, count: int
 ) -> Iterator[tuple[int, dict[str, Tensor], dict[str, tuple]]]:
     """For each sample: its index, its images (by task, if each has its own), and the arguments of ``draw`` by task."""
+    dataset, classes, scales = data.test, getattr(data, "class_names", {}), getattr(data, "scales", {})
     with inference(engine):
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
             for inputs, targets in Batches(dataset, [(0, [index])], 0, split="test", on_error="skip"):
@@ -114,7 +152,8 @@ def _predict(
                     target = targets[task.name]
                     mask = where_labelled(task, target)
                     arguments[task.name] = (
-                        kinds[task.name], target[0], prediction[0].float().cpu(), None if mask is None else mask[0]
+                        data.kinds[task.name], target[0], prediction[0].float().cpu(),
+                        None if mask is None else mask[0], classes.get(task.name), scales.get(task.name),
                     )  # fmt: skip
                 images = inputs if isinstance(inputs, dict) else {"": inputs}
                 yield index, {name: image[0] for name, image in images.items()}, arguments

@@ -67,11 +67,25 @@ def test_masks_are_probabilities():
 
 
 def test_classes_attributes_and_values_are_text():
-    assert draw("class", torch.tensor(3), torch.tensor([0.1, 2.0, 1.0])) == {"target": "3", "prediction": "1"}
-    attributes = draw("class", torch.tensor([1.0, 0.0]), torch.tensor([-0.2, 0.3]))
-    assert attributes == {"target": "1, 0", "prediction": "0, 1"}
+    logits = torch.tensor([0.1, 2.0, 1.0])
+    assert draw("class", torch.tensor(1), logits) == {"target": "1", "prediction": "1"}
+    assert draw("class", torch.tensor(2), logits) == {"target": "2", "prediction": "1 (wrong)"}
+    attributes = draw("class", torch.tensor([1.0, 0.0]), torch.tensor([-0.2, -0.3]))
+    assert attributes == {"target": "1, 0", "prediction": "0, 0 (wrong)"}
     value = draw("value", torch.tensor([1.25]), torch.tensor([0.123456]))
     assert value == {"target": "1.25", "prediction": "0.1235"}
+
+
+def test_classes_have_their_names_and_numbers_their_units():
+    names, logits = ("cat", "dog"), torch.tensor([0.1, 2.0])
+    assert draw("class", torch.tensor(0), logits, None, names) == {"target": "cat", "prediction": "dog (wrong)"}
+    unlabelled = draw("class", torch.tensor(-100), logits, torch.tensor(False), names)
+    assert unlabelled == {"target": "–", "prediction": "dog"}
+    traits = torch.tensor([1.0, torch.nan, 0.0]), torch.tensor([3.0, 3.0, -3.0]), torch.tensor([True, False, True])
+    assert draw("class", *traits, ("tame", "old", "wild")) == {"target": "tame, old?", "prediction": "tame, old"}
+    assert draw("class", torch.zeros(2), -torch.ones(2), None, ("tame", "wild"))["target"] == "none"
+    numbers = draw("value", torch.tensor([0.5, torch.nan]), torch.tensor([-1.0, 1.0]), scale=((20, 3), (4, 2)))
+    assert numbers == {"target": "22, –", "prediction": "16, 5"}
 
 
 def test_an_unknown_kind_is_named():
@@ -113,7 +127,9 @@ def test_digits_have_text_that_is_what_the_model_says(tmp_path):
         predictions = parts.model.eval()(images)
     for task in ("left", "right"):
         expected = {"kind": "class", "target": str(targets[task].item())}
-        assert first["tasks"][task] == expected | {"prediction": str(predictions[task].argmax().item())}
+        found = str(predictions[task].argmax().item())
+        mark = "" if found == expected["target"] else " (wrong)"
+        assert first["tasks"][task] == expected | {"prediction": found + mark}
     assert pixels(tmp_path, first["image"]).shape == (32, 32, 3)
 
 
