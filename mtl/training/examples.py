@@ -9,8 +9,8 @@
 - ``class``: a class and logits ``[C]``, or values 0 and 1 and as many logits; as text, a wrong prediction marked so;
 - ``value``: numbers, as text.
 
-A target's pixels without a label are black, and a text without one is a dash. ``data.class_names[target]``, where there are
-some, are the names of the classes, or of the values 0 and 1; ``data.scales[target]`` are the mean and the deviation by
+A target's pixels without a label are black, and a text without one is a dash. ``data.class_names[target]``, where there
+are some, are the names of the classes, or of the attributes; ``data.scales[target]`` are the mean and the deviation by
 which numbers were standardised, so that they are shown in their own units.
 """
 
