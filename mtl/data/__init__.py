@@ -10,7 +10,7 @@ The object that ``data`` in the configuration names has
 - ``input_info``: arguments for the backbone's constructor, such as ``in_channels`` and ``image_size`` of images, or
   ``vocabulary`` and ``context`` of text;
 - ``batch_size``;
-- ``kinds``, for images: target -> how ``examples/`` shows it; optional beside it ``class_names`` (target -> the names by
+- ``kinds``, for images: target -> how ``examples/`` shows it; optional beside it ``class_names`` (target -> names by
   index) and ``scales`` (target -> mean and deviation of standardised numbers); see mtl.training.examples;
 - ``metadata``, where it learns from its files: a dict of plain types and tensors with everything that the numbers mean,
   as the names of classes in the order of their indices, means and deviations, or a vocabulary. The constructor then
