@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 from mtl.descriptions import SMALL_COSINES, TOLERANCE, describe, of_orthogonal
 from mtl.runs.files import read_json, read_metrics, read_yaml
+
+PAIRS = 6  # most pairs of tasks whose cosines are shown
 
 
 def task_names(metrics: Mapping[str, Any]) -> list[str]:
@@ -88,24 +91,31 @@ def _contents(folder: Path) -> list[str]:
 
 
 def conflict_table(folder: Path) -> str | None:
-    """The mean of every conflict metric over the run and over its last quarter, what it is, and what it is of as many
-    orthogonal gradients of one norm; None without conflict metrics.
+    """The conflict metrics of a run, and what each is; None without any.
 
-    A mean is over the steps that have the metric: a pair has none where a task is absent.
+    Of each, the mean over the run and over its last quarter, and its value for as many orthogonal gradients of one
+    norm. A mean is over the steps that have the metric: a pair has none where a task is absent. Of more than PAIRS
+    pairs those with the lowest cosines are shown.
     """
     rows = [row for row in read_metrics(folder, "train") if any(name.startswith("conflict/") for name in row)]
     if not rows:
         return None
     whole, late = mean_conflict(rows), mean_conflict(rows[-max(1, len(rows) // 4) :])
     count = sum(name.startswith("conflict/norm/") for name in whole)
-    lines = []
+    pairs = sorted((name for name in whole if name.startswith("conflict/cos/")), key=lambda name: whole[name])
+    lines: list[list[Any]] = []
+    said = None
     for name, value in whole.items():
+        if name in pairs[PAIRS:]:
+            continue
         known, expected = describe(name), of_orthogonal(name, count)
+        words = known.words if known and known is not said else ""
+        said = known
         orthogonal = "–" if expected is None else float(expected)
-        short = name.removeprefix("conflict/")
-        lines.append([short, value, late.get(name, "–"), orthogonal, known.words if known else ""])
+        lines.append([name.removeprefix("conflict/"), value, late.get(name, "–"), orthogonal, words])
     found = table(["gradient conflict", "whole run", "last quarter", "if orthogonal", "what it is"], lines)
-    return f"{found}\nconflict.tolerance={tolerance(folder):g}. {SMALL_COSINES}"
+    more = f"The {PAIRS} lowest of {len(pairs)} cosines are shown. " if len(pairs) > PAIRS else ""
+    return f"{found}\n" + fill(f"{more}conflict.tolerance={tolerance(folder):g}. {SMALL_COSINES}", 120)
 
 
 def tolerance(folder: Path) -> float:

@@ -54,6 +54,14 @@ def test_conflict_is_averaged_over_the_run_and_its_last_quarter(tmp_path):
     assert conflict_table(tmp_path) is None
 
 
+def test_of_many_pairs_those_with_the_lowest_cosines_are_shown(tmp_path):
+    cosines = {f"conflict/cos/{i}~9": 0.1 * i for i in range(9)}
+    write_rows(tmp_path, {"split": "train", "step": 1, **cosines})
+    shown = [line.split()[0] for line in conflict_table(tmp_path).splitlines() if line.startswith("cos/")]
+    assert shown == [f"cos/{i}~9" for i in range(6)]
+    assert "The 6 lowest of 9 cosines are shown." in conflict_table(tmp_path)
+
+
 def test_the_overview_names_what_differs_and_what_failed(tmp_path):
     write_run(tmp_path / "0", overrides=["seed=0", "strategy=naive"], test={"loss/a": 0.25})
     write_run(tmp_path / "1", overrides=["seed=1", "strategy=naive"], status="failed", error="RuntimeError: no")
