@@ -116,7 +116,7 @@ def test_a_resumed_run_leaves_what_a_whole_one_leaves(tmp_path):
     [
         ("bakbone", "freeze=bakbone: the model has no submodule bakbone; did you mean backbone"),
         ("backbone.model.conv3", r"backbone.model \(a ResNet\) has no submodule conv3; did you mean conv1"),
-        ("backbone.model.conv1.weight", r"backbone.model.conv1 \(a Conv2d\) has no submodule weight; it has none"),
+        ("backbone.model.conv1.0.weight", r"conv1.0 \(a Conv2d\) has no submodule weight; it has none"),
         ("left", r"the model has no submodule left; accepted: backbone, heads"),
     ],
 )

@@ -6,9 +6,12 @@ import re
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
@@ -238,12 +241,10 @@ def test_a_failed_job_holds_on_to_no_memory(tmp_path, monkeypatch):
         held.append(weakref.ref(big))
         raise RuntimeError("out of luck")
 
-    class Here:
-        @staticmethod
-        def get():
-            return type("C", (), {"runtime": type("R", (), {"output_dir": str(tmp_path)})})
-
-    monkeypatch.setattr("mtl.jobs.job.HydraConfig", Here)
+    runtime = SimpleNamespace(output_dir=str(tmp_path), config_sources=[], choices={})
+    task = SimpleNamespace(task=OmegaConf.create([]))
+    here = SimpleNamespace(runtime=runtime, mode=RunMode.MULTIRUN, overrides=task)
+    monkeypatch.setattr(HydraConfig, "get", lambda: here)
     with pytest.raises(JobFailed) as caught:
         run_job(body, OmegaConf.create({"skip_finished": False}))
     assert held[0]() is None

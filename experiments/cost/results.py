@@ -34,7 +34,8 @@ def ratio(rows: Mapping[str, Mapping[str, Any]], name: str, beside: str = "naive
     """A step's time over another one's, round by round; over naive, over the mean of the round's two naive steps."""
     compared = rows[beside]["seconds"]
     if beside == "naive" and AGAIN in rows and name not in (beside, AGAIN):
-        compared = [(a + b) / 2 for a, b in zip(compared, rows[AGAIN]["seconds"], strict=True)]
+        both = zip(compared, rows[AGAIN]["seconds"], strict=True)
+        compared = [None if a is None or b is None else (a + b) / 2 for a, b in both]
     pairs = zip(rows[name]["seconds"], compared, strict=True)
     return spread(a / b for a, b in pairs if a is not None and b is not None)
 

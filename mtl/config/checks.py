@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,13 @@ def _check_component(key: str, node: Any) -> None:
         raise ConfigError(f"{key}._target_={target} cannot be imported (there is no package {package}); {OWN_CODE}")
     known = arguments_of(target)
     for argument in node:
-        if known is not None and argument not in (*known, *RESERVED, *ours):
+        if known is not None and argument not in (*known, *RESERVED, *ours) and node[argument] is not None:
             raise ConfigError(unknown_argument(key, str(argument), target, known))
 
 
-def unknown_argument(key: str, argument: str, target: str, known: Iterable[str]) -> str:
+def unknown_argument(key: str, argument: str, target: str, known: Collection[str]) -> str:
     """The sentence for an argument of the component at ``key`` that its class ``target`` does not take."""
-    hint = suggestion(argument, known)
+    hint = suggestion(argument, known) if known else "it takes none"
     leave_out = "" if hint.startswith("did you mean") else f"; ~{key}.{argument} leaves it out"
     return f"{key}.{argument} is not an argument of {target}; {hint}{leave_out}."
 

@@ -20,6 +20,11 @@ MEMBERS = ("targets", "metrics", "input_info", "batch_size", "train", "val", "te
 def check_data(data: Any) -> None:
     """ConfigError for a data set that lacks a member, or has a split without samples; see mtl.data."""
     name = f"data ({type(data).__name__})"
+    if hasattr(data, "__getitem__") and not hasattr(data, "train"):
+        raise ConfigError(
+            f"{name} is a data set without splits: name it as data.dataset._target_, with data._target_="
+            "mtl.data.dataset.OwnDataset, which splits it."
+        )
     for member in MEMBERS:
         if not hasattr(data, member):
             close = difflib.get_close_matches(member, [own for own in vars(data) if own not in MEMBERS], n=1)

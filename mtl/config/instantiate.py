@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mtl.config.checks import OWN_CODE, RESERVED, unknown_argument
+from mtl.config.checks import RESERVED, unknown_argument
 from mtl.config.schema import Config
 from mtl.errors import ConfigError, first_line
 
@@ -57,6 +57,8 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     target = import_target(key, node)
+    # Hydra cannot delete a key that is null, where another class takes the place of the one that had the argument.
+    node = {name: value for name, value in node.items() if value is not None or not _refuses(target, name)}
     check_arguments(key, target, node, offered, raw)
     filled = {name: value for name, value in offered.items() if node.get(name) is None and _takes(target, name)}
     try:
@@ -84,7 +86,7 @@ def import_target(key: str, node: Mapping[str, Any]) -> Any:
         return get_object(node["_target_"])
     except Exception as error:
         raise ConfigError(
-            f"{key}._target_={node['_target_']} cannot be imported ({first_line(error.__cause__ or error)}); {OWN_CODE}"
+            f"{key}._target_={node['_target_']} cannot be imported: {first_line(error.__cause__ or error)}."
         ) from error
 
 
@@ -151,6 +153,15 @@ def _accepts(hint: Any, value: Any) -> bool:
         return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     # Tensors, containers and functions are never written as one word or number.
     return hint in (Any, object) or not inspect.isclass(origin or hint)
+
+
+def _refuses(target: Any, name: str) -> bool:
+    """Whether it is known that a class or function has no such argument."""
+    signature = _signature(target)
+    if signature is None or name in RESERVED:
+        return False
+    parameters = signature[0]
+    return name not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
 
 
 def _takes(target: Any, name: str) -> bool:

@@ -67,18 +67,21 @@ def _check_broadcasting(
     name: str, function: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor
 ) -> None:
     """ConfigError where shapes of other axes give the same as both repeated to one shape, [B, 1] and [B] to [B, B]."""
-    if prediction.dim() == target.dim() or len(target) < 2:
+    if prediction.dim() == target.dim() or len(target) < 2 or len(prediction) != len(target):
         return
+    # Of a number of samples that no other axis has: two samples of two classes would pass for pairs.
+    count = 2 + max(prediction.shape[1:] + target.shape[1:], default=1)
+    outputs, labels_shape = (torch.Size([count, *x.shape[1:]]) for x in (prediction, target))
     try:
-        shape = torch.broadcast_shapes(prediction.shape, target.shape)
+        shape = torch.broadcast_shapes(outputs, labels_shape)
     except RuntimeError:  # there is no such shape
         return
     generator = torch.Generator().manual_seed(0)
-    made = torch.rand(prediction.shape, generator=generator)
+    made = torch.rand(outputs, generator=generator)
     # Neighbours differ, so that a mean over all pairs is not one over the samples; 0 and 1 are labels of every kind.
-    labels = (torch.arange(target.numel()) % 2).reshape(target.shape).to(target.dtype)
+    labels = (torch.arange(labels_shape.numel()) % 2).reshape(labels_shape).to(target.dtype)
     if target.is_floating_point():
-        labels = torch.rand(target.shape, generator=generator).to(target.dtype)
+        labels = torch.rand(labels_shape, generator=generator).to(target.dtype)
     alone = _quietly(function, made, labels)
     repeated = _quietly(function, made.expand(shape), labels.expand(shape))
     if alone == _quietly(function, made, torch.zeros_like(labels)):  # the target does not count

@@ -73,7 +73,8 @@ def _check_loss(task: Task, prediction: Any, target: Any, batch_size: int, train
         )  # fmt: skip
     log.info(
         "%s is not the mean over its labels: val and test have the mean of its values on batches of %d, and depend on "
-        "data.batch_size", name, batch_size,
+        "data.batch_size; a loss that leaves labels out says which by ignore_index or labelled(target)",
+        name, batch_size,
     )  # fmt: skip
 
 

@@ -158,6 +158,8 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     if key.startswith("metrics."):
         return f"{unknown} yet: write +{key}=… to add it."
     config = _without(key, arguments)
+    if _has(config, key):  # Hydra takes a null for a key that is not there
+        return f"{key} is null, and so has no value to take away."
     parent, name, rest = _first_unknown(config, key)
     if name in RESERVED:  # Hydra's own keys of a component
         return f"{unknown}; write +{key}=…."
@@ -174,6 +176,11 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
         others = ", ".join(name for name in siblings if name != "_target_") or "none"
         return f"{unknown}; {parent} has {others}, and +{key}=… is another argument of {target}."
     return f"{unknown}; {parent} has {', '.join(siblings) or 'no keys'}."
+
+
+def _has(config: Any, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    return name in _names(config, parent)
 
 
 def _first_unknown(config: Any, key: str) -> tuple[str, str, str]:

@@ -96,7 +96,7 @@ def _run_or_skip(body: Body, cfg: DictConfig, folder: Path, stop: StopSignal) ->
         log.info("%s is finished, and skipped", folder)
         return _best_value(folder)
     write_status(folder, "running")
-    log.info("building %s in %s", _choices(), folder)
+    log.info("building %s", _choices())
     value = body(cfg, folder, stop)
     write_status(folder, "finished")
     return value

@@ -91,7 +91,9 @@ def diagnose(
     cause = f" (the inputs of the samples {_few(bad)} are not finite)" if bad else ""
     losses = [f"the loss of {name} is {loss.item()}" for name, loss in result.losses.items() if not loss.isfinite()]
     if losses:
-        return " and ".join(losses) + cause
+        unlabelled = [name for name, loss in result.losses.items() if not loss.isfinite() and _has_nan(targets, name)]
+        gaps = f" (labels of {_few(unlabelled)} are missing, NaN: the loss must leave them out)" if unlabelled else ""
+        return " and ".join(losses) + cause + gaps
     named = [name for name, parameter in engine.model.named_parameters() if not _finite(parameter.grad)]
     # Ranks differ in the tasks of their batches: a rank without a task would keep the others waiting.
     guilty = [] if is_distributed() else _tasks_not_finite(engine, inputs, targets)
@@ -125,6 +127,11 @@ def _finite_samples(inputs: Any) -> list[bool]:
     ]
     same = [answer for answer in answers if answer.shape == answers[0].shape]
     return torch.stack(same).all(0).tolist() if same else []
+
+
+def _has_nan(targets: Mapping[str, Any], task: str) -> bool:
+    target = targets.get(task)
+    return isinstance(target, Tensor) and bool(target.isnan().any())
 
 
 def _finite(gradient: Tensor | None) -> bool:

@@ -38,4 +38,8 @@ def without_untrained(state: TrainState, metrics: Mapping[str, float]) -> dict[s
 def warn_of_unmeasured(split: str, tasks: Sequence[str], metrics: Mapping[str, float]) -> None:
     """Name the tasks that have no label in the split that gave these metrics."""
     if names := [name for name in tasks if f"loss/{name}" not in metrics]:
-        log.warning("%s: no label in %s, so that its metrics have no value there", ", ".join(names), split)
+        log.warning(
+            "%s: no label in %s, so that its metrics have no value there, and loss/total is without it",
+            ", ".join(names),
+            split,
+        )

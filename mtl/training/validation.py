@@ -29,7 +29,7 @@ class Validation:
         self._state, self._plan, self._tracker, self._device = state, plan, tracker, parts.device
         limit = cfg.trainer.limit_val_batches
         self._limit = "" if limit is None else f" (trainer.limit_val_batches={limit})"
-        self._absent_said = self._no_value_said = False
+        self._no_value_said = False
         self._batches = eval_batches(parts.data, "val", cfg, state.tasks, state.unreadable)
 
     def run(self, step: int) -> tuple[float, dict[str, float]] | None:
@@ -59,15 +59,8 @@ class Validation:
         return self._plan.patience is not None and self._state.waited >= self._plan.patience
 
     def _warn_once(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Say which tasks the val split has no label of, and that the monitored metric has no value."""
+        """Say that the monitored metric has no value."""
         monitor = self._state.monitor
-        absent = [task.name for task in self._state.tasks if f"loss/{task.name}" not in metrics]
-        if absent and not self._absent_said:
-            self._absent_said = True
-            log.warning(
-                "the evaluation of step %d found no label of %s in the val split: loss/total is without it%s",
-                step, " and ".join(absent), self._limit,
-            )  # fmt: skip
         if monitor.value(metrics) is None and not self._no_value_said:
             self._no_value_said = True
             log.warning(

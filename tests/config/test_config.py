@@ -154,6 +154,13 @@ def test_heads_and_losses_follow_the_data():
     assert set(options("heads")) >= set(options("data")) and set(options("losses")) >= set(options("data"))
 
 
+def test_null_for_an_argument_that_another_class_does_not_have_is_no_argument():
+    parts, _ = built("+losses.left.invalid=null", "+heads.left.extra=null")
+    assert type(parts.tasks[0].loss) is torch.nn.CrossEntropyLoss
+    with pytest.raises(ConfigError, match=r"losses.left.invalid is not an argument of"):
+        built("+losses.left.invalid=0")
+
+
 def test_class_weights_are_a_list_of_numbers():
     parts, _ = built("+losses.left.weight=[1,2,1,1,1,1,1,1,1,1]")
     assert parts.tasks[0].loss.weight.tolist() == [1, 2, 1, 1, 1, 1, 1, 1, 1, 1]

@@ -86,6 +86,11 @@ def test_a_member_that_is_missing_or_empty_is_named(members, words):
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
+def test_a_plain_data_set_is_told_what_splits_it():
+    with pytest.raises(ConfigError, match=r"^data \(TensorDataset\) is a data set without splits: name"):
+        check_data(torch.utils.data.TensorDataset(torch.zeros(4)))
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
     ("make", "words"),

@@ -64,8 +64,13 @@ def test_no_loss_compares_every_sample_with_every_other_one(loss, shape):
     run(loss, target[:, None])  # the negative control
 
 
+def test_two_samples_of_two_classes_are_no_pairs():
+    run(nn.CrossEntropyLoss(), torch.tensor([0, 1]), 2, accuracy=MulticlassAccuracy(num_classes=2))
+    run(nn.CrossEntropyLoss(), torch.tensor([0, 1]), 2, f1=MulticlassF1Score(num_classes=2))
+
+
 def test_integer_targets_are_broadcast_as_little():
-    with pytest.raises(ConfigError, match=r"for \[2, 2\], and so compares every sample with others"):
+    with pytest.raises(ConfigError, match=r"for \[3, 3\], and so compares every sample with others"):
         run(Squared(), torch.tensor([0, 3]))
     run(Squared(), torch.tensor([[0], [3]]))
 

@@ -35,6 +35,7 @@ def sentence(*arguments):
         (["strategy.scael=2"], ["strategy has token_chunks, and +strategy.scael=… is another argument"]),
         (["backbone.optoins.x=1"], ["backbone.optoins.x is not a key", "another argument of mtl.backbones.Timm"]),
         (["scheduler=constant", "scheduler.warmup_t=3"], ["scheduler has factor, and +scheduler.warmup_t=…"]),
+        (["~backbone.features"], ["backbone.features is null, and so has no value to take away."]),
         (["optimizer.backbone.lr=0"], ["optimizer.backbone.lr is not", "mean optimizer.groups.backbone.lr"]),
         (["heads.left._args_=[1]"], ["heads.left._args_ is not a key", "write +heads.left._args_=…."]),
         (["hydra.run.dirr=x"], ["mtl-train --cfg hydra prints Hydra's own keys"]),

@@ -39,7 +39,8 @@ def sizes(*splits):
 
 
 def warnings_of(caplog):
-    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.name.startswith("mtl.training")]
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.name.startswith("mtl.training")]
+    return [text for text in said if "warm-up" not in text]  # the runs are that short
 
 
 @pytest.mark.parametrize("mark", [False, True])
@@ -71,7 +72,8 @@ def test_a_split_without_labels_of_a_task_is_said_once(train_tiny, lacking, capl
     lacking("right", sizes=sizes("val", "test"))
     train_tiny()
     assert warnings_of(caplog) == [
-        f"right: no label in {split}, so that its metrics have no value there" for split in ("val", "test")
+        f"right: no label in {split}, so that its metrics have no value there, and loss/total is without it"
+        for split in ("val", "test")
     ]
 
 
