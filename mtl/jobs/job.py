@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.errors import ConfigError
-from mtl.jobs.composition import composition_errors
+from mtl.jobs.composition import composition_errors, wants_tracebacks
 from mtl.jobs.folder import folder_lock, remove_untrained
 from mtl.jobs.launch import RankFailed
 from mtl.jobs.overrides import command_line, config_folder, expand_resume
@@ -60,8 +59,7 @@ def run_job(body: Body, cfg: DictConfig) -> Any:
     except Exception as error:
         mistake = _is_mistake(error)
         expected = mistake or isinstance(error, RankFailed)
-        is_asked = os.environ.get("HYDRA_FULL_ERROR") == "1"  # as Hydra reads it
-        log.error("%s", _message(error), exc_info=not expected or is_asked)
+        log.error("%s", _message(error), exc_info=not expected or wants_tracebacks())
         _clear_frames(error)
         if mistake and HydraConfig.get().mode == RunMode.RUN:
             remove_untrained(folder)
