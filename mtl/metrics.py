@@ -90,6 +90,19 @@ def regression(invalid: float | None = None) -> dict[str, Metric]:
     return {"abs_err": MaskedMean(_absolute, labelled), "rmse": MaskedMean(_squared, labelled, root=True)}
 
 
+def standardised(deviations: Sequence[float], endings: Sequence[str]) -> dict[str, Metric]:
+    """For numbers ``[B, columns]`` that were divided by their deviation, NaN if missing: ``abs_err`` and ``rmse``.
+
+    They are in the unit of each column: ``deviations`` has each column's, and ``endings`` end its metrics' names.
+    """
+    found: dict[str, Metric] = {}
+    for i, (ending, std) in enumerate(zip(endings, deviations, strict=True)):
+        labelled = partial(_is_number, i)
+        found[f"abs_err{ending}"] = MaskedMean(partial(_absolute_in_units, i, std), labelled)
+        found[f"rmse{ending}"] = MaskedMean(partial(_squared_in_units, i, std), labelled, root=True)
+    return found
+
+
 def normals(batch_mean: bool = False) -> dict[str, Metric]:
     """For surface normals ``[B, 3, H, W]``: the angle between prediction and target, in degrees.
 
@@ -334,6 +347,18 @@ def _squared(prediction: Tensor, target: Tensor) -> Tensor:
 
 def _relative(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).abs() / target
+
+
+def _is_number(i: int, target: Tensor) -> Tensor:
+    return target[:, i].isnan().logical_not()
+
+
+def _absolute_in_units(i: int, std: float, prediction: Tensor, target: Tensor) -> Tensor:
+    return std * (prediction[:, i] - target[:, i]).abs()
+
+
+def _squared_in_units(i: int, std: float, prediction: Tensor, target: Tensor) -> Tensor:
+    return (std * (prediction[:, i] - target[:, i])).square()
 
 
 def _as_integers(target: Tensor) -> Tensor:

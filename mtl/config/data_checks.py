@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtl.config.checks import suggestion
+from mtl.data import SPLITS
 from mtl.data.loader import Batches, sequential
-from mtl.data.metadata import SPLITS
 from mtl.errors import ConfigError
 
 log = logging.getLogger(__name__)

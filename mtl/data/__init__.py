@@ -22,3 +22,5 @@ The object that ``data`` in the configuration names has
 - ``inputs_per_task``: true if every task has inputs of its own. Then a batch's inputs are a dict task -> inputs, and
   the data sets have ``samples(task, indices)``: the indices of a batch for which the task has a sample.
 """
+
+SPLITS = ("train", "val", "test")

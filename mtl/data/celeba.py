@@ -16,7 +16,8 @@ from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, errors_named_by, find_root, height_and_width, imagenet, read_image
+from mtl.data.files import Read, Samples, height_and_width, imagenet, read_image
+from mtl.data.folder import errors_named_by, find_root
 from mtl.data.metadata import digest
 from mtl.errors import require_positive
 

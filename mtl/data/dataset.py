@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchmetrics import Metric
 
-from mtl.data.metadata import SPLITS
+from mtl.data import SPLITS
 from mtl.errors import require_positive
 
 EXAMPLE = "a sample is (input, {'colour': 2, 'size': 0.5}), as in mtl.data.dataset"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +18,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from mtl.data.augment import Depth, Normals
+from mtl.data.folder import errors_named_by
 from mtl.data.pixels import to_rgb
-from mtl.errors import first_line, require
+from mtl.errors import require
 
 log = logging.getLogger(__name__)
 
@@ -82,20 +82,6 @@ def imagenet() -> v2.Normalize:
 # ------------------------------------------------------------------------------------------ at the start
 
 
-def find_root(root: str, needed: Mapping[str, str], source: str) -> Path:
-    """The folder ``root``, which must contain all ``needed`` paths (relative path -> description).
-
-    ValueError with the missing paths, the folder, and ``source``: a sentence on how to get the files.
-    """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"root={root}: there is no folder {folder.absolute()}: {source}")
-    missing = [f"{path} ({what})" for path, what in needed.items() if not (folder / path).exists()]
-    if missing:
-        raise ValueError(f"root={root}: {folder.absolute()} lacks {', '.join(missing)}: {source}")
-    return folder
-
-
 def height_and_width(image_size: int | Sequence[int]) -> list[int]:
     """The height and width of images, of which one number is both; ValueError for anything else."""
     sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
@@ -146,21 +132,16 @@ def split_samples(
 # --------------------------------------------------------------------------------------------- one file
 
 
-@contextmanager
-def errors_named_by(file: Path) -> Iterator[None]:
-    """Turn every error inside the context into a ValueError that names the file."""
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist.")
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{file} cannot be read: {first_line(error)}") from error
-
-
 def read_image(file: Path) -> tv_tensors.Image:
     """An image file as RGB ``[3, H, W]``: uint8, or float32 from 0 to 1 where it is deeper; see :func:`to_rgb`."""
     with errors_named_by(file), Image.open(file) as image:
         return tv_tensors.Image(torch.from_numpy(to_rgb(image)).permute(2, 0, 1))
+
+
+def read_labelled(folder: Path, item: tuple[str, dict[str, Any]]) -> Read:
+    """The image at a path in ``folder`` as :func:`read_image`, and its labels as tensors."""
+    name, labels = item
+    return read_image(folder / name), {target: torch.as_tensor(label) for target, label in labels.items()}
 
 
 def read_png(file: Path, modes: Sequence[str]) -> NDArray[Any]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 Array = NDArray[Any]
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> Array:
     """A random smooth field ``[height, width]``, from 0 to 1."""
+    from scipy.ndimage import gaussian_filter  # slow to import, and no command needs it but to write scenes
+
     field = gaussian_filter(rng.normal(size=(height, width)), min(height, width) / 6, mode="reflect")
     return (field - field.min()) / (np.ptp(field) or 1)
 

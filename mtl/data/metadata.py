@@ -18,17 +18,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-SPLITS = ("train", "val", "test")
+from mtl.data import SPLITS
+from mtl.data.names import hash_names
+
 MEANING = ("targets", "kinds", "input_info", "metadata", "normalize")
 SHOWN = 3  # names in a sentence
 
 Description = Mapping[str, Any]
-
-
-def hash_names(names: Iterable[str]) -> Tensor:
-    """A number for each name, ``[N]``, int64, spread evenly: it depends on the name alone."""
-    digests = (hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names)
-    return torch.from_numpy(np.frombuffer(b"".join(digests), "<i8").astype(np.int64))
 
 
 def digest(*arrays: Any) -> str:
@@ -68,7 +64,7 @@ def _describe_split(split: Any) -> dict[str, Any]:
     names = getattr(split, "names", None)
     return {
         "size": len(split),
-        "names": None if names is None else hash_names(names),
+        "names": None if names is None else torch.from_numpy(hash_names(names)),
         "digest": getattr(split, "digest", None),
     }
 

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from mtl.data.files import check_shape, find_root, read_array
+from mtl.data.files import check_shape, read_array
+from mtl.data.folder import find_root
 
 Item = tuple[str, int]  # the name of a split's folder, and a number
 

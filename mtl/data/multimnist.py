@@ -12,7 +12,8 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from mtl.data import fixtures
 from mtl.data.digits import CLASSES, Pairs
-from mtl.data.files import errors_named_by, find_root, splits
+from mtl.data.files import splits
+from mtl.data.folder import errors_named_by, find_root
 from mtl.errors import require_positive
 from mtl.metrics import classification
 

@@ -16,12 +16,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from mtl import metrics
-from mtl.data import fixtures
-from mtl.data.files import errors_named_by, find_root, height_and_width, imagenet, read_image
+from mtl.data import SPLITS, fixtures
+from mtl.data.files import height_and_width, imagenet, read_image
+from mtl.data.folder import errors_named_by, find_root
 from mtl.data.metadata import digest
 from mtl.errors import require, require_positive
 
-SPLITS = ("train", "val", "test")
 SOURCE = (
     "the images are at faculty.cc.gatech.edu/~judy/domainadapt (31) and hemanthdv.org/officeHomeDataset.html (Home), "
     "the lists of the field's splits are in LibMTL's example, and "

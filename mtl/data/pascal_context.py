@@ -25,14 +25,13 @@ from mtl.data.files import (
     Read,
     as_classes,
     check_shape,
-    errors_named_by,
-    find_root,
     imagenet,
     read_image,
     read_png,
     split_samples,
     splits,
 )
+from mtl.data.folder import errors_named_by, find_root
 from mtl.data.scenes import borders
 from mtl.errors import require_positive
 

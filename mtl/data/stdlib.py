@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
-from mtl.data.metadata import SPLITS, digest
+from mtl.data import SPLITS
+from mtl.data.metadata import digest
 from mtl.errors import require
 from mtl.metrics import BitsPerByte
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mtl.data.metadata import SPLITS
+from mtl.data import SPLITS
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Tables of labels: reading them from CSV or Parquet, and sharing their rows out over the splits."""
+"""Tables of labels in CSV or Parquet, as pandas reads them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mtl.data.files import errors_named_by
+from mtl.data.folder import errors_named_by
 from mtl.data.image_paths import find_image_column
-from mtl.data.metadata import hash_names
 from mtl.data.table_checks import is_mark
 
 log = logging.getLogger(__name__)
@@ -147,26 +146,3 @@ def check_column(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
 def first_row(wrong: Any) -> int:
     """The number of the first true row, counted from 1 below the header."""
     return int(np.flatnonzero(np.asarray(wrong))[0]) + 1
-
-
-def share_out(names: Sequence[str], shares: Mapping[str, float], file: Path) -> dict[str, str]:
-    """The split of each name, by a hash: about ``shares`` of them are held out, the others are for training.
-
-    A name's split does not depend on the other names, unless a split would be empty: it then takes the name whose hash
-    is the nearest, and a warning says so.
-    """
-    places = hash_names(names).numpy().view(np.uint64) / 2.0**64
-    edges = np.cumsum([0.0, *shares.values(), 1 - sum(shares.values())])
-    parts = [*shares, "train"]
-    found = np.searchsorted(edges[1:-1], places, side="right")
-    for number, part in enumerate(parts):
-        counts = np.bincount(found, minlength=len(parts))
-        if not counts[number] and counts.max() > 1:
-            distance = np.maximum(edges[number] - places, places - edges[number + 1])
-            nearest = int(np.where(counts[found] > 1, distance, np.inf).argmin())
-            found[nearest] = number
-            log.warning(
-                "%s: the hash of the names puts none of %d images into %s, so that it takes %s; with more images that "
-                "one may be in another split.", file, len(names), part, names[nearest],
-            )  # fmt: skip
-    return {name: parts[number] for name, number in zip(names, found, strict=True)}

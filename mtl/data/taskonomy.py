@@ -25,7 +25,6 @@ from mtl.data.files import (
     Read,
     as_classes,
     check_shape,
-    find_root,
     height_and_width,
     imagenet,
     read_image,
@@ -33,6 +32,7 @@ from mtl.data.files import (
     split_samples,
     splits,
 )
+from mtl.data.folder import find_root
 from mtl.errors import require_positive
 
 log = logging.getLogger(__name__)

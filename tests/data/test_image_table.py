@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from mtl import losses
 from mtl.config import check, load
 from mtl.config.build import build
-from mtl.data.columns import infer
+from mtl.data.columns import IGNORED, TAKEN, infer
 from mtl.data.image_table import ImageTable
 from mtl.data.loader import Batches, sequential
 from mtl.data.metadata import describe, meaning_changes
-from mtl.data.tables import read_table, share_out
+from mtl.data.names import share_out
+from mtl.data.tables import read_table
 from mtl.train import train
 
 N = 30
@@ -412,6 +414,18 @@ def test_another_image_size_is_refused(folder, size):
         ImageTable(folder(a=["x", "y", "z"] * 10), image_size=size)
 
 
+def test_every_name_that_torch_refuses_for_a_task_is_taken():
+    names = [name for name in dir(torch.nn.ModuleDict()) if not name.startswith("_")]
+    for name in names:
+        with pytest.raises(KeyError):
+            torch.nn.ModuleDict({name: torch.nn.Identity()})
+    assert {name for name in names if name.strip("_") == name} <= TAKEN and not {"colour", "size"} & TAKEN
+
+
+def test_a_missing_class_is_what_the_losses_ignore():
+    assert IGNORED == losses.IGNORED
+
+
 def test_a_column_whose_name_is_taken_is_renamed(folder):
     names = ["type", "train", "total", "defaults", "keys", "my size", "forward", "colour"]
     data = ImageTable(folder(**dict.fromkeys(names, ["x", "y", "z"] * 10)))
@@ -426,3 +440,22 @@ def test_the_command_takes_kinds(folder, tmp_path):
     assert "a: number" in done.stdout, done.stderr
     assert "out_features: 1" in (tmp_path / "conf" / "heads" / "mine.yaml").read_text()
     assert "must be TARGET=KIND" in subprocess.run([*arguments, "a"], capture_output=True, text=True).stderr
+
+
+WITHOUT_TORCH = """
+import sys
+from mtl.data.image_table import main
+main()
+loaded = {"torch", "torchvision", "torchmetrics", "scipy"} & {*sys.modules}
+assert not loaded, loaded
+import mtl.data.files
+assert "torch" in sys.modules, "the negative control: a data set of files needs it"
+"""
+
+
+def test_the_command_does_without_torch(folder, tmp_path):
+    root = folder(a=["red", "green", "blue"] * 10, b=NUMBERS)
+    command = [sys.executable, "-c", WITHOUT_TORCH, root, "--write", str(tmp_path / "conf")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "a: class of" in done.stdout and "Written: " in done.stdout

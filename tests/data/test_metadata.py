@@ -15,8 +15,9 @@ from mtl.data.celeba import CelebA
 from mtl.data.cityscapes import Cityscapes
 from mtl.data.digits import Digits
 from mtl.data.image_table import ImageTable
-from mtl.data.metadata import describe, hash_names, meaning_changes, split_changes
+from mtl.data.metadata import describe, meaning_changes, split_changes
 from mtl.data.multimnist import MultiMNIST
+from mtl.data.names import hash_names
 from mtl.data.nyuv2 import NYUv2
 from mtl.data.office import Office
 from mtl.data.pascal_context import PascalContext

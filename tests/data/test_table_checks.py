@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mtl.data.image_table import ImageTable, describe
+from mtl.data.image_table import ImageTable
 from mtl.data.table_checks import Untrainable
+from mtl.data.table_configuration import describe
 
 N = 40
 PARTS = (["train"] * 20 + ["val"] * 10 + ["test"] * 10) * (N // 40)
@@ -140,7 +141,7 @@ def test_the_command_leaves_out_what_cannot_be_learnt(table, tmp_path):
     frame["flat"] = [1.5] * 20 + list(np.linspace(0, 1, 20))
     frame.to_csv(file, index=False)
     data, left_out = describe(str(tmp_path), "labels.csv", None, "part")
-    assert data.targets == ("a",) and list(left_out) == ["late", "flat"]
+    assert [*data.columns] == ["a"] and list(left_out) == ["late", "flat"]
     assert "late has no label in the training rows" in left_out["late"] and "flat is constant" in left_out["flat"]
 
 
