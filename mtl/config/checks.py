@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config.redact import plain_secret_error
@@ -19,6 +19,11 @@ from mtl.errors import ConfigError, suggestion
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
 OURS = {"data": ("on_error",), "optimizer": ("groups",)}  # keys beside the arguments of the class
 OWN_CODE = "code of your own is found in the current folder, in the folder of -cd, or through PYTHONPATH."
+# What no optimizer takes a negative value of.
+NOT_NEGATIVE = (
+    "lr", "weight_decay", "momentum", "eps", "alpha", "lambd",
+    "lr_decay", "momentum_decay", "initial_accumulator_value",
+)  # fmt: skip
 PARTS = ("backbone", "heads")  # whose parameters may have settings of their own: optimizer.groups
 
 
@@ -36,6 +41,7 @@ def check(cfg: DictConfig) -> None:
         _check_component(section, cfg[section])
     if "rule" in cfg.strategy:
         _check_component("strategy.rule", cfg.strategy.rule)
+    _check_settings("optimizer", {key: value for key, value in cfg.optimizer.items() if key != "groups"})
     _check_optimizer_groups(cfg.optimizer.get("groups"))
     for section in ("heads", "losses"):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
@@ -89,6 +95,21 @@ def _check_optimizer_groups(groups: Any) -> None:
             raise ConfigError(f"{key} names no part of the model; {suggestion(str(part), PARTS)}.")
         if not isinstance(own, DictConfig | None):
             raise ConfigError(f"{key}={own} must be a mapping, as in {key}.lr=….")
+        _check_settings(key, own or {})
+
+
+def _check_settings(key: str, settings: Mapping[Any, Any]) -> None:
+    """ConfigError for an optimizer's argument out of range, in ``settings`` or in a group below.
+
+    torch refuses it only when the model is built, without its key, and in a group not at all.
+    """
+    for name, value in settings.items():
+        if isinstance(value, DictConfig):
+            _check_settings(f"{key}.{name}", value)
+        elif name in NOT_NEGATIVE and isinstance(value, int | float) and not value >= 0:  # nor NaN
+            raise ConfigError(f"{key}.{name}={value} must be 0 or more.")
+        elif name == "betas" and isinstance(value, ListConfig) and not all(0 <= beta < 1 for beta in value):
+            raise ConfigError(f"{key}.betas={value} must be numbers from 0 to below 1.")
 
 
 def _check_tasks(heads: list[str], losses: list[str]) -> None:

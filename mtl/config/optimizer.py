@@ -153,7 +153,7 @@ def _try_step(arguments: Mapping[str, Any], like: nn.Parameter, fused: Mapping[s
     """
     alone = nn.Parameter(torch.ones(like.shape, dtype=like.dtype, device=like.device))
     alone.grad = torch.zeros_like(alone)
-    optimizer = make("optimizer", arguments, params=[alone], **fused)
+    optimizer = _make_one(arguments, [alone], fused)
     try:
         with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
             optimizer.step()
@@ -162,6 +162,26 @@ def _try_step(arguments: Mapping[str, Any], like: nn.Parameter, fused: Mapping[s
             f"optimizer._target_={arguments['_target_']} cannot take a step after one pass of the model: "
             f"{first_line(error)}"
         ) from error
+
+
+def _make_one(
+    arguments: Mapping[str, Any], params: list[nn.Parameter], fused: Mapping[str, bool]
+) -> torch.optim.Optimizer:
+    """The optimizer of these parameters; where its constructor refuses an argument, the ConfigError has its key.
+
+    It is the argument without which the optimizer can be made.
+    """
+    try:
+        return make("optimizer", arguments, params=params, **fused)
+    except ConfigError as error:
+        reason = str(error).removeprefix("optimizer: ")
+        for name, value in arguments.items() if reason != str(error) else ():
+            try:
+                make("optimizer", {key: other for key, other in arguments.items() if key != name}, params=params)
+            except Exception:  # without its _target_, or with another argument that is wrong
+                continue
+            raise ConfigError(f"optimizer.{name}={value}: {reason}") from error
+        raise
 
 
 def _fused(arguments: Mapping[str, Any], model: MultiTaskModel) -> dict[str, bool]:

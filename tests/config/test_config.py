@@ -277,7 +277,7 @@ MISTAKES = [
     (["+optimizer.groups.head.lr=1"], "optimizer.groups.head names no part of the model; did you mean heads."),
     (["+optimizer.groups.left.lr=1"], "optimizer.groups.left names no part of the model; accepted: backbone, heads."),
     (["optimizer.groups.heads=1"], "optimizer.groups.heads=1 must be a mapping, as in optimizer.groups.heads.lr=…."),
-    (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
+    (["optimizer.lr=-1"], "optimizer.lr=-1 must be 0 or more"),
     (["optimizer.groups.backbone.lr=-1"], "optimizer.groups.backbone.lr=-1 must be 0 or more."),
     (["scheduler.warmup_steps=x"], "scheduler.warmup_steps=x has the wrong type"),
     (["trainer.max_steps=-5"], "trainer.max_steps=-5 must be 1 or more."),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtl.config import load
+from mtl.config import check, load
 from mtl.config.build import build
 from mtl.errors import ConfigError
 
@@ -82,6 +82,45 @@ def test_a_group_whose_rate_is_zero_stays_and_the_others_move():
 def test_an_impossible_group_is_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         built(*overrides)
+
+
+# ----------------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lr=-1", "optimizer.lr=-1 must be 0 or more."),
+        ("optimizer.lr=nan", "optimizer.lr=nan must be 0 or more."),
+        ("optimizer.weight_decay=-0.5", "optimizer.weight_decay=-0.5 must be 0 or more."),
+        ("+optimizer.eps=-1e-8", "optimizer.eps=-1e-08 must be 0 or more."),
+        ("+optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0] must be numbers from 0 to below 1."),
+        ("optimizer.groups.heads.lr=-1", "optimizer.groups.heads.lr=-1 must be 0 or more."),
+        ("+optimizer.groups.backbone.betas=[-1,0.9]",
+         "optimizer.groups.backbone.betas=[-1, 0.9] must be numbers from 0 to below 1."),
+        ("+optimizer.groups.backbone.model.layer1.weight_decay=-1",
+         "optimizer.groups.backbone.model.layer1.weight_decay=-1 must be 0 or more."),
+    ],
+)  # fmt: skip
+def test_an_argument_out_of_range_is_named_before_anything_is_built(override, words):
+    with pytest.raises(ConfigError) as caught:
+        check(load([override]))
+    assert str(caught.value) == words
+    check(load([override.partition("=")[0] + ("=[0,0.9]" if "betas" in override else "=0")]))
+
+
+@pytest.mark.parametrize(
+    ("target", "override", "words"),
+    [
+        ("torch.optim.Adadelta", "+optimizer.rho=2", "optimizer.rho=2: Invalid rho value: 2"),
+        ("torch.optim.Rprop", "+optimizer.etas=[2,3]", "optimizer.etas=[2, 3]: Invalid eta values: 2, 3"),
+        ("torch.optim.SGD", "+optimizer.nesterov=true", "optimizer.nesterov=True: Nesterov momentum requires"),
+    ],
+)
+def test_an_argument_that_the_optimizer_refuses_is_named(target, override, words):
+    with pytest.raises(ConfigError) as caught:
+        built(*own(target), override)
+    assert str(caught.value).startswith(words)
 
 
 # -------------------------------------------------------------------------------------------------------- steps
