@@ -9,6 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mtl.config import CONF, check
+from mtl.config.file_checks import check_files
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
@@ -32,6 +33,7 @@ def train(
     with the configuration. A mistake in the configuration is a ConfigError (a ValueError), before anything is trained.
     """
     check(cfg)
+    check_files(cfg.data)
     check_devices(cfg.trainer.devices)
     if cfg.trainer.devices > 1 and not has_several_ranks():
         return launch(train, cfg, folder, arguments)

@@ -1,4 +1,4 @@
-"""The arguments of a class, read from its source without importing it: importing torch would take seconds."""
+"""The arguments of a class and a module's texts, read from the source: importing torch would take seconds."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def arguments_of(target: str) -> list[str] | None:
     """
     module, _, name = target.rpartition(".")
     return _arguments(module, name, depth=5)
+
+
+def text_of(module: str, name: str) -> str | None:
+    """The text that a constant of a module holds; None where the source alone does not tell."""
+    file = _file_of(module)
+    for node in _statements(file) if file else ():
+        if isinstance(node, ast.Assign) and name in (getattr(target, "id", None) for target in node.targets):
+            value = node.value.value if isinstance(node.value, ast.Constant) else None
+            return value if isinstance(value, str) else None
+    return None
 
 
 def _arguments(module: str, name: str, depth: int) -> list[str] | None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mtl.data import SPLITS, fixtures
 from mtl.data.columns import KINDS, target_name
+from mtl.data.folder import find_root
 from mtl.data.label_table import LabelTable
 from mtl.data.table_configuration import describe, write_configuration
 from mtl.errors import require_positive
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from mtl.data.files import Samples, Transform
+
+SOURCE = "give data.root=… the folder and data.labels=… the table in it."
 
 
 class ImageTable:
@@ -78,7 +81,8 @@ class ImageTable:
 
         require_positive(batch_size=batch_size)
         size = height_and_width(image_size)
-        table = LabelTable(root, labels, image, targets, kinds, split, validation, test, missing, metadata)
+        folder = find_root(root, {labels: "the labels"}, SOURCE)
+        table = LabelTable(folder, labels, image, targets, kinds, split, validation, test, missing, metadata)
         self.image, self.columns, self.counts = table.image, table.columns, table.counts
         self.targets = tuple(self.columns)
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,13 @@ from numpy.typing import NDArray
 
 from mtl.data import SPLITS
 from mtl.data.columns import Column, as_list, encode, encode_as, infer, known_columns, target_name
-from mtl.data.folder import find_root
 from mtl.data.image_paths import find_image_column, find_images
 from mtl.data.names import share_out
 from mtl.data.table_checks import check_labelled, inspect
-from mtl.data.tables import check_column, first_row, read_table
+from mtl.data.table_text import check_column
+from mtl.data.tables import first_row, read_table
 
 log = logging.getLogger(__name__)
-
-SOURCE = "give data.root=… the folder and data.labels=… the table in it."
 
 
 class LabelTable:
@@ -33,8 +32,8 @@ class LabelTable:
 
     def __init__(
         self,
-        root: str,
-        labels: str = "labels.csv",
+        folder: Path,
+        labels: str,
         image: str | None = None,
         targets: Mapping[str, str | Sequence[str]] | None = None,
         kinds: Mapping[str, str] | None = None,
@@ -44,14 +43,13 @@ class LabelTable:
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = find_root(root, {labels: "the labels"}, SOURCE)
-        self._file = self.folder / labels
+        self.folder, self._file = folder, folder / labels
         wanted, known = targets, {}
         if metadata is not None:
             image, known = metadata["image"], known_columns(metadata, targets, kinds)
             wanted = {name: column.columns for name, column in known.items()}
         table, found = read_table(self._file, image, missing or (), self.folder)
-        self.image = check_column(table, found, "image", self._file)
+        self.image = check_column(table.columns, found, "image", self._file)
         table[self.image] = self._find_images(table)
         self.paths = table[self.image].to_numpy()
         self.parts = self._assign_splits(table, split, validation, test)
@@ -76,7 +74,7 @@ class LabelTable:
         found: dict[str, Column] = {}
         values: dict[str, NDArray[Any]] = {}
         for name, own in wanted.items():
-            columns = tuple(check_column(table, c, f"targets.{name}", self._file) for c in as_list(own))
+            columns = tuple(check_column(table.columns, c, f"targets.{name}", self._file) for c in as_list(own))
             if name in known:
                 found[name], values[name] = known[name], encode_as(known[name], table, self._file)
                 continue
@@ -125,7 +123,7 @@ class LabelTable:
     def _assign_splits(self, table: pd.DataFrame, split: str | None, validation: float, test: float) -> NDArray[Any]:
         """The split of every row."""
         if split is not None:
-            named = table[check_column(table, split, "split", self._file)]
+            named = table[check_column(table.columns, split, "split", self._file)]
             if not named.isin(SPLITS).all():
                 row = first_row(~named.isin(SPLITS))
                 raise ValueError(

@@ -35,8 +35,9 @@ def describe(
     ``kinds`` are those of targets that are not what they seem to be, by the target's name.
     """
     kinds = dict(kinds or {})
-    file = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.") / labels
-    table, image = read_table(file, image, missing or (), file.parents[len(Path(labels).parts) - 1])
+    folder = find_root(root, {labels: "the labels"}, "give the table's path in it by --labels.")
+    file = folder / labels
+    table, image = read_table(file, image, missing or (), folder)
     targets: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for column in table.columns:
@@ -54,7 +55,7 @@ def describe(
             left_out[column] = str(error)
     while targets:
         try:
-            return LabelTable(root, labels, image, targets, kinds, split=split, missing=missing), left_out
+            return LabelTable(folder, labels, image, targets, kinds, split=split, missing=missing), left_out
         except Untrainable as error:
             left_out[targets.pop(error.target)] = str(error)
     raise ValueError(f"{file} has no column that can be a target: {'; '.join(left_out.values())}")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
 import io
 import logging
 import re
 from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,11 @@ import pandas as pd
 from mtl.data.folder import errors_named_by
 from mtl.data.image_paths import find_image_column
 from mtl.data.table_checks import is_mark
+from mtl.data.table_text import TEXT, decode, find_separator
 
 log = logging.getLogger(__name__)
 
-TEXT, PARQUET = (".csv", ".tsv", ".txt"), ".parquet"
-SEPARATORS = (",", ";", "\t", "|")
+PARQUET = ".parquet"
 
 
 def read_table(
@@ -57,8 +54,8 @@ def _read_parquet(file: Path, image: str | None, marks: Sequence[Any], folder: P
 
 
 def _read_text(file: Path, image: str | None, marks: Sequence[Any], folder: Path | None) -> tuple[pd.DataFrame, str]:
-    content = _decode(file.read_bytes())
-    separator = _separator(content)
+    content = decode(file.read_bytes())
+    separator = find_separator(content)
     read = partial(pd.read_csv, sep=separator, keep_default_na=False)
     texts = read(io.StringIO(content), dtype=str)
     name = image or _image_column(texts, folder)
@@ -77,28 +74,6 @@ def _image_column(table: pd.DataFrame, folder: Path | None) -> str:
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis([str(column) for column in table.columns], axis=1)
-
-
-def _decode(content: bytes) -> str:
-    """The text of a file in UTF-8, or in another Unicode encoding that its first bytes tell."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"line {line} is not UTF-8; save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
-        ) from error
-
-
-def _separator(content: str) -> str:
-    """What separates the columns: a sign that every row has as often as the header, the comma before others."""
-    for sign in SEPARATORS:
-        rows = [row for row in islice(csv.reader(io.StringIO(content), delimiter=sign), 100) if row]
-        if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
-            return sign
-    return SEPARATORS[0]
 
 
 def _with_decimal_points(own: pd.Series, separator: str) -> pd.Series:
@@ -134,13 +109,6 @@ def _spellings(mark: Any) -> list[Any]:
     """A mark as it may stand in a column of texts and in one of numbers."""
     number = pd.to_numeric(mark, errors="coerce")
     return [str(mark)] if pd.isna(number) else [str(mark), float(number)]
-
-
-def check_column(table: pd.DataFrame, column: str, key: str, file: Path) -> str:
-    """The column's name; ValueError with the option ``key`` that names it where the table has no such column."""
-    if column not in table.columns:
-        raise ValueError(f"{key}={column} is no column of {file}; its columns are {', '.join(table.columns)}.")
-    return column
 
 
 def first_row(wrong: Any) -> int:

@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from mtl.config.checks import check
+from mtl.config.file_checks import check_files
 from mtl.config.redact import plain_secret_error
 from mtl.distributed.ranks import has_several_ranks, rank
 from mtl.errors import ConfigError
@@ -118,6 +119,8 @@ def _check(config: DictConfig) -> None:
     with read_write(own), open_dict(own):
         del own["hydra"]
     check(own)
+    if not own.skip_finished:  # a finished run needs no data
+        check_files(own.data)
 
 
 def _reuse_folder(config: DictConfig, kind: str, newest: FindNewest) -> None:

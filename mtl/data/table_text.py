@@ -1,0 +1,55 @@
+"""Tables of labels as text, without pandas: their encoding, what separates the columns, and the columns' names."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Collection
+from itertools import islice
+from pathlib import Path
+
+TEXT = (".csv", ".tsv", ".txt")
+SEPARATORS = (",", ";", "\t", "|")
+
+
+def read_header(file: Path) -> list[str]:
+    """The names of a text table's columns; none where pandas may name them otherwise, or the file cannot be read."""
+    if file.suffix.lower() not in TEXT:
+        return []
+    try:
+        content = decode(file.read_bytes())
+        rows = csv.reader(io.StringIO(content), delimiter=find_separator(content))
+        header = next((row for row in rows if row), [])
+    except (OSError, ValueError, csv.Error):
+        return []
+    return header if all(name.strip() for name in header) and len({*header}) == len(header) else []
+
+
+def decode(content: bytes) -> str:
+    """The text of a file in UTF-8, or in another Unicode encoding that its first bytes tell."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"line {line} is not UTF-8; save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
+        ) from error
+
+
+def find_separator(content: str) -> str:
+    """What separates the columns: a sign that every row has as often as the header, the comma before others."""
+    for sign in SEPARATORS:
+        rows = [row for row in islice(csv.reader(io.StringIO(content), delimiter=sign), 100) if row]
+        if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
+            return sign
+    return SEPARATORS[0]
+
+
+def check_column(columns: Collection[str], column: str, key: str, file: Path) -> str:
+    """The column's name; ValueError with the option ``key`` that names it unless it is one of ``columns``."""
+    if column not in columns:
+        raise ValueError(f"{key}={column} is no column of {file}; its columns are {', '.join(columns)}.")
+    return column
