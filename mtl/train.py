@@ -17,6 +17,7 @@ from mtl.jobs.overrides import command_line, config_to_record, name_tracker_run,
 from mtl.jobs.resume import check_same_data, find_checkpoint, restore, wandb_id
 from mtl.runs import figures
 from mtl.runs.terminal import final_report
+from mtl.system.imports import without_garbage_collection
 
 
 def train(
@@ -43,11 +44,12 @@ def train(
 
 def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: Sequence[str] | None) -> float | None:
     found = find_checkpoint(cfg, folder)
-    from mtl.config.build import build
-    from mtl.runs.tracker import make_tracker
-    from mtl.system.memory import explained
-    from mtl.training.loop import fit
-    from mtl.training.summary import run_summary
+    with without_garbage_collection():
+        from mtl.config.build import build
+        from mtl.runs.tracker import make_tracker
+        from mtl.system.memory import explained
+        from mtl.training.loop import fit
+        from mtl.training.summary import run_summary
 
     parts, state = build(cfg)
     check_same_data(found, parts.description)
