@@ -61,6 +61,8 @@ FIRST = {
     IMPORTS: STARTS[IMPORTS],
     "mtl-train, to its first step": STARTS["mtl-train trainer.fast_dev_run=true"],
     "mtl-train backbone=nothing": ANSWERS["mtl-train backbone=nothing (a wrong option)"],
+    "mtl-train optimizer.lr=-1": [*TRAIN, "optimizer.lr=-1"],
+    "mtl-train data.root=nothing": [*TRAIN, "data=nyuv2", "data.root=nothing"],
     "mtl-eval nothing": [sys.executable, "-m", "mtl.evaluate", "nothing"],
 }
 
