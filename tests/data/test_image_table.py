@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from mtl.data.columns import IGNORED, TAKEN, infer
 from mtl.data.image_table import ImageTable
 from mtl.data.loader import Batches, sequential
 from mtl.data.metadata import describe, meaning_changes
-from mtl.data.names import share_out
 from mtl.data.tables import read_table
 from mtl.train import train
 
@@ -187,18 +185,6 @@ def test_an_images_split_does_not_depend_on_other_rows(folder, tmp_path):
     table[3:].to_csv(tmp_path / "fewer.csv", index=False)
     after = {n: part for part, own in enumerate(_splits(ImageTable(root, "fewer.csv"))) for n, _ in own._items}
     assert after == {name: before[name] for name in table["file"][3:]}
-
-
-@pytest.mark.parametrize("count", [3, 4, 6])
-def test_a_split_that_would_be_empty_takes_one_image_and_says_so(caplog, count):
-    names = [f"{i}.png" for i in range(200)]
-    train = [
-        name for name, part in share_out(names, {"test": 0.1, "val": 0.1}, Path("t.csv")).items() if part == "train"
-    ]
-    assert not caplog.records, "the negative control: none is empty"
-    found = share_out(train[:count], {"test": 0.1, "val": 0.1}, Path("t.csv"))
-    assert Counter(found.values()) == {"train": count - 2, "val": 1, "test": 1}
-    assert [r.getMessage().split("into ")[1].split(",")[0] for r in caplog.records] == ["test", "val"]
 
 
 def _splits(data):

@@ -1,6 +1,5 @@
 """What a checkpoint says of the data: for every data set, and every kind of difference."""
 
-import hashlib
 import inspect
 import io
 import re
@@ -17,7 +16,6 @@ from mtl.data.digits import Digits
 from mtl.data.image_table import ImageTable
 from mtl.data.metadata import describe, meaning_changes, split_changes
 from mtl.data.multimnist import MultiMNIST
-from mtl.data.names import hash_names
 from mtl.data.nyuv2 import NYUv2
 from mtl.data.office import Office
 from mtl.data.pascal_context import PascalContext
@@ -73,14 +71,6 @@ def test_every_data_set_is_described_in_what_a_checkpoint_holds_and_can_be_read_
     if name not in ("toy", "scenes"):
         parts = stored["splits"].values()
         assert all(part["names"] is not None or part["digest"] for part in parts), "it is told from other data"
-
-
-def test_a_name_has_one_number_whatever_the_others():
-    names = ["a.png", "b/ü.png", "c\udce4.png"]
-    digests = [hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names]
-    expected = [int.from_bytes(digest, "little", signed=True) for digest in digests]
-    assert hash_names(names).tolist() == expected and hash_names(names[1:]).tolist() == expected[1:]
-    assert hash_names([]).shape == (0,)
 
 
 def split(names, digest="x", size=None):
