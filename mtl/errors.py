@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+# Where installed code lies; every other file is the user's own.
+INSTALLED = (Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
 
 
 class ConfigError(ValueError):
@@ -33,6 +39,28 @@ def first_line(error: BaseException | str) -> str:
     """The error's message, cut to its first line; its class name if it has none."""
     text = str(error).strip() or type(error).__name__
     return text.split("\n")[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """The error's first line; where the user's own code raised it, also its class and the file and line there.
+
+    So an AttributeError inside an own module is not taken for one of the configuration.
+    """
+    named = f"{type(error).__name__}: {first_line(error)}"
+    where = own_line(error)
+    if where:
+        return f"{named} ({where})"
+    return named if isinstance(error, KeyError) else first_line(error)  # a KeyError's message is the bare key
+
+
+def own_line(error: BaseException) -> str:
+    """The innermost place in the user's own code that an error passed through, as ``mine.py, line 7``; else empty."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and not any(file.is_relative_to(place) for place in INSTALLED):
+            here = Path.cwd()
+            return f"{file.relative_to(here) if file.is_relative_to(here) else file}, line {frame.lineno}"
+    return ""
 
 
 def suggestion(key: str, accepted: Iterable[str]) -> str:

@@ -18,10 +18,11 @@ from torchvision.transforms import v2
 from mtl.architectures.multi_input import Concatenated, common_space, own_samples, read_own_samples
 from mtl.config.checks import check, chosen_tasks
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
-from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task
+from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task, shape_of
 from mtl.config.instantiate import import_target, make
 from mtl.config.optimizer import make_optimizer
 from mtl.config.rehearsal import rehearse
+from mtl.config.remedies import unread
 from mtl.data.loader import Batches, DataError
 from mtl.data.metadata import Description, describe
 from mtl.distributed.collectives import get_rank
@@ -81,9 +82,8 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     backbone = _make_backbone(cfg, data)
     _normalize(data, backbone, read_as)
     description = _describe(data)
-    inputs, targets = read_two(data, "val", cfg.seed, cfg.data.get("on_error", "raise"))
-    check_keys(data, "val", targets)
-    features = dry_run_backbone(backbone, inputs)
+    inputs, targets = _read_two(cfg, data, "val")
+    features = dry_run_backbone(backbone, inputs, "backbone" in (cfg.get("freeze") or ()))
     model = _make_model(cfg, data, backbone, features)
     tasks = [_make_task(cfg, data, task) for task in names]
     _dry_run_tasks(cfg, model, tasks, features, targets)
@@ -139,11 +139,17 @@ def _describe(data: Any) -> Description:
 def _check_train_samples(cfg: DictConfig, parts: Parts) -> None:
     """The first training samples as well, which an evaluation does not need."""
     labels = {task.name: task.labels for task in parts.tasks if task.labels is not None}
+    _read_two(cfg, parts.data, "train", labels)
+
+
+def _read_two(cfg: DictConfig, data: Any, split: str, labels: Any = None) -> tuple[Any, Mapping[str, Any]]:
+    """The first two samples of a split; ConfigError where they cannot be read, or are not what they must be."""
     try:
-        _, targets = read_two(parts.data, "train", cfg.seed, cfg.data.get("on_error", "raise"), labels)
+        inputs, targets = read_two(data, split, cfg.seed, cfg.data.get("on_error", "raise"), labels)
     except DataError as error:
         raise ConfigError(first_line(error)) from error
-    check_keys(parts.data, "train", targets)
+    check_keys(data, split, targets)
+    return inputs, targets
 
 
 def _training_targets(cfg: DictConfig, data: Any) -> Mapping[str, Any]:
@@ -178,7 +184,7 @@ def _make_model(cfg: DictConfig, data: Any, backbone: nn.Module, features: Any) 
         known |= describe_features(features[0]) | getattr(backbone.backbone, "feature_info", {})
     else:
         known |= describe_features(features) | getattr(backbone, "feature_info", {})
-    heads = {task: make(f"heads.{task}", cfg.heads[task], **known) for task in chosen_tasks(cfg)}
+    heads = {task: _make_head(cfg, task, known, features) for task in chosen_tasks(cfg)}
     try:
         # An older checkpoint's configuration has no freeze.
         return MultiTaskModel(backbone, heads, cfg.share, cfg.get("freeze") or ())
@@ -186,6 +192,16 @@ def _make_model(cfg: DictConfig, data: Any, backbone: nn.Module, features: Any) 
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _make_head(cfg: DictConfig, task: str, known: dict[str, Any], features: Any) -> nn.Module:
+    key, node = f"heads.{task}", cfg.heads[task]
+    if sentence := unread(key, import_target(key, node), node, known, shape_of(features)):
+        raise ConfigError(sentence)
+    head = make(key, node, **known)
+    if not isinstance(head, nn.Module):
+        raise ConfigError(f"{key} must be a torch.nn.Module, but its _target_ gives a {type(head).__name__}.")
+    return head
 
 
 def _make_task(cfg: DictConfig, data: Any, name: str) -> Task:
@@ -209,7 +225,7 @@ def _dry_run_tasks(cfg: DictConfig, model: MultiTaskModel, tasks: list[Task], fe
     for task in tasks:
         head = model.heads[task.name]
         own = own_samples(task.name, features) if isinstance(model.backbone, Concatenated) else features
-        task.labels = dry_run_task(task, head, own, targets)
+        task.labels = dry_run_task(task, head, own, targets, cfg.heads[task.name])
         if isinstance(chunks, int) and chunks > 1:
             dry_run_chunks(task, head, features, targets.get(task.name), chunks)
 

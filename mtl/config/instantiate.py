@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -19,9 +22,10 @@ from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mtl.config.checks import RESERVED, unknown_argument
+from mtl.config.checks import OWN_CODE, RESERVED, unknown_argument
 from mtl.config.schema import Config
-from mtl.errors import ConfigError, first_line
+from mtl.config.source import can_be_found
+from mtl.errors import ConfigError, reason_of
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what import_target's error says
 ConfigStore.instance().store(name="schema", node=Config)
@@ -55,7 +59,7 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     argument, a wrong type, and every error of the constructor.
     """
     raw: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
-    node = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+    node = _plain(node) if isinstance(node, DictConfig) else {name: _plain(value) for name, value in node.items()}
     target = import_target(key, node)
     # Hydra cannot delete a key that is null, where another class takes the place of the one that had the argument.
     node = {name: value for name, value in node.items() if value is not None or not _refuses(target, name)}
@@ -63,11 +67,17 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     filled = {name: value for name, value in offered.items() if node.get(name) is None and _takes(target, name)}
     try:
         filled |= _lists_as_tensors(target, node)
-        return instantiate(node, _partial_=True, _convert_="all")(**filled)
+        made = instantiate(node, _partial_=True, _convert_="all")
+        return partial(made, **filled) if node.get("_partial_") else made(**filled)
     except Exception as error:
         # Hydra wraps the error of a nested component; any other cause is the constructor's own affair.
         inner = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
-        raise ConfigError(f"{key}: {first_line(inner)}") from error
+        first = "call super().__init__() first: " if "before Module.__init__() call" in str(inner) else ""
+        raise ConfigError(f"{key}: {first}{reason_of(inner)}") from error
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _lists_as_tensors(target: Any, node: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,9 +95,21 @@ def import_target(key: str, node: Mapping[str, Any]) -> Any:
     try:
         return get_object(node["_target_"])
     except Exception as error:
-        raise ConfigError(
-            f"{key}._target_={node['_target_']} cannot be imported: {first_line(error.__cause__ or error)}."
-        ) from error
+        reason = _why_not(str(node["_target_"]), error.__cause__ or error)
+        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {reason}") from error
+
+
+def _why_not(target: str, error: BaseException) -> str:
+    """Why a dotted name cannot be imported: its module lacks it, there is no such module, or the module fails."""
+    module, _, name = target.rpartition(".")
+    if not module:
+        return f"its module must stand before it, as in mine.{name}."
+    if module in sys.modules:
+        close = difflib.get_close_matches(name, dir(sys.modules[module]), n=1)
+        return f"{module} has no {name}{f'; did you mean {close[0]}' if close else ''}."
+    if not can_be_found(target):
+        return f"there is no package {target.partition('.')[0]}; {OWN_CODE}"
+    return f"{reason_of(error)}."
 
 
 def check_arguments(
@@ -111,15 +133,26 @@ def check_arguments(
         if not _accepts(hints.get(argument, Any), value):
             kind = str(hints[argument]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
             text = raw.get(argument, value) if isinstance(raw, dict) else value
-            raise ConfigError(f"{key}.{argument}={text} has the wrong type: {name} takes {kind}.")
+            component = isinstance(value, str) and kind not in ("int", "float", "bool")
+            remedy = f"; a class of yours is named as {key}.{argument}._target_={text}" if component else ""
+            raise ConfigError(f"{key}.{argument}={text} has the wrong type: {name} takes {kind}{remedy}.")
         if isinstance(value, dict) and "_target_" in value:
-            check_arguments(f"{key}.{argument}", get_object(value["_target_"]), value, {})
+            check_arguments(f"{key}.{argument}", import_target(f"{key}.{argument}", value), value, {})
+    if node.get("_partial_"):  # the rest is given by whoever calls it
+        return
     for argument, parameter in named.items():
         if parameter.default is parameter.empty and argument not in {*node, *offered} and "_args_" not in node:
             raise ConfigError(
                 f"{key}: {name} needs {argument}, which the configuration does not give and which cannot "
-                f"be filled in (what is known here: {', '.join(offered) or 'nothing'})."
+                f"be filled in (what is known here: {', '.join(offered) or 'nothing'})"
+                f"{_how_to_give(key, argument, target)}."
             )
+
+
+def _how_to_give(key: str, argument: str, target: Any) -> str:
+    """How an argument that is missing is given; a function may also be meant as it is, as a loss."""
+    itself = f"; if the function itself is meant, write +{key}._partial_=true" if inspect.isroutine(target) else ""
+    return f": give +{key}.{argument}=…{itself}"
 
 
 def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]] | None:

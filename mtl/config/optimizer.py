@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mtl.config.instantiate import check_arguments, import_target, make
-from mtl.errors import ConfigError, first_line
+from mtl.errors import ConfigError, reason_of
 from mtl.model import MultiTaskModel, find_submodule
 from mtl.tasks import loss_modules
 
@@ -160,7 +160,7 @@ def _try_step(arguments: Mapping[str, Any], like: nn.Parameter, fused: Mapping[s
     except Exception as error:
         raise ConfigError(
             f"optimizer._target_={arguments['_target_']} cannot take a step after one pass of the model: "
-            f"{first_line(error)}"
+            f"{reason_of(error)}"
         ) from error
 
 

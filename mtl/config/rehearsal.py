@@ -16,7 +16,7 @@ from mtl.config.in_place import innermost_module
 from mtl.config.loss_means import NotTold, is_known_mean, is_mean
 from mtl.config.restored import restored
 from mtl.distributed.collectives import get_world_size
-from mtl.errors import ConfigError, first_line
+from mtl.errors import ConfigError, reason_of
 from mtl.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _run(name: str, module: nn.Module, values: Any, few_samples: str) -> Any:
                 f"{few_samples}, and {named} needs more than one value per channel in training; use a larger "
                 "data.batch_size, or a normalisation without statistics of the batch."
             ) from error
-        raise ConfigError(f"{named} cannot run in training: {first_line(error)}") from error
+        raise ConfigError(f"{named} cannot run in training: {reason_of(error)}") from error
 
 
 def _few_samples(batch_size: int, ranks: int, pieces: int) -> str:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mtl.data.labels import Labels
-from mtl.errors import first_line
+from mtl.errors import first_line, own_line
 from mtl.system.signals import ignore_in_worker
 
 log = logging.getLogger(__name__)
@@ -198,6 +198,8 @@ class _Reader(Dataset):
         path = getattr(self._dataset, "path", None)
         where = f" ({path(index)})" if callable(path) else ""
         trace = "".join(traceback.format_exception(error))
+        place = own_line(error)
+        where += f" ({place})" if place else ""
         return f"{type(error).__name__}: {first_line(error)}{where}\n{trace}"
 
     def _label_error(self, batch: Any, indices: list[int]) -> str | None:

@@ -22,7 +22,7 @@ from mtl.config import CONF, check, load
 from mtl.config.checks import RESERVED
 from mtl.distributed.ranks import rank
 from mtl.errors import ConfigError
-from mtl.jobs.overrides import config_folder, key_of, quoted
+from mtl.jobs.overrides import config_folder, key_of, quoted, with_config_folder
 
 LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)  # sweeps of known values
 SWITCH = "HYDRA_FULL_ERROR"  # makes Hydra raise its errors, where it would print them and exit
@@ -71,7 +71,7 @@ def wants_tracebacks() -> bool:
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
     """One sentence for an error of Hydra: the override that caused it, what is wrong, and the closest names."""
-    message = " ".join(str(error).split())
+    message, arguments = " ".join(str(error).split()), with_config_folder(arguments)
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error, overrides, config_folder(arguments))

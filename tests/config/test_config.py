@@ -299,7 +299,7 @@ MISTAKES = [
     ),
     (
         ["heads.left.out_features=5"],
-        "heads.left (Linear) with output of shape [2, 5] and targets of shape [2]",
+        "heads.left.out_features must be 10, the number of classes",
     ),
     (["+head@heads.parity=linear"], "heads.parity.out_features has no value"),
     (["backbone.name=resnet19"], "backbone: name=resnet19 is no timm model; the closest are resnet"),
