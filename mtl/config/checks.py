@@ -24,6 +24,9 @@ NOT_NEGATIVE = (
     "lr", "weight_decay", "momentum", "eps", "alpha", "lambd",
     "lr_decay", "momentum_decay", "initial_accumulator_value",
 )  # fmt: skip
+# A task of an own data set, as the command line names it.
+A_HEAD = "+head@heads.colour=linear heads.colour.out_features=3"
+A_LOSS = "+losses.colour._target_=torch.nn.CrossEntropyLoss"
 PARTS = ("backbone", "heads")  # whose parameters may have settings of their own: optimizer.groups
 
 
@@ -35,6 +38,11 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(" ".join(str(error).split())) from error
     _check_keys(cfg, Config, "")
     missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
+    if "data.dataset._target_" in missing:
+        raise ConfigError(
+            "data=dataset needs your torch Dataset, and a head and a loss for each of its targets, as in "
+            f"data.dataset._target_=mine.Blots {A_HEAD} {A_LOSS}."
+        )
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
     for section in ("data", "backbone", "weighting", "strategy", "optimizer", "scheduler"):
@@ -43,9 +51,9 @@ def check(cfg: DictConfig) -> None:
         _check_component("strategy.rule", cfg.strategy.rule)
     _check_settings("optimizer", {key: value for key, value in cfg.optimizer.items() if key != "groups"})
     _check_optimizer_groups(cfg.optimizer.get("groups"))
-    for section in ("heads", "losses"):
+    for section, example in (("heads", A_HEAD), ("losses", A_LOSS)):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
-            raise ConfigError(f"{section} must name at least one task.")
+            raise ConfigError(f"{section} must name at least one task, as in {example}.")
         for task in cfg[section] if "_target_" not in cfg[section] else ():
             _check_component(f"{section}.{task}", cfg[section][task])
     _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
@@ -68,7 +76,11 @@ def _check_keys(cfg: DictConfig, schema: type, prefix: str) -> None:
 
 def _check_component(key: str, node: Any) -> None:
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise ConfigError(f"{key} must be a mapping with a _target_, the class to build; it is {node}.")
+        option = f"; an option of the group head is named as head@{key}={node}" if key.startswith("heads.") else ""
+        raise ConfigError(
+            f"{key} must be a mapping with a _target_, the class to build; it is {node}"
+            f"{option if isinstance(node, str) else ''}."
+        )
     target, ours = str(node["_target_"]), OURS.get(key, ())
     if not can_be_found(target):
         package = target.partition(".")[0]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, default_collate
 from torchmetrics import Metric
 
 from mtl.data import SPLITS
 from mtl.errors import require_positive
+
+log = logging.getLogger(__name__)
 
 EXAMPLE = "a sample is (input, {'colour': 2, 'size': 0.5}), as in mtl.data.dataset"
 
@@ -28,15 +32,18 @@ class OwnDataset:
             def __getitem__(self, index):
                 return image, {"colour": 2, "size": torch.tensor([0.5])}  # image [3, 32, 32], float
 
-    and name it, with a head, a loss and the metrics of each target, in ``my_conf/experiment/blots.yaml``::
+    and name it, with a head and a loss for each target, on the command line::
+
+        mtl-train data=dataset data.dataset._target_=mine.Blots \\
+            +head@heads.colour=linear heads.colour.out_features=3 +losses.colour._target_=torch.nn.CrossEntropyLoss
+
+    or, with metrics, in ``my_conf/experiment/blots.yaml``::
 
         # @package _global_
         defaults:
           - /head@heads.colour: linear
           - /head@heads.size: linear
-          - override /data: _dataset
-          - override /heads: null
-          - override /losses: null
+          - override /data: dataset
         name: blots
         data: {dataset: {_target_: mine.Blots}, batch_size: 64}
         heads: {colour: {out_features: 3}, size: {out_features: 1}}
@@ -50,8 +57,9 @@ class OwnDataset:
     same in every run. Data sets with a split of their own are named by ``val_dataset`` and ``test_dataset``; only what
     is not named is held out. The targets are those of the first sample.
 
-    Inputs and targets are collated by torch. The backbone is told ``in_channels`` and ``image_size`` where the input is
-    an image ``[C, H, W]``, ``in_features`` where it is a vector.
+    Inputs and targets are collated by torch. ``examples/`` shows images ``[1 or 3, H, W]`` with their classes (whole
+    numbers, by their index), numbers, and maps ``[H, W]`` of classes. The backbone is told ``in_channels`` and
+    ``image_size`` where the input is an image ``[C, H, W]``, ``in_features`` where it is a vector.
 
     Raises ValueError, with what is expected, for a data set without a length, samples of another form, a split that
     would be empty, and a share outside 0 to 1.
@@ -82,6 +90,7 @@ class OwnDataset:
         self.val: Any = val_dataset or Subset(dataset, parts["val"])
         self.test: Any = test_dataset or Subset(dataset, parts["test"])
         self.targets, self.batch_size, self.input_info = tuple(targets), batch_size, _describe_input(inputs)
+        self.kinds = _kinds_shown(inputs, targets)
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """None: metrics.<task> in the configuration names them."""
@@ -90,10 +99,11 @@ class OwnDataset:
 
 def _first_sample(name: str, dataset: Any) -> tuple[Any, Mapping[str, Any]]:
     """The first sample; ValueError if it is not an input and a dict of targets."""
-    for member in ("__len__", "__getitem__"):
-        if not hasattr(dataset, member):
-            raise ValueError(f"{name} ({type(dataset).__name__}) has no {member}: it must be a map-style data set.")
     where = f"{name} ({type(dataset).__name__})"
+    for member in ("__len__", "__getitem__"):
+        own = getattr(type(dataset), member, None)
+        if own is None or own is getattr(Dataset, member, None):  # torch's own only raises
+            raise ValueError(f"{where} has no {member}: it must be a map-style data set.")
     if not len(dataset):
         raise ValueError(f"{where} has no sample.")
     sample = dataset[0]
@@ -102,7 +112,20 @@ def _first_sample(name: str, dataset: Any) -> tuple[Any, Mapping[str, Any]]:
     inputs, targets = sample
     if not isinstance(targets, Mapping) or not targets or not all(isinstance(key, str) for key in targets):
         raise ValueError(f"{where}: the targets of the first sample are a {_kind(targets)}; {EXAMPLE}.")
+    for part, value in {"the input": inputs, **{f"the target {key}": value for key, value in targets.items()}}.items():
+        _check_collates(f"{where}: {part} of the first sample", value)
     return inputs, targets
+
+
+def _check_collates(named: str, value: Any) -> None:
+    """ValueError for a value of which torch makes no batch, as an image of PIL or None."""
+    try:
+        default_collate([value])
+    except TypeError as error:
+        kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+        gap = "; a missing label is -100 for a class and NaN for a number" if value is None else ""
+        image = "; torchvision's pil_to_tensor(image).float() / 255 makes a tensor of it" if "PIL" in kind else ""
+        raise ValueError(f"{named} is a {kind}, and must be a tensor, an array or a number{gap}{image}.") from error
 
 
 def _split(size: int, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
@@ -124,8 +147,30 @@ def _describe_input(inputs: Any) -> dict[str, Any]:
     """The arguments for a backbone that an input shows."""
     shape = _shape(inputs)
     if isinstance(shape, list) and len(shape) == 3:
+        if shape[2] in (1, 3) and min(shape[:2]) > 8:
+            log.warning(
+                "data: an input of shape %s is taken for %d channels of %d×%d; if its channels come last, return "
+                "x.permute(2, 0, 1)", shape, *shape,
+            )  # fmt: skip
         return {"in_channels": shape[0], "image_size": shape[1] if shape[1] == shape[2] else shape[1:]}
     return {"in_features": shape[0]} if isinstance(shape, list) and len(shape) == 1 else {}
+
+
+def _kinds_shown(inputs: Any, targets: Mapping[str, Any]) -> dict[str, str]:
+    """How ``examples/`` shows each target of an image, see mtl.training.examples; empty where the input is none."""
+    shape = _shape(inputs)
+    if not isinstance(shape, list) or len(shape) != 3 or shape[0] not in (1, 3):
+        return {}
+    kinds: dict[str, str] = {}
+    for name, own in targets.items():
+        if not isinstance(own, Tensor | np.ndarray | np.generic | int | float):
+            continue
+        value = torch.as_tensor(own)
+        if value.dim() < 2:
+            kinds[name] = "class" if not value.dim() and not value.is_floating_point() else "value"
+        elif value.dim() == 2 and not value.is_floating_point():
+            kinds[name] = "segmentation"
+    return kinds
 
 
 def _shape(value: Any) -> list[int] | str:

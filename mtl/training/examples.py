@@ -77,7 +77,7 @@ def draw(
 
     ``classes``: the names of the classes; ``scale``: the mean and deviation of standardised numbers.
     """
-    if kind == "value":
+    if kind == "value" or (kind == "class" and prediction.numel() == 1 and not target.is_floating_point()):
         return _values_as_text(target, prediction, scale)
     if kind == "class":
         return _classes_as_text(target, prediction, labelled, classes)
@@ -147,7 +147,7 @@ def _predict(
             for inputs, targets in Batches(dataset, [(0, [index])], 0, split="test", on_error="skip"):
                 arguments = {}
                 for task, prediction in predictions(engine, to_device(inputs, device), targets):
-                    if not isinstance(prediction, Tensor):  # an own head's, which no kind describes
+                    if not isinstance(prediction, Tensor) or task.name not in data.kinds:  # what no kind describes
                         continue
                     target = targets[task.name]
                     mask = where_labelled(task, target)

@@ -1,12 +1,18 @@
 """A torch data set of one's own: its split, what it tells the backbone, and its mistakes in one sentence each."""
 
+import json
+
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from support.own_parts import OwnImages
 from torch.utils.data import Dataset, IterableDataset
 
 from mtl.config import check, load
 from mtl.config.build import build
 from mtl.data.dataset import OwnDataset
+from mtl.errors import ConfigError
 from mtl.train import train
 
 
@@ -20,8 +26,14 @@ class Blots(Dataset):
     def __getitem__(self, index):
         image, targets = torch.full(self.shape, float(index)), {"colour": index % 3, "size": torch.tensor([0.1])}
         forms = {"right": (image, targets), "pair": (image, 2), "three": (image, 2, 3), "one": image,
-                 "other": (image, {"colour": 1}), "empty": (image, {})}  # fmt: skip
+                 "other": (image, {"colour": 1}), "empty": (image, {}), "nothing": (None, targets),
+                 "no label": (image, {"colour": None}), "picture": (Image.new("RGB", (8, 6)), targets)}  # fmt: skip
         return forms[self.form]
+
+
+class NoItem(Dataset):
+    def __len__(self):
+        return 3
 
 
 class Stream(IterableDataset):
@@ -66,7 +78,17 @@ def test_what_the_backbone_is_told(shape, expected):
     ("arguments", "words"),
     [
         ({"dataset": Stream()}, r"dataset \(Stream\) has no __len__"),
+        ({"dataset": NoItem()}, r"dataset \(NoItem\) has no __getitem__: it must be a map-style data set"),
         ({"dataset": Blots(0)}, "has no sample"),
+        (
+            {"dataset": Blots(form="nothing")},
+            r"dataset \(Blots\): the input of the first sample is a NoneType, and must",
+        ),
+        (
+            {"dataset": Blots(form="no label")},
+            "the target colour of the first sample is a NoneType, .* a missing label is",
+        ),
+        ({"dataset": Blots(form="picture")}, r"is a PIL.Image.Image, .* pil_to_tensor\(image\).float\(\) / 255"),
         ({"dataset": Blots(form="one")}, "the first sample is a Tensor; a sample is"),
         ({"dataset": Blots(form="three")}, "the first sample is a tuple of 3; a sample is"),
         ({"dataset": Blots(form="pair")}, "the targets of the first sample are a int; a sample is"),
@@ -103,3 +125,83 @@ def test_the_example_trains(tmp_path, monkeypatch):
     parts, _ = build(cfg)
     assert [(task.name, list(task.metrics)) for task in parts.tasks] == [("colour", ["accuracy"]), ("size", [])]
     train(cfg, tmp_path / "run")
+    examples = json.loads((tmp_path / "run" / "examples" / "examples.json").read_text())
+    assert {(task, own["kind"]) for e in examples for task, own in e["tasks"].items()} == {
+        ("colour", "class"), ("size", "value"),
+    }  # fmt: skip
+    assert {e["tasks"]["colour"]["target"] for e in examples} <= {"0", "1", "2"}, "no names are known, so the index"
+    assert all((tmp_path / "run" / "examples" / e["image"]).is_file() for e in examples)
+
+
+EXAMPLE = ["data=dataset", "data.dataset._target_=support.own_parts.OwnImages"]
+A_HEAD = ["+head@heads.colour=linear", "heads.colour.out_features=3"]
+A_LOSS = ["+losses.colour._target_=torch.nn.CrossEntropyLoss"]
+
+
+def test_the_command_line_alone_names_a_data_set_its_heads_and_its_losses():
+    parts, _ = build(load([*EXAMPLE, *A_HEAD, *A_LOSS, "data.batch_size=4", "backbone=mlp", "device=cpu"]))
+    assert isinstance(parts.data.train.dataset, OwnImages) and [task.name for task in parts.tasks] == ["colour"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            EXAMPLE[:1],
+            "data=dataset needs your torch Dataset, and a head and a loss for each of its targets, as in data.",
+        ),
+        (EXAMPLE, "heads must name at least one task, as in +head@heads.colour=linear heads.colour.out_features=3."),
+        (
+            [*EXAMPLE, *A_HEAD],
+            "losses must name at least one task, as in +losses.colour._target_=torch.nn.CrossEntropy",
+        ),
+    ],
+)
+def test_what_is_missing_on_the_command_line_is_shown(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        check(load(overrides))
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("support.own_parts.OwnImage", "support.own_parts has no OwnImage; did you mean OwnImages."),
+        ("nobody.OwnImages", "there is no package nobody; code of your own is found in the current folder"),
+        ("OwnImages", "its module must stand before it, as in mine.OwnImages."),
+    ],
+)
+def test_a_class_that_is_not_there(target, words):
+    with pytest.raises(ConfigError) as caught:
+        build(load([*EXAMPLE[:1], f"data.dataset._target_={target}", *A_HEAD, *A_LOSS, "device=cpu"]))
+    assert str(caught.value).startswith(f"data.dataset._target_={target} cannot be imported: {words}")
+
+
+def test_a_class_named_without_its_key():
+    cfg = load([*EXAMPLE, *A_HEAD, *A_LOSS, "device=cpu"])
+    OmegaConf.set_struct(cfg, False)
+    cfg.data.dataset = "mine.Blots"
+    with pytest.raises(ConfigError, match=r"is named as data.dataset._target_=mine.Blots\.$"):
+        build(cfg)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ({"a": 1, "b": 0.5, "c": torch.tensor([0.5, 1])}, {"a": "class", "b": "value", "c": "value"}),
+        ({"a": torch.zeros(8, 6).long(), "b": torch.zeros(1, 8, 6), "c": "red"}, {"a": "segmentation"}),
+    ],
+)
+def test_what_the_examples_show(targets, expected):
+    samples = [(torch.zeros(3, 8, 6), targets)] * 9
+    assert OwnDataset(samples).kinds == expected
+    assert OwnDataset([(torch.zeros(5), targets)] * 9).kinds == {}, "a vector is no image"
+
+
+def test_channels_that_come_last_are_warned_of(caplog):
+    OwnDataset(Blots(shape=(32, 32, 3)))
+    assert "is taken for 32 channels of 32×3" in caplog.text
+    caplog.clear()
+    for shape in ((3, 32, 32), (1, 9, 9), (64, 3, 3)):
+        OwnDataset(Blots(shape=shape))
+    assert not caplog.records
