@@ -93,7 +93,7 @@ def test_a_renamed_class_is_an_error_of_mtl_eval_and_of_resume(home, forked):
     done = forked("mtl.evaluate", str(home / "run"), here(home))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (
-        "row 1: colour is azure, a class that the model does not know; its classes are blue, green, red" in done.stderr
+        "row 2: colour is azure, a class that the model does not know; its classes are blue, green, red" in done.stderr
     )
     with pytest.raises(ConfigError) as caught:
         resume(home)

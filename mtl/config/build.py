@@ -196,7 +196,7 @@ def _make_model(cfg: DictConfig, data: Any, backbone: nn.Module, features: Any) 
 
 def _make_head(cfg: DictConfig, task: str, known: dict[str, Any], features: Any) -> nn.Module:
     key, node = f"heads.{task}", cfg.heads[task]
-    if sentence := unread(key, import_target(key, node), node, known, shape_of(features)):
+    if sentence := unread(key, node["_target_"], import_target(key, node), node, known, shape_of(features)):
         raise ConfigError(sentence)
     head = make(key, node, **known)
     if not isinstance(head, nn.Module):

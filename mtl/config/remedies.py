@@ -9,7 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 # The width of the features as constructors call it, and the features that have it.
-READ = {"in_features": "features [B, D]", "in_channels": "maps [B, C, H, W]", "channels": "a list of maps"}
+READ = {
+    "in_features": "features [B, D] (of timm's, by backbone.features=pooled)",
+    "in_channels": "maps [B, C, H, W]",
+    "channels": "a list of maps (of timm's, by backbone.features=pyramid)",
+}
 WIDTHS = ("out_features", "out_channels", "num_classes")  # what constructors call the width of a head's output
 
 
@@ -139,18 +143,24 @@ def _width(task: Any, head: nn.Module) -> str:
     return f"the width of heads.{task.name}" if name is None else f"heads.{task.name}.{name}"
 
 
-def unread(key: str, target: Any, given: Any, known: Mapping[str, Any], features: Any) -> str | None:
-    """The sentence for a head whose constructor needs a width of features of another kind; None if it has all."""
+def unread(key: str, name: str, target: Any, given: Any, known: Mapping[str, Any], features: Any) -> str | None:
+    """The sentence for a head whose constructor needs a width of features of another kind; None if it has all.
+
+    ``name`` is that of the constructor ``target``, and ``features`` what the backbone gives, in words.
+    """
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
         return None
-    for name, kind in READ.items():
-        if name in parameters and parameters[name].default is inspect.Parameter.empty and name not in {*given, *known}:
+    for width, kind in READ.items():
+        if (
+            width in parameters
+            and parameters[width].default is inspect.Parameter.empty
+            and width not in {*given, *known}
+        ):
             return (
-                f"{key} ({target.__name__}) reads {kind}, but the backbone gives {features}: choose a head that reads "
-                f"those, or a backbone that gives what this one reads (of timm's, by backbone.features=pooled or "
-                f"pyramid), or give {key}.{name}."
+                f"{key}: {name} needs {width}, which the configuration does not give and the backbone's features "
+                f"{features} do not have: choose a head that reads those, or a backbone that gives {kind}."
             )
     return None
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from mtl.data.table_checks import Untrainable, how_to_name, is_mark
-from mtl.data.tables import first_row
+from mtl.data.tables import first_row, row_number
 
 KINDS = ("class", "labels", "number")
 IGNORED = -100  # mtl.losses.IGNORED, written out as that file imports torch
@@ -76,10 +76,11 @@ def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
         return "class" if whole and own.nunique() <= FEW else "number"
     is_number = pd.to_numeric(own, errors="coerce").notna() if not _is_boolean(own) else pd.Series(False, own.index)
     if is_number.mean() > 0.5:
-        row = own.index[~is_number][0]
+        row = own.index[~is_number][0]  # below the header, from 0
         remedy = f"; if it marks a missing label, {how_to_name([own[row]])}" if is_mark(own[row]) else ""
         raise ValueError(
-            f"{file}, row {row + 1}: {column} is {own[row]}, but most values of this column are numbers{remedy}."
+            f"{file}, row {row_number(row)}: {column} is {own[row]}, but most values of this column are "
+            f"numbers{remedy}."
         )
     if len(own) > FEW and own.nunique() > len(own) / 2:
         raise ValueError(
@@ -132,8 +133,8 @@ def encode_as(column: Column, table: pd.DataFrame, file: Path) -> NDArray[Any]:
         if (codes == -1).any():
             row = first_row(codes == -1)
             raise ValueError(
-                f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}, a class that the model does not know; its "
-                f"classes are {', '.join(map(str, column.classes))}."
+                f"{file}, row {row_number(row)}: {own.name} is {own.iloc[row]}, a class that the model does not know; "
+                f"its classes are {', '.join(map(str, column.classes))}."
             )
         return codes
     values = np.stack([_numbers(table[name], column.kind, file) for name in column.columns], 1)
@@ -152,11 +153,21 @@ def known_columns(
     }
     asked = {name: tuple(as_list(own)) for name, own in (targets or {}).items()}
     if asked and asked != {name: column.columns for name, column in known.items()}:
-        raise ValueError(f"targets={asked} are not those that the model was trained with: {', '.join(known)}.")
+        trained = {name: column.columns for name, column in known.items()}
+        raise ValueError(
+            f"data.targets={_as_yaml(asked)} are not those that the model was trained with, {_as_yaml(trained)}; leave "
+            "them out."
+        )
     for name, kind in (kinds or {}).items():
         if name in known and known[name].kind != kind:
             raise ValueError(f"kinds.{name}={kind}, but the model was trained with {known[name].kind}.")
     return known
+
+
+def _as_yaml(targets: Mapping[str, Sequence[str]]) -> str:
+    """Targets as a configuration names them: {breed: breed, traits: [tame, spotted]}."""
+    words = {name: own[0] if len(own) == 1 else f"[{', '.join(own)}]" for name, own in targets.items()}
+    return "{" + ", ".join(f"{name}: {own}" for name, own in words.items()) + "}"
 
 
 def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
@@ -167,7 +178,9 @@ def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
     if wrong.any():
         row = first_row(wrong)
         accepted = "0, 1" if kind == "labels" else "a finite number"
-        raise ValueError(f"{file}, row {row}: {own.name} is {own.iloc[row - 1]}; it must be {accepted} or empty.")
+        raise ValueError(
+            f"{file}, row {row_number(row)}: {own.name} is {own.iloc[row]}; it must be {accepted} or empty."
+        )
     return numbers.to_numpy(np.float64)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from mtl.data import SPLITS, fixtures
 from mtl.data.columns import KINDS, target_name
 from mtl.data.folder import find_root
+from mtl.data.image_sizes import DEFAULT_SIZE, say_scale, size_for
 from mtl.data.label_table import LabelTable
 from mtl.data.table_configuration import describe, write_configuration
 from mtl.errors import require_positive
@@ -55,8 +56,8 @@ class ImageTable:
     Inputs: ``[B, 3, *image_size]``, resized and normalised as the backbone wants.
     Targets: ``class`` ``[B]``, -100 if missing; ``labels`` and ``number`` ``[B, columns]``, NaN if missing.
 
-    Raises ValueError for a missing or invalid table, column, cell or image, with its row; when a sample is read, for an
-    unreadable image.
+    Raises ValueError for a missing or invalid table, column, cell or image, with its row, of which the header is 1;
+    when a sample is read, for an unreadable image.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ImageTable:
         validation: float = 0.15,
         test: float = 0.15,
         batch_size: int = 32,
-        image_size: int | Sequence[int] = 128,
+        image_size: int | Sequence[int] = DEFAULT_SIZE,
         augment: bool = False,
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -83,6 +84,7 @@ class ImageTable:
         size = height_and_width(image_size)
         folder = find_root(root, {labels: "the labels"}, SOURCE)
         table = LabelTable(folder, labels, image, targets, kinds, split, validation, test, missing, metadata)
+        say_scale(table.file_size, size)
         self.image, self.columns, self.counts = table.image, table.columns, table.counts
         self.targets = tuple(self.columns)
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
@@ -194,6 +196,11 @@ def main() -> None:
         data, left_out = describe(**arguments, kinds=_kinds(given.kinds))
         rows = ", ".join(f"{part} {(data.parts == part).sum()}" for part in SPLITS)
         print(f"{rows} rows; an image is {data.image}")
+        if data.file_size is not None:
+            high, wide = data.file_size
+            print(
+                f"an image has {high}×{wide} pixels and is scaled to image_size={size_for(data.file_size)} of each side"
+            )
         for target, column in data.columns.items():
             named = "" if column.columns == (target,) else f" (the column {', '.join(column.columns)})"
             print(f"  {target}{named}: {column}\n    {data.counts[target]}")

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from mtl.data import SPLITS
 from mtl.data.columns import Column, as_list, encode, encode_as, infer, known_columns, target_name
 from mtl.data.image_paths import find_image_column, find_images
+from mtl.data.image_sizes import SIZED, median_size
 from mtl.data.names import share_out
 from mtl.data.table_checks import check_labelled, inspect
 from mtl.data.table_text import check_column
-from mtl.data.tables import first_row, read_table
+from mtl.data.tables import first_row, read_table, row_number
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class LabelTable:
 
     ``image`` is the column with the images' paths, and ``columns`` are the targets. Of each row, ``paths`` has the
     image, ``parts`` the split, and ``values[target]`` the label, as a class, binary labels or standardised numbers.
-    ``counts`` says in words how many labels each split has.
+    ``counts`` says in words how many labels each split has, ``file_size`` the median height and width of the images.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LabelTable:
         self.image = check_column(table.columns, found, "image", self._file)
         table[self.image] = self._find_images(table)
         self.paths = table[self.image].to_numpy()
+        self.file_size = median_size([self.folder / name for name in self.paths[:SIZED]])
         self.parts = self._assign_splits(table, split, validation, test)
         wanted = wanted or self._all_columns(table, split)
         self.columns, self.values = self._encode_targets(table, wanted, kinds or {}, self.parts == "train", known)
@@ -103,7 +105,7 @@ class LabelTable:
         names = table[self.image]
         empty = names.isna() | (names == "")
         if empty.any():
-            raise ValueError(f"{self._file}, row {first_row(empty)}: {self.image} is empty.")
+            raise ValueError(f"{self._file}, row {row_number(first_row(empty))}: {self.image} is empty.")
         names = names.astype(str)
         found = find_images(names.tolist(), self.folder)
         missing = np.array([path is None for path in found], bool)
@@ -112,7 +114,7 @@ class LabelTable:
             other = find_image_column(table, self.folder)
             hint = f"; the column {other} has files: data.image={other} (--image of the command)"
             raise ValueError(
-                f"{self._file}, row {row}: {self.folder / names.iloc[row - 1]} does not exist "
+                f"{self._file}, row {row_number(row)}: {self.folder / names.iloc[row]} does not exist "
                 f"({missing.sum()} of {len(missing)} images are missing{hint if other != self.image else ''})."
             )
         paths = [path for path in found if path is not None]
@@ -127,7 +129,8 @@ class LabelTable:
             if not named.isin(SPLITS).all():
                 row = first_row(~named.isin(SPLITS))
                 raise ValueError(
-                    f"{self._file}, row {row}: {split} is {named.iloc[row - 1]}; it must be {', '.join(SPLITS)}."
+                    f"{self._file}, row {row_number(row)}: {split} is {named.iloc[row]}; it must be "
+                    f"{', '.join(SPLITS)}."
                 )
             return named.to_numpy(dtype=object)
         if min(validation, test) <= 0 or validation + test >= 1:

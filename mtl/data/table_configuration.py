@@ -11,6 +11,7 @@ import yaml
 
 from mtl.data.columns import encode, infer, target_name
 from mtl.data.folder import find_root
+from mtl.data.image_sizes import size_for
 from mtl.data.label_table import LabelTable
 from mtl.data.table_checks import Untrainable
 from mtl.data.tables import read_table
@@ -67,7 +68,7 @@ def write_configuration(data: LabelTable, arguments: Mapping[str, Any], folder: 
     own: dict[str, Any] = {"_target_": "mtl.data.image_table.ImageTable", **arguments}
     own["targets"] = {target: column.columns[0] for target, column in columns}
     own["kinds"] = {target: column.kind for target, column in columns}
-    own |= {"batch_size": 32, "image_size": 128, "augment": False}
+    own |= {"batch_size": 32, "image_size": size_for(data.file_size), "augment": False}
     heads: dict[str, Any] = {"defaults": [{f"/head@{target}": "linear"} for target in data.columns]}
     heads |= {target: {"out_features": column.width} for target, column in columns}
     contents = {

@@ -112,5 +112,10 @@ def _spellings(mark: Any) -> list[Any]:
 
 
 def first_row(wrong: Any) -> int:
-    """The number of the first true row, counted from 1 below the header."""
-    return int(np.flatnonzero(np.asarray(wrong))[0]) + 1
+    """The place of the first true row, from 0."""
+    return int(np.flatnonzero(np.asarray(wrong))[0])
+
+
+def row_number(place: int) -> int:
+    """What a spreadsheet calls the row at a place below the header, which is row 1; of Parquet the same."""
+    return int(place) + 2

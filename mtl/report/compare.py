@@ -137,7 +137,7 @@ def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
     by_data: dict[str, list[Run]] = {}
     # Runs without a configuration failed early; they are noted in the first comparison.
     for run in sorted(runs, key=lambda run: not run.config):
-        data = class_name(run.settings, "data") or next(iter(by_data), "unknown")
+        data = run.data or next(iter(by_data), "unknown")
         by_data.setdefault(data, []).append(run)
     settings = [run.settings for run in runs]
     varying = differing_keys(settings)

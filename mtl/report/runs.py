@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from mtl.runs.files import read_json, read_overrides
 
 # Settings in which two runs may differ and be the same experiment but for chance.
 IRRELEVANT = keys_that_are("irrelevant")
+
+OWN_DATA = ("ImageTable", "OwnDataset")  # classes for any data, whose names do not tell which
 
 
 class ReportError(ValueError):
@@ -52,6 +55,19 @@ class Run:
     def finished(self) -> bool:
         """Whether the run has test metrics. The status is unknown if it was not started by mtl-train."""
         return self.status in ("finished", "unknown") and bool(self.summary.get("test"))
+
+    @property
+    def data(self) -> str:
+        """The data set's class; of an own table or torch Dataset, the name by which the user has chosen it."""
+        own = self.config.get("data") or {}
+        name = str(own.get("_target_", "")).rpartition(".")[2]
+        if name not in OWN_DATA:
+            return name
+        chosen = [text.partition("=")[2] for text in self.overrides if text.startswith("data=")]
+        if chosen and chosen[-1] not in ("image_table", "dataset"):
+            return chosen[-1]
+        what = (own.get("dataset") or {}).get("_target_", "") if name == "OwnDataset" else own.get("root", "")
+        return re.split(r"[/\\.]", str(what).rstrip("/\\"))[-1] or name
 
     @property
     def tasks(self) -> list[str]:

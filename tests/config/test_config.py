@@ -329,7 +329,7 @@ MISTAKES = [
     ),
     (
         ["losses.left._target_=torch.nn.MSELoss"],
-        "with output of shape [2, 10] and targets of shape [2]: Using a target",
+        "with output of shape [2, 10] and targets of shape [2]: the targets are classes",
     ),
     (["+losses.left.reduction=none"], "losses.left must give one number, but gives [2]"),
     (["losses.left._target_=torch.nn.NoLoss"], "losses.left._target_=torch.nn.NoLoss cannot be imported"),

@@ -152,10 +152,12 @@ def test_a_head_for_other_features_is_told_from_one_that_lacks_an_argument():
     maps, pooled, both = torch.randn(2, 6, 4, 4), torch.randn(2, 6), [torch.randn(2, 6)] * 2
     for target, features, kind in ((nn.Linear, maps, "features [B, D]"), (nn.Conv2d, pooled, "maps [B, C, H, W]"),
                                    (nn.Linear, both, "features [B, D]")):  # fmt: skip
-        sentence = unread("heads.a", target, {}, describe_features(features), "SHAPE")
-        assert f"heads.a ({target.__name__}) reads {kind}, but the backbone gives SHAPE" in sentence
-    assert unread("heads.a", nn.Linear, {}, describe_features(pooled), "") is None
-    assert unread("heads.a", nn.Linear, {"in_features": 3}, describe_features(maps), "") is None
+        sentence = unread("heads.a", "their.Head", target, {}, describe_features(features), "SHAPE")
+        assert sentence.startswith("heads.a: their.Head needs in_")
+        assert "the backbone's features SHAPE do not have: choose a head that reads those" in sentence
+        assert f"or a backbone that gives {kind}" in sentence
+    assert unread("heads.a", "", nn.Linear, {}, describe_features(pooled), "") is None
+    assert unread("heads.a", "", nn.Linear, {"in_features": 3}, describe_features(maps), "") is None
 
 
 @pytest.mark.parametrize(

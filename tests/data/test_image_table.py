@@ -236,11 +236,11 @@ def test_a_table_is_read_with_the_classes_and_statistics_of_the_run(folder):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (dict(word=["cat", "kitten", "cow"] * 10), "row 2: word is kitten, a class that the model does not know; its"),
-        (dict(digit=[1, 2, 4] * 10), "row 3: digit is 4, a class"),
-        (dict(digit=[1, 2, "x"] * 10), "row 3: digit is x, a class"),
-        (dict(yes=[True, None, "maybe"] * 10), "row 3: yes is maybe, a class"),
-        (dict(number=["much", *NUMBERS[1:]]), "row 1: number is much; it must be a finite number or empty."),
+        (dict(word=["cat", "kitten", "cow"] * 10), "row 3: word is kitten, a class that the model does not know; its"),
+        (dict(digit=[1, 2, 4] * 10), "row 4: digit is 4, a class"),
+        (dict(digit=[1, 2, "x"] * 10), "row 4: digit is x, a class"),
+        (dict(yes=[True, None, "maybe"] * 10), "row 4: yes is maybe, a class"),
+        (dict(number=["much", *NUMBERS[1:]]), "row 2: number is much; it must be a finite number or empty."),
         (dict(word=None), "targets.word=word is no column of"),
     ],
 )  # fmt: skip
@@ -263,7 +263,8 @@ def test_a_column_that_is_new_or_moved_changes_nothing(folder):
 
 def test_other_targets_than_those_of_the_run_are_refused(folder):
     stored = learnt(folder)
-    others = [({"targets": {"word": "digit"}}, "targets="), ({"kinds": {"digit": "number"}}, "kinds.digit=number, but")]
+    asked = "targets={word: digit} are not those that the model was trained with, {word: word, "
+    others = [({"targets": {"word": "digit"}}, asked), ({"kinds": {"digit": "number"}}, "kinds.digit=number, but")]
     for arguments, words in others:
         with pytest.raises(ValueError, match=words):
             ImageTable(folder(**COLUMNS), image_size=8, metadata=stored["metadata"], **arguments)
@@ -299,16 +300,16 @@ def test_images_are_read_upright_in_colour_and_at_one_size(folder, tmp_path):
         (dict(a=[1, 2, 3] * 10), {"labels": "other.csv"}, "root={root}: {root} lacks other.csv (the labels): give "),
         (dict(a=[1, 2, 3] * 10), {"image": "picture"}, "image=picture is no column of {file}; its columns are file"),
         (dict(a=[1, 2, 3] * 10), {"split": "part"}, "split=part is no column of {file}"),
-        (dict(a=[1, 2, 3] * 10), {"split": "a"}, "{file}, row 1: a is 1; it must be train, val, test."),
+        (dict(a=[1, 2, 3] * 10), {"split": "a"}, "{file}, row 2: a is 1; it must be train, val, test."),
         (dict(a=["train"] * 30, b=[1, 2, 3] * 10), {"split": "a"}, "{file} has no row for the split val."),
         (dict(a=[1, 2, 3] * 10), {"targets": {"b": "c"}}, "targets.b=c is no column of {file}"),
         (dict(a=[1, 2, 3] * 10), {"kinds": {"b": "class"}}, "kinds.b names no target; the targets are a."),
         (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "text"}}, "kinds.a=text must be one of class, labels, number."),
         (dict(a=[1, 2, 3] * 10, b=[1, 2, 3] * 10), {"targets": {"t": ["a", "b"]}, "kinds": {"t": "class"}},
          "targets.t=['a', 'b']: a class has one column"),
-        (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "labels"}}, "{file}, row 2: a is 2; it must be 0, 1 or empty."),
-        (dict(a=["1", "2", "x"] * 10), {}, "{file}, row 3: a is x, but most values of this column are numbers."),
-        (dict(a=["1", "2", "x"] * 10), {"kinds": {"a": "number"}}, "{file}, row 3: a is x; it must be a finite"),
+        (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "labels"}}, "{file}, row 3: a is 2; it must be 0, 1 or empty."),
+        (dict(a=["1", "2", "x"] * 10), {}, "{file}, row 4: a is x, but most values of this column are numbers."),
+        (dict(a=["1", "2", "x"] * 10), {"kinds": {"a": "number"}}, "{file}, row 4: a is x; it must be a finite"),
         (dict(a=[f"text {i}" for i in range(N)]), {}, "{file}: a has 30 different texts in 30 rows, too many for"),
         ({"a b": [1, 2, 3] * 10, "a_b": [1, 2, 3] * 10}, {}, "{file}: two columns have the target name a_b"),
         (dict(a=["one"] * 30), {}, "{file}: a has 1 different values; a class needs two or more."),
@@ -317,7 +318,7 @@ def test_images_are_read_upright_in_colour_and_at_one_size(folder, tmp_path):
         (dict(a=["x", "y", "z"] * 10, b=[1, 2, 3] * 10), {"targets": {"t": ["a", "b"]}},
          "{file}: the columns a, b are neither all 0 and 1 nor all numbers."),
         (dict(a=[1, 2, 3] * 10), {"validation": 0.6, "test": 0.4}, "validation=0.6 and test=0.4 must be above"),
-        (dict(a=[1, 2, 3] * 10), {"image": "a"}, "{file}, row 1: {root}/1 does not exist (30 of 30 images are"),
+        (dict(a=[1, 2, 3] * 10), {"image": "a"}, "{file}, row 2: {root}/1 does not exist (30 of 30 images are"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_with_the_file_and_row(folder, columns, arguments, words):
@@ -366,6 +367,8 @@ def test_the_command_writes_a_configuration_that_trains(folder, tmp_path, monkey
     cfg = load([*written, "trainer.max_steps=2", "tracker=jsonl", "device=cpu"])
     check(cfg)
     assert cfg.heads.Hair_colour.out_features == 2 and cfg.data.kinds.size == "number"
+    (size,) = {line for line in (tmp_path / "conf/data/mine.yaml").read_text().splitlines() if "image_size" in line}
+    assert size == "image_size: 32", "the files have 6×8 pixels, which 128 would blow up"
     train(cfg, tmp_path / "run")
     _, state = build(cfg)
     assert [task.name for task in state.tasks] == ["Hair_colour", "size"]

@@ -118,7 +118,7 @@ def test_numbers_and_booleans_as_texts_are_spellings_as_well(table):
 
 def test_a_mark_among_numbers_is_named_with_its_remedy(table):
     cells = [*np.linspace(0, 3, 39).round(2).tolist(), "NA"]
-    with pytest.raises(ValueError, match=r"row 40: a is NA, but most .* missing label, data.missing=\[NA\]"):
+    with pytest.raises(ValueError, match=r"row 41: a is NA, but most .* missing label, data.missing=\[NA\]"):
         table(*cells)
     data, warnings = table(*cells, missing=["NA"])
     assert data.columns["a"].kind == "number" and not warnings

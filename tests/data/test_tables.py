@@ -83,7 +83,7 @@ def test_endings(write, name):
         (lines().decode().encode("latin-1"), "line 2 is not UTF-8; save the table as UTF-8"),
         (b"file,size\n" + "".join(f'images/ü{i}.png,"1,{i + 100}"\n' for i in range(N)).encode(),
          "size has 1,100, whose comma may be that of decimals or of thousands"),
-        (lines(name="images/u{}.png"), r"row 1: .*u0.png does not exist \(24 of 24 images are missing\)"),
+        (lines(name="images/u{}.png"), r"row 2: .*u0.png does not exist \(24 of 24 images are missing\)"),
     ],
 )  # fmt: skip
 def test_what_is_not_certain_is_a_sentence(write, table, words):
