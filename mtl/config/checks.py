@@ -76,10 +76,8 @@ def _check_keys(cfg: DictConfig, schema: type, prefix: str) -> None:
 
 def _check_component(key: str, node: Any) -> None:
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        option = f"; an option of the group head is named as head@{key}={node}" if key.startswith("heads.") else ""
         raise ConfigError(
-            f"{key} must be a mapping with a _target_, the class to build; it is {node}"
-            f"{option if isinstance(node, str) else ''}."
+            f"{key} must be a mapping with a _target_, the class to build; it is {node}{_how_to_name(key, node)}."
         )
     target, ours = str(node["_target_"]), OURS.get(key, ())
     if not can_be_found(target):
@@ -89,6 +87,15 @@ def _check_component(key: str, node: Any) -> None:
     for argument in node:
         if known is not None and argument not in (*known, *RESERVED, *ours) and node[argument] is not None:
             raise ConfigError(unknown_argument(key, str(argument), target, known))
+
+
+def _how_to_name(key: str, node: Any) -> str:
+    """How a class or an option is named that was written in a component's place, in words."""
+    if not isinstance(node, str):
+        return ""
+    if "." in node:
+        return f"; a class is named as {key}._target_={node}"
+    return f"; an option of the group head is named as head@{key}={node}" if key.startswith("heads.") else ""
 
 
 def unknown_argument(key: str, argument: str, target: str, known: Collection[str]) -> str:

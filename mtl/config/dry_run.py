@@ -200,7 +200,9 @@ def _dry_run_metrics(task: Any, head: Any, prediction: Any, target: Any, pair: s
         except Exception as error:
             raise ConfigError(f"{key} does not fit {pair}: {reason_of(error)}{others}") from error
         if not hasattr(value, "numel") or value.numel() != 1:
-            kind = "" if hasattr(value, "numel") else ", which is no tensor"
+            kind = ", which is no tensor" if not hasattr(value, "numel") else ""
+            if getattr(metric, "average", "") in ("none", None):
+                kind = "; use another average than none"
             raise ConfigError(f"{key} must give one number, but gives {shape_of(value)}{kind}{others}.")
         metric.reset()
 

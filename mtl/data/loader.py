@@ -186,7 +186,9 @@ class _Reader(Dataset):
                 alone = self._batch(epoch, [index])
                 own = [getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(alone)]
                 if good and own != shapes and not hasattr(self._dataset, "batch"):
-                    raise ValueError(f"its shapes {own} differ from those of sample {good[0]}, {shapes}")
+                    raise ValueError(
+                        f"its shapes {own} differ from those of sample {good[0]}, {shapes}; a batch takes one shape"
+                    )
             except Exception as error:
                 failures[index] = self._describe(error, index)
             else:

@@ -129,6 +129,9 @@ def _missing_option(error: MissingConfigException, overrides: Sequence[str], fol
     asked = [text for text in overrides if key_of(text).split("@")[0] == group and text.partition("=")[2] == name]
     if not options:
         return f"{asked[0] if asked else group}: {group} is no group of options; {_closest(group, _groups())}."
+    if asked and "." in name:
+        data = "data=dataset data.dataset" if group == "data" else group
+        return f"{asked[0]}: {group} has no option {name}; a class is named as {data}._target_={name}."
     if asked:
         own = "" if folder is not None else "; options of your own need -cd <their folder>"
         return f"{asked[0]}: {group} has no option {name}; {_closest(name, options)}{own}."
@@ -163,6 +166,8 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     parent, name, rest = _first_unknown(config, key)
     if name in RESERVED:  # Hydra's own keys of a component
         return f"{unknown}; write +{key}=…."
+    if parent and OmegaConf.select(config, parent) is None:  # a mapping without keys yet, as data.kinds
+        return f"{unknown} yet: write +{key}=… to add it."
     siblings = _names(config, parent)
     if close := difflib.get_close_matches(name, siblings, n=1):
         return f"{unknown}; did you mean {_dotted(parent, close[0])}?"

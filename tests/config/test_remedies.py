@@ -55,6 +55,13 @@ def test_the_width_of_a_classification_follows_from_the_data_sets_classes(head, 
     assert "metric a/accuracy" in sentence and f"[2, {width}]" in sentence
 
 
+def test_a_metric_that_gives_a_number_a_class_is_told_how_to_give_one():
+    metrics = {"acc": MulticlassAccuracy(3, average="none")}
+    assert "gives [3]; use another average than none." in words(
+        nn.Linear(6, 3), CE(), torch.tensor([0, 1]), metrics=metrics, own=True
+    )
+
+
 def test_the_width_that_is_right_passes_and_so_does_any_without_a_metric():
     for width, metrics in ((3, classification(3)), (5, {})):
         dry_run_task(Task("a", CE(), metrics), nn.Linear(6, width), torch.randn(2, 6), {"a": torch.tensor([0, 1])})

@@ -21,7 +21,10 @@ def sentence(*arguments):
     ("arguments", "words"),
     [
         (["strategy=mdga"], ["strategy=mdga: strategy has no option mdga; did you mean mgda", "-cd <their folder>"]),
-        (["data=mine"], ["data=mine: data has no option mine; there are celeba, cityscapes, digits"]),
+        (["data=mine"], ["data=mine: data has no option mine; there are celeba, cityscapes, dataset, digits"]),
+        (["data=mine.Blots"], ["a class is named as data=dataset data.dataset._target_=mine.Blots."]),
+        (["backbone=mine.Net"], ["a class is named as backbone._target_=mine.Net."]),
+        (["data=image_table", "data.kinds.age=class"], ["data.kinds.age is not a key", "yet: write +data.kinds.age=…"]),
         (["head@heads.left=mpl"], ["head@heads.left=mpl: head has no option mpl; did you mean mlp"]),
         (["+experiment=toyy"], ["+experiment=toyy: experiment has no option toyy; did you mean toy"]),
         (["+experimnt=toy", "strategy=null"], ["strategy=null: strategy needs one of its options, aligned_mtl"]),
@@ -123,3 +126,14 @@ def test_the_folder_of_a_mistake_keeps_what_is_not_the_runs(tmp_path, forked):
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     forked("mtl.train", "hydra.run.dir=mine", "trainer.monitor=nothing")
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_the_folder_of_cd_as_a_word_of_its_own_is_no_override(tmp_path):
+    """The keys that may be meant are those of this command line, and not of the default one."""
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: mtl.strategies.Naive\nown_option: 1\n")
+    overrides = ["strategy=mine", "strategy.own_optoin=2"]
+    with pytest.raises(Exception) as caught, initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("config", overrides=[f"hydra.searchpath=[file://{tmp_path}]", *overrides])
+    for folder in (["-cd", str(tmp_path)], [f"--config-dir={tmp_path}"]):
+        assert explain(caught.value, [*folder, *overrides]).endswith("did you mean strategy.own_option?")
