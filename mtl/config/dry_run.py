@@ -157,7 +157,7 @@ def _dry_run_loss(task: Any, head: Any, prediction: Any, target: Any, pair: str)
             warnings.filterwarnings("error", message=".*target size.*")  # torch would broadcast, and learn nonsense
             loss = task.loss(*own)
     except Exception as error:
-        if words := wrong_width(task, head, prediction, pair):
+        if words := wrong_width(task, head, prediction, target, pair):
             raise ConfigError(words) from error
         advice = remedy(task, head, prediction, target)
         raise ConfigError(f"{named} does not fit {pair}: {f'{advice}.' if advice else reason_of(error)}") from error
@@ -184,7 +184,7 @@ def _check_value(key: str, loss: Any) -> None:
 def _dry_run_metrics(task: Any, head: Any, prediction: Any, target: Any, pair: str) -> None:
     """Each metric on the two samples, twice: some have no value for a single sample with a label."""
     others = "" if task.own_metrics else f" (+metrics.{task.name} names others, and +metrics.{task.name}={{}} none)"
-    if words := wrong_width(task, head, prediction, pair):
+    if words := wrong_width(task, head, prediction, target, pair):
         raise ConfigError(words)
     if task.own_metrics and not count_labels(task, target):
         return

@@ -38,13 +38,15 @@ def remedy(task: Any, head: nn.Module, prediction: Any, target: Any) -> str | No
     return _of_numbers(task, head, prediction, target)
 
 
-def wrong_width(task: Any, head: nn.Module, prediction: Any, pair: str) -> str | None:
+def wrong_width(task: Any, head: nn.Module, prediction: Any, target: Any, pair: str) -> str | None:
     """The sentence for a head that gives another number of classes than a metric of its task counts; None if equal.
 
     ``pair`` names the head and the shapes.
     """
-    if not isinstance(prediction, Tensor) or prediction.dim() < 2 or not takes_classes(task.loss):
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not takes_classes(task.loss):
         return None
+    if prediction.dim() < 2 or prediction.dim() != target.dim() + (not target.is_floating_point()):
+        return None  # the head predicts something else than one logit a class
     width = prediction.shape[getattr(task.loss, "class_axis", 1)]
     for name, metric in task.metrics.items():
         count = _classes(metric)
@@ -81,6 +83,11 @@ def _of_classes(task: Any, head: nn.Module, prediction: Tensor, target: Tensor) 
         return "give the index of the class alone, or as probabilities real numbers"
     if target.dim() == prediction.dim() and target.shape[1] == 1:
         return "a class is one whole number: give each target the shape [], not [1]"
+    if target.dim() < prediction.dim() - 1:
+        return (
+            "the head predicts at every position: choose one that pools them, as attention_pool does, or "
+            "backbone.features=pooled"
+        )
     if not target.numel() or target.dim() != prediction.dim() - 1:
         return None
     least, most = int(target.min()), int(target.max())

@@ -336,7 +336,7 @@ MISTAKES = [
     (["~losses.left"], "heads has left, right and losses has right."),
     ([*THIRD[:2]], "heads has left, right, parity and losses has left, right."),
     ([o.replace("parity", "colour") for o in THIRD], "but data has the targets left, right, sum, parity,"),
-    (["~heads.left", "~heads.right"], "heads must name at least one task."),
+    (["~heads.left", "~heads.right"], "heads must name at least one task, as in"),
     (
         [o.replace("parity", "type") for o in THIRD[:2]] + ["+losses.type={}"],
         "losses.type must be a mapping with a _target_",

@@ -55,6 +55,12 @@ def test_the_width_of_a_classification_follows_from_the_data_sets_classes(head, 
     assert "metric a/accuracy" in sentence and f"[2, {width}]" in sentence
 
 
+def test_a_head_that_predicts_at_every_position_has_the_right_width():
+    for width in (3, 5):
+        sentence = words(nn.Linear(6, width), CE(), torch.tensor([0, 1]), torch.randn(2, 4, 6), classification(3))
+        assert "the head predicts at every position: choose one that pools them" in sentence
+
+
 def test_a_metric_that_gives_a_number_a_class_is_told_how_to_give_one():
     metrics = {"acc": MulticlassAccuracy(3, average="none")}
     assert "gives [3]; use another average than none." in words(
