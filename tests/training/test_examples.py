@@ -176,3 +176,9 @@ def test_there_are_none_where_none_are_asked_for_or_no_kind_is_known(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=r"trainer.examples=-1 must be 0 or more"):
         check(load(["trainer.examples=-1"]))
+
+
+def test_a_class_that_is_predicted_as_one_number_is_shown_as_a_number():
+    target, number, logits = torch.tensor(2), torch.tensor([1.5]), torch.tensor([0.0, 3.0, 1.0])
+    assert draw("class", target, number) == {"target": "2", "prediction": "1.5"}
+    assert draw("class", target, logits)["prediction"] == "1 (wrong)", "negative control"
