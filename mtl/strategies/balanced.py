@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from mtl.engine.step import Step
 from mtl.gradients.cut import Cut, Direction
 from mtl.gradients.rows import Rows
 from mtl.gradients.spaces import SPACES, FeatureSpace, ParameterSpace
+from mtl.model import graph_tensors
+from mtl.rules.call import RuleCall
 from mtl.rules.solvers import SolverError
 from mtl.strategies.base import Strategy
-from mtl.strategies.rule_call import RuleCall
 from mtl.weightings import Weighting
 
 log = logging.getLogger(__name__)
@@ -56,45 +58,40 @@ class Balanced(Strategy):
         _check_choice("space", space, tuple(SPACES))
         _check_choice("head_scale", head_scale, ("unit", "weights"))
         _check_choice("on_solver_failure", on_solver_failure, ("raise", "skip"))
-        if every < 1:
-            raise ValueError(f"every={every} must be 1 or more.")
-        if isinstance(scale, str) and scale != "tasks":
-            raise ValueError(f"scale={scale} must be a number or tasks.")
-        if getattr(rule, "needs_rows", False) and (space == "features_sum" or every != 1):
+        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale), head_scale
+        if self.call.needs_rows and (space == "features_sum" or every != 1):
             raise ValueError(
                 f"{type(rule).__name__} works on the rows themselves: it needs space=features or parameters, and "
                 f"every=1, not space={space} and every={every}."
             )
-        self.rule, self._call = rule, RuleCall(rule, tasks)
-        self.every, self.scale, self.head_scale = every, scale, head_scale
-        self._skips, self._tasks = on_solver_failure == "skip", list(tasks)
+        self._skips, self.skipped = on_solver_failure == "skip", 0
         self._rows = Rows()
-        # Numbers that every step reads: no buffers, which would follow the model to its device.
-        self.steps, self.skipped = 0, 0
-        self.solved: list[str] = []  # the tasks that the last weights were found for
-        self.last_weights = dict.fromkeys(tasks, 1.0)
+
+    @property
+    def steps(self) -> int:
+        """The batches so far."""
+        return self.call.steps
 
     def get_extra_state(self) -> dict[str, Any]:
         """The steps, the skipped ones, and each task's last weight."""
-        numbers = {"steps": self.steps, "skipped": self.skipped}
-        return numbers | {"solved": list(self.solved), "last_weights": dict(self.last_weights)}
+        call, numbers = self.call, {"steps": self.steps, "skipped": self.skipped}
+        return numbers | {"solved": list(call.solved), "last_weights": dict(call.last_weights)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from another run's; ValueError if it had other tasks."""
-        if list(state["last_weights"]) != self._tasks:
+        call = self.call
+        if list(state["last_weights"]) != call.tasks:
             saved = ", ".join(state["last_weights"])
-            raise ValueError(f"The strategy was saved with the tasks {saved}; it has {', '.join(self._tasks)}.")
-        self.steps, self.skipped = state["steps"], state["skipped"]
-        self.solved, self.last_weights = list(state["solved"]), dict(state["last_weights"])
+            raise ValueError(f"The strategy was saved with the tasks {saved}; it has {', '.join(call.tasks)}.")
+        call.steps, self.skipped = state["steps"], state["skipped"]
+        call.solved, call.last_weights = list(state["solved"]), dict(state["last_weights"])
 
     def backward(self, step: Step) -> None:
         """As Detached, with the task gradients kept apart until a rule has weighed them."""
-        # Weights that were found for other tasks mean nothing: when one comes or goes, the rule runs anew.
-        due = self.steps % self.every == 0 or step.names != self.solved
-        self.steps += 1
+        due = self.call.is_due(step.names)
         # Parameter-space rows are already reduced over ranks, backward gradients are not: a step must not mix them.
         by_rows = due or step.task_weights.deferred or (self.space == "parameters" and step.is_partial)
-        last = self._by_task(step.names, self._last(step.names))
+        last = self.call.by_task(step.names, self.call.last(step.names))
         keep = by_rows or step.keeps_rows
         cut = step.cut(self._rows if keep else None)  # the buffers of the rows are kept from step to step
         heads = Heads(step, cut, hold=self.head_scale == "weights", factors=None if by_rows else last)
@@ -107,7 +104,7 @@ class Balanced(Strategy):
         rows = step.compare(cut)
         step.gram = rows.gram()  # K x K, over all ranks
         weights, direction = self._solve(rows, step, losses) if due else self._reuse(rows, step)
-        step.rule_weights = self._by_task(step.names, weights)
+        step.rule_weights = self.call.by_task(step.names, weights)
         heads.release(self._for_heads(step.rule_weights))
         rows.send(direction)  # ONE backward of the trunk, or none where the rows have been pushed through it
         if step.audited and direction is not None:
@@ -131,37 +128,45 @@ class Balanced(Strategy):
     ) -> tuple[Tensor, Direction | None]:
         """The rule's weights and its direction; None where it fails and the trunk skips the step."""
         assert step.gram is not None
-        scale = self._scale(step.names)
         try:
-            if self._call.needs_rows:
-                direction, weights = self._call.combine(rows, step, losses)
-                return weights, Direction([scale * part for part in direction.tensors], None)
-            weights = self._call.weights(step.gram, step.names, losses)
+            if self.call.needs_rows:
+                return self._combine(rows, step, losses)
+            weights = self.call.solve(step.gram, step.names, losses)
         except SolverError as error:
             if not self._skips:
                 raise
             self.skipped += 1
             log.warning("the rule found no weights and the trunk skips a step (%d so far): %s", self.skipped, error)
             return torch.zeros(len(step.names), dtype=torch.float64), None
-        self.last_weights |= zip(step.names, weights.tolist(), strict=True)
-        self.solved = step.names
-        return weights, rows.combine(scale * weights)
+        return weights, rows.combine(self.call.scale_for(step.names) * weights)
+
+    def _combine(
+        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Direction]:
+        """The weights to log and the direction of a rule on rows."""
+        assert step.gram is not None
+        offsets = None
+        if self.call.takes_offsets and isinstance(rows, FeatureSpace):
+            samples, rank = step.batch.samples, step.engine.reducer.rank
+            offsets = rows.rows.offsets_in_batch(sum(samples[:rank]), sum(samples))
+        blocks, weights = self.call.combine(rows.rows.blocks(), step.gram, step.names, losses, offsets)
+        return rows.mean_weights(weights, step.gram), rows.unflatten(blocks)
 
     def _reuse(self, rows: FeatureSpace | ParameterSpace, step: Step) -> tuple[Tensor, Direction]:
-        weights = self._last(step.names)
-        return weights, rows.combine(self._scale(step.names) * weights)
+        weights = self.call.last(step.names)
+        return weights, rows.combine(self.call.scale_for(step.names) * weights)
 
     def _complete(self, step: Step, cut: Cut, losses: Mapping[str, Tensor]) -> AuditResult | None:
         """The audit with what the rule makes of either matrix; in parameter space the step itself is the audit."""
         audit = step.audit
         if self.space == "parameters":
             audit = AuditResult(step.names, FeatureSpace(cut, (), step.engine.reducer.all_reduce).gram(), step.gram)
-        if audit is None or len(audit.tasks) < len(step.names) or self._call.needs_rows:
+        if audit is None or len(audit.tasks) < len(step.names) or self.call.needs_rows:
             return audit
         assert audit.features is not None and audit.parameters is not None
         try:
             here, there = (
-                self._call.trial_weights(gram, audit.tasks, losses) for gram in (audit.features, audit.parameters)
+                self._trial_weights(gram, audit.tasks, losses) for gram in (audit.features, audit.parameters)
             )
         except SolverError:
             return audit
@@ -171,15 +176,10 @@ class Balanced(Strategy):
     def _for_heads(self, weights: dict[str, float]) -> dict[str, float] | None:
         return weights if self.head_scale == "weights" else None
 
-    def _scale(self, names: Sequence[str]) -> float:
-        return float(len(names)) if self.scale == "tasks" else float(self.scale)
-
-    def _by_task(self, names: Sequence[str], weights: Tensor) -> dict[str, float]:
-        scale = self._scale(names)
-        return {name: scale * weight for name, weight in zip(names, weights.tolist(), strict=True)}
-
-    def _last(self, names: Sequence[str]) -> Tensor:
-        return torch.tensor([self.last_weights[name] for name in names], dtype=torch.float64)
+    def _trial_weights(self, gram: Tensor, names: Sequence[str], losses: Mapping[str, Tensor]) -> Tensor:
+        """The weights from a copy of the rule, which learns nothing from it."""
+        copied = copy.deepcopy(self.rule, graph_tensors(self.rule))
+        return RuleCall(copied, self.call.tasks).weights(gram, names, losses)
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

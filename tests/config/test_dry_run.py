@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from support.networks import gradients
+from support.networks import gradients, make
 from torch import nn
 from torch.nn.functional import relu
 
@@ -15,7 +15,6 @@ from mtl.errors import ConfigError
 from mtl.model import MultiTaskModel
 from mtl.rules import MGDA, Sum
 from mtl.strategies import Balanced, Detached, Naive
-from mtl.strategies.rule_call import RuleCall
 from mtl.tasks import Task
 from mtl.weightings import FAMO, Equal
 
@@ -157,11 +156,13 @@ def test_a_rule_that_keeps_a_tensor_of_a_graph_is_copied_for_the_audit():
             self.kept = self.logits.softmax(0)
             return self.kept.double()
 
-    call, losses = RuleCall(rule := Learnt(), ["a", "b"]), {"a": torch.ones(()), "b": torch.ones(())}
-    call.weights(torch.eye(2).double(), ["a", "b"], losses)
+    model, tasks, inputs, targets = make("tokens", 2)
+    strategy = Balanced(Equal(), rule := Learnt(), [task.name for task in tasks])
+    assert strategy.step(model, tasks, inputs, targets).audit is None
+    audit = strategy.step(model, tasks, inputs, targets, audit=True).audit
     kept = rule.kept
-    assert call.trial_weights(torch.eye(2).double(), ["a", "b"], losses).tolist() == [0.5, 0.5]
-    assert rule.kept is kept
+    assert [weights.tolist() for weights in audit.weights] == [[0.5, 0.5], [0.5, 0.5]]
+    assert rule.kept is kept and kept.grad_fn is not None
 
 
 # ------------------------------------------------------------------------------------------ in place

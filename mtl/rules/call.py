@@ -1,0 +1,107 @@
+"""How a rule is called: ours, which may take more than the Gram matrix, and those of other libraries, which do not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl.rules.solvers import SolverError
+
+Losses = Mapping[str, Tensor]
+Offsets = Sequence[Sequence[tuple[int, int, int]]]
+
+
+class RuleCall:
+    """``rule`` for the tasks of a run, of which a batch may lack some.
+
+    ``every``: batches between two runs of the rule; its last weights stay in between. ``scale``: the factor that puts
+    the rule's weights on the scale where weights of one give the gradient of the sum of the losses; ``tasks`` is the
+    number of tasks in the batch.
+    """
+
+    def __init__(self, rule: nn.Module, tasks: Sequence[str], every: int = 1, scale: float | str = 1.0) -> None:
+        if every < 1:
+            raise ValueError(f"every={every} must be 1 or more.")
+        if isinstance(scale, str) and scale != "tasks":
+            raise ValueError(f"scale={scale} must be a number or tasks.")
+        self.rule: Any = rule
+        self.tasks, self.every, self.scale = list(tasks), every, scale
+        self.needs_rows: bool = getattr(rule, "needs_rows", False)
+        called: Any = self.rule.combine if self.needs_rows else self.rule.forward
+        self._takes = inspect.signature(called).parameters
+        # Numbers that every step reads: no buffers, which would follow the model to its device.
+        self.steps = 0
+        self.solved: list[str] = []  # the tasks that the last weights were found for
+        self.last_weights = dict.fromkeys(self.tasks, 1.0)
+
+    @property
+    def needs_losses(self) -> bool:
+        """Whether the rule cannot be called without the losses."""
+        losses = self._takes.get("losses")
+        return losses is not None and losses.default is inspect.Parameter.empty
+
+    @property
+    def takes_offsets(self) -> bool:
+        """Whether the rule asks where in the batch of all ranks this rank's elements lie."""
+        return "offsets" in self._takes
+
+    def is_due(self, names: Sequence[str]) -> bool:
+        """Whether the rule runs on this batch of the tasks ``names``; counts the batch."""
+        # Weights that were found for other tasks mean nothing: when one comes or goes, the rule runs anew.
+        due = self.steps % self.every == 0 or list(names) != self.solved
+        self.steps += 1
+        return due
+
+    def solve(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
+        """The rule's ``weights``, which are the last ones from now on."""
+        weights = self.weights(gram, names, losses)
+        self.last_weights |= zip(names, weights.tolist(), strict=True)
+        self.solved = list(names)
+        return weights
+
+    def weights(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
+        """The weights [K] for a Gram matrix [K, K], in float64 on the CPU; SolverError where they are not finite."""
+        weights = self.rule(gram, **self._context(names, losses)).detach().double().cpu()
+        # A matrix that is not finite gives such weights, so that the gradient shows it, as in plain training.
+        if torch.isfinite(gram).all() and not torch.isfinite(weights).all():
+            raise SolverError(f"{type(self.rule).__name__} gave weights that are not finite: {weights.tolist()}.")
+        return weights
+
+    def combine(
+        self, rows: list[Tensor], gram: Tensor, names: Sequence[str], losses: Losses, offsets: Offsets | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The direction that a rule on rows makes of them, times the scale, and the weights [K] to log, without it.
+
+        ``rows``: one ``[K, n_i]`` a block; the direction is one ``[n_i]`` a block. ``offsets``: Rows.offsets_in_batch.
+        """
+        context = self._context(names, losses)
+        if offsets is not None:
+            context["offsets"] = offsets
+        direction, weights = self.rule.combine(rows, gram, **context)
+        scale = self.scale_for(names)
+        return [scale * block for block in direction], weights.double().cpu()
+
+    def last(self, names: Sequence[str]) -> Tensor:
+        """The last weights [K] of the tasks ``names``."""
+        return torch.tensor([self.last_weights[name] for name in names], dtype=torch.float64)
+
+    def scale_for(self, names: Sequence[str]) -> float:
+        """The scale of the weights in a batch of the tasks ``names``."""
+        return float(len(names)) if self.scale == "tasks" else float(self.scale)
+
+    def by_task(self, names: Sequence[str], weights: Tensor) -> dict[str, float]:
+        """What each task's gradient is multiplied by: its weight times the scale."""
+        scale = self.scale_for(names)
+        return {name: scale * weight for name, weight in zip(names, weights.tolist(), strict=True)}
+
+    def _context(self, names: Sequence[str], losses: Losses) -> dict[str, Any]:
+        context: dict[str, Any] = {}
+        if "losses" in self._takes and losses:
+            context["losses"] = torch.stack([losses[name] for name in names])
+        if "present" in self._takes:
+            context["present"] = [self.tasks.index(name) for name in names]
+        return context
