@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
@@ -77,3 +77,9 @@ def check_same_on_all_ranks(name: str, value: str) -> None:
     differing = ", ".join(str(rank) for rank, other in enumerate(values) if other != values[0])
     if differing:
         raise RuntimeError(f"{name} is not the same on every rank: that of rank {differing} differs from rank 0's.")
+
+
+def waits(module: nn.Module) -> bool:
+    """Whether a forward or backward pass through the module communicates, so that every rank must run it."""
+    # A mark and not the classes of mtl.distributed.sync_batchnorm, whose import of timm costs seconds.
+    return any(isinstance(m, nn.SyncBatchNorm) or getattr(m, "communicates", False) for m in module.modules())

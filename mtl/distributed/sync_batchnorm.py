@@ -29,6 +29,8 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
 class SyncBatchNorm(_BatchNorm):
     """Normalises ``[B, C, ...]`` by mean and variance over all positions on all ranks; batch sizes may differ."""
 
+    communicates = True
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``; in training, update the running statistics as BatchNorm does."""
         return _normalise_over_ranks(self, x) if self.training else super().forward(x)
@@ -40,14 +42,11 @@ class SyncBatchNorm(_BatchNorm):
 class SyncBatchNormAct(BatchNormAct2d):
     """timm's batch normalisation with its activation, synchronised."""
 
+    communicates = True
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` and apply the activation."""
         return self.act(self.drop(_normalise_over_ranks(self, x))) if self.training else super().forward(x)
-
-
-def waits(module: nn.Module) -> bool:
-    """Whether a forward or backward pass through the module communicates, so that every rank must run it."""
-    return any(isinstance(inner, nn.SyncBatchNorm | SyncBatchNorm | SyncBatchNormAct) for inner in module.modules())
 
 
 def _normalise_over_ranks(norm: Any, x: Tensor) -> Tensor:

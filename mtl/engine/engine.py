@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mtl.distributed.collectives import waits
 from mtl.distributed.data_parallel import no_sync
 from mtl.distributed.reducer import Reducer
 from mtl.distributed.sharding import is_sharded, unsharded
-from mtl.distributed.sync_batchnorm import waits
 from mtl.engine.precision import Precision
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mtl.distributed.sync_batchnorm import waits
+from mtl.distributed.collectives import waits
 from mtl.engine.engine import Engine
 from mtl.engine.shares import label_shares
 from mtl.model import MultiTaskModel

@@ -32,22 +32,15 @@ class RuleCall:
         self.tasks, self.every, self.scale = list(tasks), every, scale
         self.needs_rows: bool = getattr(rule, "needs_rows", False)
         called: Any = self.rule.combine if self.needs_rows else self.rule.forward
-        self._takes = inspect.signature(called).parameters
+        arguments = inspect.signature(called).parameters
+        self._takes = set(arguments)
+        self.takes_offsets = "offsets" in arguments  # where in the batch of all ranks this rank's elements lie
+        losses = arguments.get("losses")
+        self.needs_losses = losses is not None and losses.default is inspect.Parameter.empty
         # Numbers that every step reads: no buffers, which would follow the model to its device.
         self.steps = 0
         self.solved: list[str] = []  # the tasks that the last weights were found for
         self.last_weights = dict.fromkeys(self.tasks, 1.0)
-
-    @property
-    def needs_losses(self) -> bool:
-        """Whether the rule cannot be called without the losses."""
-        losses = self._takes.get("losses")
-        return losses is not None and losses.default is inspect.Parameter.empty
-
-    @property
-    def takes_offsets(self) -> bool:
-        """Whether the rule asks where in the batch of all ranks this rank's elements lie."""
-        return "offsets" in self._takes
 
     def is_due(self, names: Sequence[str]) -> bool:
         """Whether the rule runs on this batch of the tasks ``names``; counts the batch."""
@@ -57,10 +50,11 @@ class RuleCall:
         return due
 
     def solve(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
-        """The rule's ``weights``, which are the last ones from now on."""
+        """The rule's ``weights``, which are the last ones from now on, unless a gradient was not finite."""
         weights = self.weights(gram, names, losses)
-        self.last_weights |= zip(names, weights.tolist(), strict=True)
-        self.solved = list(names)
+        self.solved = list(names) if torch.isfinite(weights).all() else []
+        if self.solved:
+            self.last_weights |= zip(names, weights.tolist(), strict=True)
         return weights
 
     def weights(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:

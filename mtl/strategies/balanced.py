@@ -58,12 +58,12 @@ class Balanced(Strategy):
         _check_choice("space", space, tuple(SPACES))
         _check_choice("head_scale", head_scale, ("unit", "weights"))
         _check_choice("on_solver_failure", on_solver_failure, ("raise", "skip"))
-        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale), head_scale
-        if self.call.needs_rows and (space == "features_sum" or every != 1):
+        if getattr(rule, "needs_rows", False) and (space == "features_sum" or every != 1):
             raise ValueError(
                 f"{type(rule).__name__} works on the rows themselves: it needs space=features or parameters, and "
                 f"every=1, not space={space} and every={every}."
             )
+        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale), head_scale
         self._skips, self.skipped = on_solver_failure == "skip", 0
         self._rows = Rows()
 
