@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import mtl
-from mtl.rules import UPGrad
 
 
 class TwoHeads(nn.Module):
@@ -16,7 +15,7 @@ class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(16, 32), nn.Tanh())
-        self.balance = mtl.Balance(UPGrad(), tasks=["kind", "size"], scale="tasks")
+        self.balance = mtl.Balance(mtl.rules.UPGrad(), tasks=["kind", "size"], scale="tasks")
         self.kind, self.size = nn.Linear(32, 2), nn.Linear(32, 1)
 
     def forward(self, x):

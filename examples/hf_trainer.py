@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, Trainer, TrainingArguments
 
 import mtl
-from mtl.rules import UPGrad
 
 CONFIG = BertConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -22,7 +21,7 @@ class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = BertModel(CONFIG, add_pooling_layer=False)
-        self.balance = mtl.Balance(UPGrad(), tasks=["topic", "tone"], scale="tasks")
+        self.balance = mtl.Balance(mtl.rules.UPGrad(), tasks=["topic", "tone"], scale="tasks")
         self.topic, self.tone = nn.Linear(32, 3), nn.Linear(32, 1)
 
     def forward(self, input_ids, topic, tone):
@@ -39,6 +38,14 @@ def data():
     return [{"input_ids": text, "topic": text[1], "tone": value} for text, value in zip(ids, tone, strict=True)]
 
 
+class ConflictTrainer(Trainer):
+    """A Trainer whose logs of the loss also have the tasks' conflict, wherever it reports to."""
+
+    def log(self, logs, *args):
+        """Log the loss and the conflict of one step together."""
+        super().log(logs | self.model.balance.last.metrics if "loss" in logs else logs, *args)
+
+
 def train(**options):
     """Train for two epochs; ``options`` of TrainingArguments, as ``gradient_accumulation_steps=2``."""
     torch.manual_seed(0)
@@ -48,9 +55,7 @@ def train(**options):
             folder, num_train_epochs=2, per_device_train_batch_size=16, learning_rate=1e-3, logging_steps=1,
             use_cpu=True, save_strategy="no", label_names=["topic", "tone"], **options,
         )  # fmt: skip
-        trainer = Trainer(model, arguments, train_dataset=data())
-        model.balance.log_to(trainer.log)  # the tasks' conflict, wherever the Trainer reports to
-        trainer.train()
+        ConflictTrainer(model, arguments, train_dataset=data()).train()
     return model
 
 

@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import mtl
-from mtl.rules import UPGrad
 
 
 class TwoHeads(nn.Module):
@@ -14,7 +13,8 @@ class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(nn.Linear(16, 32), nn.Tanh())
-        self.balance = mtl.Balance(UPGrad(), tasks=["kind", "size"], scale="tasks")
+        # scale: UPGrad's mean of the gradients becomes their sum, as without the layer, where the tasks agree.
+        self.balance = mtl.Balance(mtl.rules.UPGrad(), tasks=["kind", "size"], scale="tasks")
         self.kind, self.size = nn.Linear(32, 2), nn.Linear(32, 1)
 
     def forward(self, x):

@@ -4,16 +4,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mtl.conflict import conflict_metrics
-from mtl.gradients.cut import Cut, Direction
-from mtl.gradients.rows import Rows
-from mtl.rules import UPGrad
+from mtl import Cut, Direction, Rows, conflict_metrics, rules
 
 torch.manual_seed(1)
 trunk = nn.Sequential(nn.Linear(16, 32), nn.Tanh())
 heads = nn.ModuleDict({"kind": nn.Linear(32, 2), "size": nn.Linear(32, 1)})
 losses = {"kind": F.cross_entropy, "size": F.mse_loss}
-rule, rows = UPGrad(), Rows()
+rule, rows = rules.UPGrad(), Rows()
 optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1)
 x = torch.randn(64, 16)
 targets = {"kind": (x[:, :4].sum(1) > 0).long(), "size": x[:, 2:6].sum(1, keepdim=True)}

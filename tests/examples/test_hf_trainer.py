@@ -1,3 +1,6 @@
+import sys
+
+import pytest
 import torch
 from support.examples import own_run, parameters, run_example
 from torch import nn
@@ -41,6 +44,7 @@ def look(scope):
     return cases
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="transformers is for Python 3.11 and later")
 def test_it_is_the_frameworks_own_run(tmp_path):
     printed, cases = run_example("hf_trainer", tmp_path, look)
     for count, (found, own, plain) in cases.items():
