@@ -40,8 +40,9 @@ def backward(
     - ``rule``, ``scale``, ``loss_scale`` and several ranks: as in :class:`mtl.Balance`.
 
     Every head's graph is alive until its backward; :class:`mtl.Cut` keeps one head's at a time. Trunk and heads may be
-    in DistributedDataParallel. ValueError for losses that are no scalars, features without a gradient, and a trunk that
-    the losses reach by another way than the features.
+    in DistributedDataParallel, each or both as one, which then must not have find_unused_parameters: what it returns is
+    not what its heads have read. ValueError for losses that are no scalars, features without a gradient, and a trunk
+    that the losses reach by another way than the features.
     """
     by_task, leaves = _by_task(losses), _leaves(features)
     graphs = {task: _graph([loss], leaves) for task, loss in by_task.items() if loss is not None}

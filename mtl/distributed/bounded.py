@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -20,34 +19,33 @@ _groups: dict[Any, _Group] = {}
 class _Group:
     """A gloo group of all ranks, beside the default one: it has CPU tensors, and no other collective in between."""
 
-    def __init__(self, timeout: timedelta) -> None:
-        self.timeout, self.sums = timeout, 0
+    def __init__(self) -> None:
+        self.sums = 0
         self.store: Any = dist.distributed_c10d._get_default_store()
         self._group: Any = None
 
     def sum(self, values: Tensor, place: str) -> Tensor:
         """Sum in place; RuntimeError that names the ranks that have not come to the same sum in time."""
         self.sums += 1
+        start, seconds = time.monotonic(), TIMEOUT.total_seconds()
         try:
             if self._group is None:
-                self._group = dist.new_group(backend="gloo", timeout=self.timeout)
+                self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
             dist.all_reduce(values, group=self._group)
         except (RuntimeError, ValueError) as error:
-            seconds = self.timeout.total_seconds()
             raise RuntimeError(
-                f"{place} was not reached on {self._absent()} within {seconds:g} seconds: every rank must send a loss "
-                "backward through it in every step."
+                f"{place} was not reached on {self._absent(start + seconds + GRACE)} within {seconds:g} seconds: every "
+                "rank must send a loss backward through it in every step."
             ) from error
         return values
 
-    def _absent(self) -> str:
-        """The ranks that do not wait here as well."""
+    def _absent(self, until: float) -> str:
+        """The ranks that do not wait here as well; one whose peer has died may come to know it later than others."""
         key = f"mtl/{self.sums}/{{}}".format
         absent = [rank for rank in range(get_world_size()) if rank != get_rank()]
         try:
             self.store.set(key(get_rank()), "")
-            end = time.monotonic() + GRACE
-            while absent and time.monotonic() < end:
+            while absent and time.monotonic() < until:
                 absent = [rank for rank in absent if not self.store.check([key(rank)])]
                 time.sleep(0.1)
         except RuntimeError:
@@ -55,15 +53,15 @@ class _Group:
         return f"rank {', '.join(map(str, absent))}" if absent else "every rank"
 
 
-def bounded_all_reduce(values: Tensor, place: str, timeout: timedelta = TIMEOUT) -> Tensor:
+def bounded_all_reduce(values: Tensor, place: str) -> Tensor:
     """Sum a CPU tensor over all ranks, in place; a single process returns it as it is.
 
-    ``place``: what the ranks wait at, as the error names it. RuntimeError where a rank is not there within ``timeout``.
+    ``place``: what the ranks wait at, as the error names it. RuntimeError where a rank is not there within ``TIMEOUT``.
     """
     if not is_distributed():
         return values
     world = dist.group.WORLD
     if world not in _groups:
         _groups.clear()  # of a default group that was destroyed
-        _groups[world] = _Group(timeout)
+        _groups[world] = _Group()
     return _groups[world].sum(values, place)
