@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from mtl.conflict import conflict_metrics
 from mtl.distributed.bounded import bounded_all_reduce
 from mtl.distributed.collectives import get_rank, get_world_size, is_distributed
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import require, suggestion
 from mtl.gradients.rows import Rows
 from mtl.rules import Sum
@@ -131,18 +132,22 @@ class Balance(nn.Module):
         """The rule and the tasks, for print."""
         return f"{self.rule}, tasks={self.tasks}"
 
-    @torch.compiler.disable
     def forward(self, features: Any) -> dict[str, Any]:
         """The features, once for each task; views of the same memory, which a head may not change in place."""
+        if self.training:
+            return self._split(features)
+        return dict.fromkeys(self.tasks, features)
+
+    @torch.compiler.disable
+    def _split(self, features: Any) -> dict[str, Any]:
         leaves, structure = pytree.tree_flatten(features)
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not tensors:
             raise ValueError(f"The features must be a tensor or a nesting of tensors, not {type(features).__name__}.")
         graph = torch.is_grad_enabled()
         where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and (leaf.requires_grad or not graph)]
-        if not (self.training and where):
-            return _Features((task, features) for task in self.tasks)
-        if graph:
-            self._check_surroundings()
+        if graph and where:
+            self._check_surroundings(tensors)
             views = iter(_Split.apply(self, *(leaves[i] for i in where)))
         else:  # a checkpoint with use_reentrant=True may run forward so, and must not return one tensor for all tasks
             views = iter([leaves[i].detach() for _ in self.tasks for i in where])
@@ -175,8 +180,9 @@ class Balance(nn.Module):
         depends on.
         """
         losses, self._losses = self._losses, {}
-        present = [any(g is not None for g in own) for own in gradients]
-        names = self._over_ranks(present)
+        here = [any(g is not None for g in own) for own in gradients]
+        self._check_losses(losses, [task for task, present in zip(self.tasks, here, strict=True) if present])
+        names = self._over_ranks(here)
         if not self._call.is_due(names):
             factors = self._call.by_task(names, self._call.last(names))
             self.last = BalanceResult(names, factors, None)
@@ -202,8 +208,10 @@ class Balance(nn.Module):
         rows = self._rows.start(len(names), like)
         for own in gradients:
             rows.append(own, divisor)
-        here = rows.gram() / (unit / divisor) ** 2
-        gram = bounded_all_reduce(here.clone(), self._place)
+        here = rows.gram()
+        if unit != divisor:
+            here /= (unit / divisor) ** 2
+        gram = bounded_all_reduce(here.clone(), self._place) if is_distributed() else here
         if self._call.needs_rows:
             offsets = self._offsets(rows, like) if self._call.takes_offsets else None
             blocks, weights = self._call.combine(rows.blocks(), gram, names, losses, offsets)
@@ -221,16 +229,21 @@ class Balance(nn.Module):
 
     def _over_ranks(self, present: Sequence[bool]) -> list[str]:
         """The names of the tasks that are present on any rank."""
+        if not is_distributed():
+            return [task for task, here in zip(self.tasks, present, strict=True) if here]
         counts = bounded_all_reduce(torch.tensor(present, dtype=torch.float64, device="cpu"), self._place)
         return [task for task, count in zip(self.tasks, counts.tolist(), strict=True) if count]
 
+    def _check_losses(self, losses: Mapping[str, Tensor], present: Sequence[str]) -> None:
+        missing = [task for task in present if task not in losses]
+        if missing and (losses or self._call.needs_losses):
+            raise ValueError(
+                f"{type(self.rule).__name__} needs the losses of {', '.join(missing)}: call losses({{task: loss, …}}) "
+                "of the layer before the backward."
+            )
+
     def _mean_losses(self, names: Sequence[str], losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses that were handed over, averaged over the ranks; a rank without the task adds zero."""
-        if self._call.needs_losses and not any(name in losses for name in names):
-            raise ValueError(
-                f"{type(self.rule).__name__} needs the losses: call losses({{task: loss, …}}) of the layer before the "
-                "backward."
-            )
         if not losses:
             return {}
         values = [float(losses.get(name, 0.0)) for name in names]
@@ -260,8 +273,10 @@ class Balance(nn.Module):
     def _place(self) -> str:
         return f"Balance(tasks={self.tasks})"
 
-    def _check_surroundings(self) -> None:
+    def _check_surroundings(self, tensors: Sequence[Tensor]) -> None:
         """RuntimeError where the layer cannot be right."""
+        if is_sharded(*tensors):
+            raise RuntimeError("Balance needs whole features, not DTensors that are sharded over the ranks.")
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError("Balance works on the gradients of a backward, and not in transforms of torch.func.")
         if self._call.needs_rows and is_distributed() and not getattr(self._call.rule, "elementwise", False):

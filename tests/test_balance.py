@@ -294,7 +294,7 @@ def test_a_forward_sent_backward_in_parts_is_warned_of_once(caplog):
 
 def test_losses_are_handed_over_to_a_rule_that_needs_them():
     model, x = two(ByLosses())
-    with pytest.raises(ValueError, match=r"ByLosses needs the losses: call losses\(\{task: loss, …\}\) of the layer"):
+    with pytest.raises(ValueError, match=r"ByLosses needs the losses of a, b: call losses\(\{task: loss, …\}\) of the"):
         sum(two_losses(model(x)).values()).backward()
     losses = two_losses(model(x))
     model.balance.losses(losses)
@@ -303,6 +303,10 @@ def test_losses_are_handed_over_to_a_rule_that_needs_them():
     assert model.balance.last.weights == pytest.approx({t: loss.item() / total for t, loss in losses.items()})
     with pytest.raises(ValueError, match="needs the losses"):  # those of the last step are gone
         sum(two_losses(model(x)).values()).backward()
+    losses = two_losses(model(x))
+    model.balance.losses({"a": losses["a"]})
+    with pytest.raises(ValueError, match="needs the losses of b: call"):
+        sum(losses.values()).backward()
 
 
 class Scaler:
@@ -507,6 +511,22 @@ def test_compiled_parts_around_the_eager_layer(compiled):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize(
+    "export",
+    [
+        lambda m, x: torch.export.export(m, (x,)).module(),
+        lambda m, x: torch.compile(m, backend="aot_eager", fullgraph=True),
+    ],
+    ids=["export", "compile"],
+)
+def test_in_evaluation_the_model_is_one_graph(export):
+    model, x = two()
+    expected = model.eval()(x)
+    with torch.no_grad():
+        assert equal(expected, export(model, x)(x))
+    torch._dynamo.reset()
+
+
 # ------------------------------------------------------------------------------------------ refused
 
 
@@ -572,10 +592,8 @@ def test_options_that_do_not_fit_are_refused_in_one_sentence(options, message):
 
 def test_a_task_that_was_not_declared_is_named():
     model, x = two()
-    for mode in (True, False):
-        z = model.train(mode).balance(model.trunk(x))
-        with pytest.raises(KeyError, match="depht is no task of the layer; accepted: a, b"):
-            z["depht"]
+    with pytest.raises(KeyError, match="depht is no task of the layer; accepted: a, b"):
+        model.balance(model.trunk(x))["depht"]
     with pytest.raises(KeyError, match="c is no task of the layer"):
         model.balance.losses({"c": torch.ones(())})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,9 +53,11 @@ class RuleCall:
     def solve(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
         """The rule's ``weights``, which are the last ones from now on, unless a gradient was not finite."""
         weights = self.weights(gram, names, losses)
-        self.solved = list(names) if torch.isfinite(weights).all() else []
-        if self.solved:
-            self.last_weights |= zip(names, weights.tolist(), strict=True)
+        found = dict(zip(names, weights.tolist(), strict=True))
+        finite = all(map(math.isfinite, found.values()))
+        self.solved = list(names) if finite else []
+        if finite:
+            self.last_weights |= found
         return weights
 
     def weights(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from support.ranks import run_ranks
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import mtl
@@ -130,6 +132,10 @@ def train_all():
     found = {(how, name): train(CASES[name], [rank], wrap) for (how, name), wrap in RUNS.items()}
     with pytest.raises(RuntimeError, match="DBMTL compares whole rows, of which each of several ranks has a part only"):
         train({"rule": lambda: DBMTL(3), "how": "whole"}, [rank], distributed)
+    mesh = init_device_mesh("cpu", (2,))
+    part = distribute_tensor(torch.randn(4, 2), mesh, [Shard(0)]).requires_grad_()
+    with pytest.raises(RuntimeError, match="Balance needs whole features, not DTensors that are sharded"):
+        mtl.Balance(MGDA(), TASKS)(part)
     return found
 
 
