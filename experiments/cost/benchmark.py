@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--long", action="store_true", help="every trunk, head and number of tasks, more rounds")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="threads of a step; default: as torch has it")
+    parser.add_argument("--cpu-time", action="store_true", help="steps by CPU time, where others use the machine too")
     parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="these cells, as 'resnet18-64-*' or loop")
     parser.add_argument(
         "--out", type=Path, help="folder of what is written; default: the study's, unless --only is given"
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: Cells = {}
     for number, cell in enumerate(cells, 1):
         began = time.perf_counter()
-        found[cell.name] = run(cell, options.device, options.threads)
+        found[cell.name] = run(cell, options.device, options.threads, options.cpu_time)
         spent = time.perf_counter() - began
         print(f"{number:3} {cell.name}: {found[cell.name].get('failed', f'{spent:.0f} s')}", file=sys.stderr)
         if out is not None:  # after each, for the long form is long
@@ -69,10 +70,10 @@ def check(device: str, threads: int | None) -> None:
             raise ValueError("--device cuda: torch finds no GPU on this machine.")
 
 
-def run(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:
+def run(cell: Cell, device: str, threads: int | None, cpu_time: bool = False) -> dict[str, Any]:
     """What one cell comes to; the reason where it failed: the others are measured all the same."""
     try:
-        return in_a_process(measured, cell, device, threads)
+        return in_a_process(measured, cell, device, threads, cpu_time)
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
@@ -85,11 +86,11 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def measured(cell: Cell, device: str, threads: int | None) -> dict[str, Any]:
+def measured(cell: Cell, device: str, threads: int | None, cpu_time: bool) -> dict[str, Any]:
     """What runs in that process."""
     from measure import measure
 
-    return measure(cell.kind, cell.arguments, cell.seconds, device, threads)
+    return measure(cell.kind, cell.arguments, cell.seconds, device, threads, cpu_time)
 
 
 def report(found: Cells, out: Path | None) -> None:

@@ -94,7 +94,13 @@ def _others(rounds: int) -> list[Cell]:
     }
     rows = {"naive": "naive", "detached": "detached", "mgda": "MGDA, features", "mgda-parameters": "MGDA, parameters"}
     memory = dict(trunk="transformer", heads="vocabulary", tasks=8, batch=4)
+    counts = {"layer": (2, 8, 16), "lightning": (2, 8)}
     return [
+        *(
+            Cell(f"{kind}-k{tasks}", kind, dict(trunk="resnet18-64", heads="linear", tasks=tasks, batch=16), 25)
+            for kind, numbers in counts.items()
+            for tasks in numbers
+        ),
         *(Cell(f"heads-alone-b{batch}", "heads_alone", dict(tasks=40, batch=batch), 8) for batch in (32, 128)),
         *(Cell(f"parts-{name}", "parts", problem, 6) for name, problem in problems.items()),
         *(Cell(f"high-water-{name}", "high_water", memory | dict(row=row), 0) for name, row in rows.items()),

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from results import Cells, Spread, milliseconds, of_kind, over_tasks, ratio, spread
 
+SUM = "sum of the losses"  # one backward, in the cells of layer.py
+LAYER = dict.fromkeys([f"mtl.Balance({rule})" for rule in ("MGDA()", "UPGrad()", "None")], SUM)
 GRAM_RULES = [f"{rule}, features" for rule in ("MGDA", "UPGrad", "CAGrad", "NashMTL", "PCGrad")]
 # A step, and the hand-written loop of the same strategy.
 BY_HAND = {"detached": "by hand: detached", "MGDA, features": "by hand: MGDA, features"}
@@ -71,6 +73,7 @@ def goals(cells: Cells) -> list[Goal]:
         ),
         Goal("Gram rules at the features over naive, K ≤ 16", 1.05, _ratios(few, rules)),
         Goal("Gram rules at the features over naive, K = 40", 1.10, _ratios(many, rules)),
+        Goal("the layer over the sum of the losses, K ≤ 16", 1.05, _ratios(_layer(cells), LAYER)),
         Goal("rules at the parameters over K naive steps", 0.70, _at_parameters(steps)),
         Goal("our dearest rule at the parameters over the peers' quickest", 1.00, _over_peers(steps)),
         Goal("our step over the same by hand", 1.02, _ratios(steps, BY_HAND)),
@@ -97,6 +100,10 @@ def is_at_parameters(row: str) -> bool:
 def is_ours(row: str) -> bool:
     """Whether a row is no peer's."""
     return not row.startswith(("TorchJD", "LibMTL"))
+
+
+def _layer(cells: Cells) -> Cells:
+    return of_kind(cells, "layer") | of_kind(cells, "lightning")
 
 
 def _ratios(cells: Cells, pairs: Mapping[str, str]) -> dict[str, Spread]:

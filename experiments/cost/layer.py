@@ -1,4 +1,4 @@
-"""The layer mtl.Balance in other loops: beside one backward of the summed losses, by hand and in Lightning's Trainer."""
+"""The layer mtl.Balance beside one backward of the summed losses, by hand and in Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import logging
 import random
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+import timing
 import torch
 from goals import SUM
 from peers import torchjd_steps
 from problems import Problem, problem
-from steps import Step, sum_of_losses
-from timing import interleaved
+from steps import RULES, Step, sum_of_losses
 from torch import Tensor, nn
 
 import mtl
 from mtl.rules import MGDA, UPGrad
 
-STEPS, ROUNDS = 6, 5  # of a Trainer in its turn, the first of which is not timed; turns at least
+STEPS, ROUNDS = 5, 5  # of a Trainer in its turn, the first of which is not timed; turns at least
+ALONE = 26  # times that the layer alone is run, the first of which warms up
 
 
 def layer(trunk: str, heads: str, tasks: int, batch: int, seconds: float, device: str) -> dict[str, Any]:
@@ -29,8 +31,11 @@ def layer(trunk: str, heads: str, tasks: int, batch: int, seconds: float, device
     steps = {SUM: sum_of_losses(own), f"{SUM}, again": sum_of_losses(own)}
     steps |= {f"mtl.Balance({rule}())": layer_step(own, made) for rule, made in rules().items()}
     steps["mtl.Balance(None)"] = layer_step(own, None)
-    steps |= {name: step for name, step in torchjd_steps(own).items() if "mtl_backward UPGrad, chunk=1" in name}
-    return {"rows": interleaved(steps, own.model, seconds)}
+    quickest = "TorchJD mtl_backward UPGrad, chunk=1, optimize_gramian"
+    steps |= {name: step for name, step in torchjd_steps(own).items() if name == quickest}
+    rows = timing.interleaved(steps, own.model, seconds)
+    made = {f"mtl.Balance({name}())": rule() for name, rule in RULES.items()} | {"mtl.Balance(None)": None}
+    return {"rows": rows, "alone": {row: alone(own, rule) for row, rule in made.items()}}
 
 
 def rules() -> dict[str, nn.Module]:
@@ -38,9 +43,35 @@ def rules() -> dict[str, nn.Module]:
     return {"MGDA": MGDA(), "UPGrad": UPGrad()}
 
 
+def alone(problem: Problem, rule: nn.Module | None) -> list[float]:
+    """Seconds that the layer itself takes, forward and backward: of heads on ready features, the trunk left out."""
+    features, balance = problem.engine.features(problem.inputs).detach(), mtl.Balance(rule, names(problem))
+    forward, combine, spent = balance.forward, balance.combine, []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            start = timing.clock()
+            result = function(*arguments)
+            spent[-1] += timing.clock() - start
+            return result
+
+        return run
+
+    balance.combine = timed(combine)
+    for _ in range(ALONE):
+        spent.append(0.0)
+        summed(problem, timed(forward)(features.clone().requires_grad_())).backward()
+    return spent[1:]
+
+
+def names(problem: Problem) -> list[str]:
+    """The tasks' names."""
+    return [task.name for task in problem.tasks]
+
+
 def layer_step(problem: Problem, rule: nn.Module | None) -> Step:
     """Plain PyTorch with the layer between trunk and heads."""
-    balance = mtl.Balance(rule, tasks=[task.name for task in problem.tasks])
+    balance = mtl.Balance(rule, names(problem))
 
     def step() -> None:
         summed(problem, balance(problem.engine.features(problem.inputs))).backward()
@@ -60,10 +91,9 @@ def lightning(trunk: str, heads: str, tasks: int, batch: int, seconds: float, de
     for name in ("lightning", "torchjd"):
         if importlib.util.find_spec(name) is None:
             return {"not measured": f"It is not installed: pip install {name}."}
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    modules = lightning_modules(problem(trunk, heads, tasks, batch, device))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # which importing it has set to INFO
     warnings.filterwarnings("ignore", module="lightning")
-    own = problem(trunk, heads, tasks, batch, device)
-    modules = lightning_modules(own)
     rows: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in modules}
     order, began = random.Random(0), time.perf_counter()
     while len(rows[SUM]["seconds"]) < ROUNDS or time.perf_counter() - began < seconds:
@@ -78,7 +108,7 @@ def lightning_modules(problem: Problem) -> dict[str, Any]:
     from torchjd.aggregation import UPGrad as TheirUPGrad
     from torchjd.autojac import jac_to_grad, mtl_backward
 
-    names = [task.name for task in problem.tasks]
+    tasks = names(problem)
 
     class Plain(LightningModule):
         def __init__(self) -> None:
@@ -86,7 +116,7 @@ def lightning_modules(problem: Problem) -> dict[str, Any]:
             self.model = problem.model
 
         def training_step(self, batch: Any) -> Any:
-            return summed(problem, dict.fromkeys(names, problem.engine.features(problem.inputs)))
+            return summed(problem, dict.fromkeys(tasks, problem.engine.features(problem.inputs)))
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=1e-6)
@@ -94,7 +124,7 @@ def lightning_modules(problem: Problem) -> dict[str, Any]:
     class Layer(Plain):
         def __init__(self) -> None:
             super().__init__()
-            self.balance = mtl.Balance(UPGrad(), tasks=names)
+            self.balance = mtl.Balance(UPGrad(), tasks)
 
         def training_step(self, batch: Any) -> Any:
             return summed(problem, self.balance(problem.engine.features(problem.inputs)))
@@ -124,7 +154,7 @@ def seconds_of_a_step(module: Any, device: str) -> float:
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter())
+            times.append(timing.clock())
 
     times: list[float] = []
     Trainer(

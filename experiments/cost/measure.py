@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import startup
+import timing
 import torch
+from layer import layer, lightning
 from loop import loop
 from parts import parts
 from peers import libmtl_steps, not_possible, torchjd_steps
@@ -117,6 +119,8 @@ def _memory(key: str) -> int:
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "steps": steps,
     "heads_alone": heads_alone,
+    "layer": layer,
+    "lightning": lightning,
     "parts": parts,
     "bf16": bf16,
     "high_water": high_water,
@@ -125,13 +129,20 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "demo": startup.demo,
 }
 
-KEEP = ("steps", "heads_alone", "parts", "bf16")  # kinds for which memory is kept from step to step, as in a run
+# Kinds for which memory is kept from step to step, as in a run.
+KEEP = ("steps", "layer", "lightning", "heads_alone", "parts", "bf16")
 
 
 def measure(
-    kind: str, arguments: dict[str, Any], seconds: float, device: str = "cpu", threads: int | None = None
+    kind: str,
+    arguments: dict[str, Any],
+    seconds: float,
+    device: str = "cpu",
+    threads: int | None = None,
+    cpu_time: bool = False,
 ) -> dict[str, Any]:
     """The cell's numbers, and what they were measured on."""
+    timing.clock = time.process_time if cpu_time else time.perf_counter
     if threads is not None:
         torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -145,6 +156,7 @@ def measure(
         "took": time.perf_counter() - began,
         "machine": f"{machine}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        "clock": timing.clock.__name__,
         "versions": environment.describe() | {name: _version(name) for name in ("torchjd", "LibMTL")},
     }
 

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 Cells = dict[str, dict[str, Any]]  # what measure.py has found, by the cell's name
 
-AGAIN = "naive, again"  # the row that shows the noise, and halves it in what the others are compared with
-
 
 class Spread(NamedTuple):
     """The quartiles of a number over the rounds."""
@@ -31,10 +29,13 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratio(rows: Mapping[str, Mapping[str, Any]], name: str, beside: str = "naive") -> Spread:
-    """A step's time over another one's, round by round; over naive, over the mean of the round's two naive steps."""
-    compared = rows[beside]["seconds"]
-    if beside == "naive" and AGAIN in rows and name not in (beside, AGAIN):
-        both = zip(compared, rows[AGAIN]["seconds"], strict=True)
+    """A step's time over another one's, round by round; where that ran twice, over the mean of the round's two.
+
+    The second one, ``again``, shows the noise, and halves it in what the others are compared with.
+    """
+    compared, again = rows[beside]["seconds"], f"{beside}, again"
+    if again in rows and name not in (beside, again):
+        both = zip(compared, rows[again]["seconds"], strict=True)
         compared = [None if a is None or b is None else (a + b) / 2 for a, b in both]
     pairs = zip(rows[name]["seconds"], compared, strict=True)
     return spread(a / b for a, b in pairs if a is not None and b is not None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from goals import BY_HAND, goal_table
+from goals import BY_HAND, SUM, goal_table
 from results import Cells, milliseconds, of_kind, over_tasks, ratio, spread
 
 MIB = 2**20
@@ -27,6 +27,9 @@ def document(cells: Cells) -> str:
     sections |= {
         "Other problems: time of a step, ratio to naive": other_problems(cells),
         "Our step over the same by hand": by_hand(cells),
+        "The layer in other loops: time, ratio to the sum of the losses": layer(cells, _over_sum),
+        "The layer alone, ms (share of the sum's step)": layer_alone(of_kind(cells, "layer")),
+        "The layer in other loops: peak memory of a step, MiB": layer(of_kind(cells, "layer"), _mib),
         "40 linear heads on a trunk that costs nothing, ratio to naive": _table(of_kind(cells, "heads_alone"), _ratio),
         "Where a step's time goes, ms (share)": parts(cells),
         "Peak memory of a step by the process's high-water mark": high_water(cells),
@@ -57,6 +60,22 @@ def by_hand(cells: Cells) -> str:
     for name, cell in measured.items():
         lines.append([name, *(str(ratio(cell["rows"], row, hand)) for row, hand in BY_HAND.items())])
     return _markdown(lines) if measured else ""
+
+
+def layer(cells: Cells, show: Callable[[dict[str, Any], str], str]) -> str:
+    """A line a step, a column a number of tasks, by hand and then in Lightning's Trainer."""
+    measured = of_kind(cells, "layer") | of_kind(cells, "lightning")
+    names = {"layer": "by hand", "lightning": "Lightning"}
+    return _table({f"{names[c['kind']]}, K = {c['arguments']['tasks']}": c for c in measured.values()}, show)
+
+
+def layer_alone(cells: Cells) -> str:
+    """A line a rule: what the layer itself takes, forward and backward."""
+    lines = [["", *(f"K = {cell['arguments']['tasks']}" for cell in cells.values())]]
+    for row in next(iter(cells.values()), {}).get("alone", ()):
+        times = [(1000 * median(c["alone"][row]), milliseconds(c["rows"], SUM)) for c in cells.values()]
+        lines.append([row, *(f"{time:.1f} ({time / whole:.1%})" for time, whole in times)])
+    return _markdown(lines) if cells else ""
 
 
 def high_water(cells: Cells) -> str:
@@ -109,7 +128,8 @@ def machine(cells: Cells) -> str:
     for cell in cells.values():
         if "machine" in cell:
             versions = ", ".join(f"{name} {value}" for name, value in cell["versions"].items())
-            return f"{cell['machine']}, {cell['threads']} threads; {versions}"
+            clock = ", CPU time" if cell.get("clock") == "process_time" else ""
+            return f"{cell['machine']}, {cell['threads']} threads{clock}; {versions}"
     return ""
 
 
@@ -118,6 +138,15 @@ def _ratio(cell: dict[str, Any], row: str) -> str:
     if row == "naive":
         return time
     return compared if cell["device"] == "cpu" else f"{compared}, {time}"  # on a GPU, absolute times mean something
+
+
+def _over_sum(cell: dict[str, Any], row: str) -> str:
+    rows = cell["rows"]
+    return f"{milliseconds(rows, row):.1f} ms" if row == SUM else str(ratio(rows, row, SUM))
+
+
+def _mib(cell: dict[str, Any], row: str) -> str:
+    return f"{cell['rows'][row]['peak'] / MIB:,.1f}"
 
 
 def _peak(cell: dict[str, Any], row: str) -> str:

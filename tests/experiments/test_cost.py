@@ -40,6 +40,19 @@ def test_by_hand_is_the_same_step(heads):
         torch.testing.assert_close(found["MGDA, features"], found["naive"], rtol=1e-3, atol=1e-5)
 
 
+def test_the_layer_is_the_strategies_step():
+    from layer import layer_step, rules
+    from problems import problem
+    from steps import balanced, ours, sum_of_losses
+
+    own = problem("test_resnet-32", "linear", 3, 4)
+    found = gradients(own, layer_step(own, None)), gradients(own, layer_step(own, rules()["UPGrad"]))
+    plain, upgrad = (gradients(own, step) for step in (sum_of_losses(own), ours(own, balanced(own, rules()["UPGrad"]))))
+    torch.testing.assert_close(found, (plain, upgrad), rtol=1e-3, atol=1e-5)
+    with pytest.raises(AssertionError):  # the control: another direction
+        torch.testing.assert_close(plain, upgrad, rtol=1e-3, atol=1e-5)
+
+
 def test_a_cell_has_every_rows_ratio():
     from measure import measure
     from results import ratio
@@ -55,6 +68,21 @@ def test_a_cell_has_every_rows_ratio():
     assert rows["detached"]["peak"] < rows["naive"]["peak"]  # one head's graph, not four
     assert rows["plain PyTorch: sum of losses"]["peak"] == pytest.approx(rows["naive"]["peak"], rel=0.01)
     assert {"UPGrad, features", "PCGrad, parameters", "detached, audit"} < set(rows) and "GradDrop, rows" not in rows
+
+
+def test_the_layers_cells_make_its_tables():
+    from measure import measure
+    from tables import document
+
+    problem = dict(trunk="scale", heads="mlp", tasks=2, batch=8)
+    cells = {kind: measure(kind, problem, seconds=0) for kind in ("layer", "lightning")}
+    assert set(cells["layer"]["rows"]) > {"mtl.Balance(MGDA())", "mtl.Balance(UPGrad())", "mtl.Balance(None)"}
+    assert all(min(times) > 0 for times in cells["layer"]["alone"].values()) and len(cells["layer"]["alone"]) == 6
+    assert {"mtl.Balance(UPGrad())", "TorchJD's recipe"} < set(cells["lightning"]["rows"])
+    assert min(min(row["seconds"]) for row in cells["lightning"]["rows"].values()) > 0
+    tables = document(cells)
+    for words in ("| the layer over the sum of the losses, K ≤ 16 |", "| by hand, K = 2 | Lightning, K = 2 |"):
+        assert words in tables
 
 
 def test_a_peer_that_fails_costs_its_row_and_one_of_ours_the_cell():
@@ -117,7 +145,7 @@ def test_a_goal_is_met_or_not():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "start"], "--only start matches no cell; the closest of 32 are start-up, "),
+        (["--only", "start"], "--only start matches no cell; the closest of 37 are start-up, "),
         (["--threads", "0"], "--threads 0 must be 1 or more."),
     ],
 )
