@@ -76,8 +76,9 @@ class Balance(nn.Module):
 
     - ``rule``: a module ``gram [K, K] -> weights [K]``, or one of :mod:`mtl.rules` that works on the rows; its state is
       part of the layer's ``state_dict``. None: the layer only measures, and the trunk gets the sum.
-    - ``scale``: weights of one, times 1, give the gradient of the sum of the losses; ``tasks`` is the number of tasks
-      that are present. conf/strategy has the scale of each rule's paper.
+    - ``scale``: the factor that puts the rule's weights on the scale where weights of one give the gradient of the sum
+      of the losses; ``tasks`` is the number of tasks that are present. conf/strategy has that of each rule's paper: the
+      weights of MGDA, UPGrad and CAGrad, which are those of a mean, have ``tasks``.
     - ``every``: backward passes between two runs of the rule, whose last weights stay in between.
     - ``loss_scale``: what all losses are multiplied by before the backward: a GradScaler, or a number, as 1 / N where N
       micro-batches are accumulated. The rule, ``last`` and ``log_to`` see the gradients without it. Only rules whose

@@ -29,8 +29,8 @@ def backward(
     one backward of the trunk. ::
 
         z = trunk(x)
-        losses = {"depth": ce(depth(z), y1), "normals": l1(normals(z), y2)}
-        mtl.backward(losses, features=z, rule=mtl.rules.UPGrad())
+        losses = {task: loss(head(z), y[task]) for task, head in heads.items()}
+        mtl.backward(losses, features=z, rule=rule)
 
     - ``losses``: scalars by task, or a list of them, whose tasks are called 0, 1, …; a rule with state needs the same
       tasks in each call. None, or a loss without a gradient, is a task that is absent.

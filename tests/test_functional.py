@@ -1,5 +1,8 @@
 """The functions of losses: against the layer, against gradients made by hand, and what they refuse."""
 
+import inspect
+import textwrap
+
 import pytest
 import torch
 from support.layered import gradients_of, rows_by_hand
@@ -167,30 +170,39 @@ def test_what_does_not_fit_is_refused_in_one_sentence():
     assert not any(p.grad is not None for p in model.parameters())
 
 
-# ------------------------------------------------------------------------------------------ the cut
+# ------------------------------------------------------------------------------------------ the documented loops
 
 
-def test_the_loop_with_the_cut_is_the_layer_and_frees_each_heads_graph():
+def documented(thing):
+    """The code in a docstring, after its first ::"""
+    code = []
+    for line in inspect.cleandoc(thing.__doc__).split("::\n", 1)[1].splitlines():
+        if line and not line.startswith(" "):
+            break
+        code.append(line)
+    return textwrap.dedent("\n".join(code))
+
+
+@pytest.mark.parametrize("loop", [mtl.Cut, mtl.backward])
+def test_the_documented_loop_is_the_layer_and_frees_each_heads_graph(loop):
+    code = documented(loop)
+    assert 3 <= len(code.strip().splitlines()) <= 15
     model, x = parts()
-    layer = mtl.Balance(UPGrad(), list("abc"))
-    z = model.trunk(x)
-    sum(model.losses(z, layer(z)).values()).backward()
+    targets = {name: torch.full((5, 2), float(i), dtype=torch.float64) for i, name in enumerate("abc")}
+    heads, kept = dict(model.heads.items()), []
+
+    def loss(prediction, target):
+        kept.append((prediction - target).square().mean())
+        return kept[-1]
+
+    z = mtl.Balance(UPGrad(), list("abc"))(model.trunk(x))
+    sum(loss(heads[name](z[name]), targets[name]) for name in "abc").backward()
     expected = gradients_of(model)
     model.zero_grad()
-    rule, losses = UPGrad(), []
-
-    rows = mtl.Rows()
-    cut = mtl.Cut(model.trunk(x), rows)
-    rows.start(3, cut.leaves)
-    for name in "abc":
-        loss = model.losses(cut.features)[name]
-        loss.backward()
-        cut.collect()
-        losses.append(loss)
-    weights = rule(rows.gram())
-    cut.backward(mtl.Direction(rows.combine(weights), weights))
-
+    kept.clear()
+    exec(code, {"mtl": mtl, "trunk": model.trunk, "heads": heads, "loss": loss, "x": x, "y": targets, "rule": UPGrad()})
     assert distance(expected, gradients_of(model)) <= 1e-14
-    for loss in losses:
+    assert len(kept) == 3
+    for value in kept:
         with pytest.raises(RuntimeError, match="second time"):
-            loss.backward()
+            value.backward()

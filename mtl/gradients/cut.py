@@ -34,7 +34,16 @@ class Cut:
     backward through the trunk, whatever the number of heads.
 
     With ``rows``, the gradient of each task is also kept as one row. The sum that goes into the trunk is formed in the
-    same order either way, so keeping rows changes no bit of the training.
+    same order either way, so keeping rows changes no bit of the training. A rule in a loop of one's own::
+
+        rows = mtl.Rows()
+        cut = mtl.Cut(trunk(x), rows)
+        rows.start(len(heads), cut.leaves)
+        for task, head in heads.items():
+            loss(head(cut.features), y[task]).backward()  # its graph is freed before the next head runs
+            cut.collect()
+        weights = rule(rows.gram())
+        cut.backward(mtl.Direction(rows.combine(weights), weights))
 
     ``loss_scale``: the factor of all gradients that land here, so that float16 can hold them. Rows have it divided
     out; the trunk's gradients keep it. ``whole_trunk``: leaves that no head has read get zeros, because with several

@@ -51,13 +51,11 @@ class RuleCall:
         return due
 
     def solve(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
-        """The rule's ``weights``, which are the last ones from now on, unless a gradient was not finite."""
+        """The rule's ``weights``, which stay until it runs the next time; one batch where a gradient was not finite."""
         weights = self.weights(gram, names, losses)
         found = dict(zip(names, weights.tolist(), strict=True))
-        finite = all(map(math.isfinite, found.values()))
-        self.solved = list(names) if finite else []
-        if finite:
-            self.last_weights |= found
+        self.last_weights |= found
+        self.solved = list(names) if all(map(math.isfinite, found.values())) else []  # else it runs anew at once
         return weights
 
     def weights(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
