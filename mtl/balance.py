@@ -90,7 +90,8 @@ class Balance(nn.Module):
     loss that is multiplied by zero has a gradient of zero, which is another thing; so has an unused task whose head was
     compiled together with others.
 
-    **Evaluation**, ``no_grad`` and a frozen trunk: the features are handed on as they are.
+    **Evaluation**, ``no_grad`` and a frozen trunk: the features are handed on as they are. In training the layer runs
+    eagerly: torch.compile breaks its graph there.
 
     **Several ranks** must average gradients, as DistributedDataParallel and FSDP2 do: the Gram matrix is that of the
     mean of the ranks' losses. Every rank must come to the layer in every backward; RuntimeError names those that do not

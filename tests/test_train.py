@@ -262,6 +262,7 @@ def test_an_installed_wheel_finds_its_configuration(tmp_path, command):
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert (tmp_path / "site" / "mtl" / "py.typed").exists()
     done = command("mtl.train", *TINY, PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
     shown = command("mtl.train", "--info", "searchpath", PYTHONPATH=str(tmp_path / "site"))
