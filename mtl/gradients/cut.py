@@ -29,9 +29,13 @@ class Direction(NamedTuple):
 class Cut:
     """The features, detached from the trunk: every head's gradient stops, and is seen, here.
 
-    ``features`` may be a tensor or any nesting of tuples, lists and dicts of tensors. Heads run on
-    ``cut.features``; call ``collect()`` after each head's backward, and ``backward()`` once after the last one: one
-    backward through the trunk, whatever the number of heads.
+    ``features`` may be a tensor or any nesting of tuples, lists and dicts of tensors. Those that the trunk makes become
+    leaves; an input that it only passes on, as to the gates of a mixture of experts, reaches the heads as it is: its
+    gradient would train no trunk parameter. Of a frozen trunk, whose features are measured all the same, every
+    floating-point tensor becomes a leaf.
+
+    Heads run on ``cut.features``; call ``collect()`` after each head's backward, and ``backward()`` once after the last
+    one: one backward through the trunk, whatever the number of heads.
 
     With ``rows``, the gradient of each task is also kept as one row. The sum that goes into the trunk is formed in the
     same order either way, so keeping rows changes no bit of the training.
@@ -45,10 +49,10 @@ class Cut:
         self, features: Any, rows: Rows | None = None, loss_scale: float = 1.0, whole_trunk: bool = False
     ) -> None:
         flat, structure = pytree.tree_flatten(features)
-        self.trunk: list[Tensor] = [t for t in flat if _is_differentiable(t)]
-        detached = [t.detach().requires_grad_() if _is_differentiable(t) else t for t in flat]
-        self.leaves: list[Tensor] = [t for t in detached if _is_differentiable(t)]
-        self.features = pytree.tree_unflatten(detached, structure)
+        made = _made_by_trunk(flat)
+        self.trunk: list[Tensor] = [flat[i] for i in made]
+        self.leaves: list[Tensor] = [z.detach().requires_grad_() for z in self.trunk]
+        self.features = pytree.tree_unflatten(_replaced(flat, made, self.leaves), structure)
         self.rows, self.loss_scale, self.around_trunk = rows, loss_scale, _nothing_around
         self._whole_trunk, self._reweighed = whole_trunk, False
         self._sum: list[Tensor | None] = [None] * len(self.leaves)
@@ -131,7 +135,7 @@ class Cut:
                 gradient.copy_(part.grad)
 
     def _one_leaf(self) -> Tensor:
-        if len(self.leaves) != 1 or self.leaves[0].dim() not in (3, 4):
+        if not isinstance(self.features, Tensor) or self.features.dim() not in (3, 4):
             shapes = [list(leaf.shape) for leaf in self.leaves]
             raise ValueError(
                 f"Only features that are one tensor [B, T, D] or [B, C, H, W] have positions, not {shapes}."
@@ -151,13 +155,12 @@ class Tap:
     ) -> None:
         self.rows, self.loss_scale, self.around_trunk = rows, loss_scale, _nothing_around
         flat, structure = pytree.tree_flatten(features)
-        self._whole_trunk = [z for z in flat if isinstance(z, Tensor) and z.requires_grad] if whole_trunk else []
-        if rows is not None:
-            # A gradient at these aliases comes from the heads alone. One at a level of a pyramid itself would also come
-            # through the trunk, from the levels above it.
-            flat = [_alias(value) if _is_differentiable(value) else value for value in flat]
-        self.trunk = self.leaves = [value for value in flat if _is_differentiable(value)]
-        self.features = pytree.tree_unflatten(flat, structure)
+        made = _made_by_trunk(flat)
+        self._whole_trunk = [flat[i] for i in made if flat[i].requires_grad] if whole_trunk else []
+        # A gradient at an alias comes from the heads alone. One at a level of a pyramid itself would also come through
+        # the trunk, from the levels above it.
+        self.trunk = self.leaves = [flat[i] if rows is None else _alias(flat[i]) for i in made]
+        self.features = pytree.tree_unflatten(_replaced(flat, made, self.leaves), structure)
 
     def collect(self, losses: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> None:
         """Keep every task's gradient: a second backward of each head down to the features, and none of the trunk."""
@@ -243,5 +246,14 @@ def _alias(value: Tensor) -> Tensor:
     return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
 
 
-def _is_differentiable(value: Any) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+def _made_by_trunk(flat: Sequence[Any]) -> list[int]:
+    """The places of the tensors that the trunk has made; of all that could have a gradient where it is frozen."""
+    tensors = [i for i, value in enumerate(flat) if isinstance(value, Tensor)]
+    return [i for i in tensors if flat[i].requires_grad] or [
+        i for i in tensors if flat[i].is_floating_point() or flat[i].is_complex()
+    ]
+
+
+def _replaced(flat: Sequence[Any], places: Sequence[int], tensors: Sequence[Tensor]) -> list[Any]:
+    new = dict(zip(places, tensors, strict=True))
+    return [new.get(i, value) for i, value in enumerate(flat)]
