@@ -164,6 +164,4 @@ def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
         raise ValueError(f"trainer.shard={trainer.shard} cannot go with trainer.ema={trainer.ema}: leave one out.")
     if not is_distributed():
         raise ValueError(f"trainer.shard={trainer.shard} needs more than one process: trainer.devices=….")
-    for module in (model.backbone, *(model.heads.values() if trainer.shard == "all" else ())):
-        if any(p.requires_grad for p in module.parameters()):
-            shard(module)
+    shard(model.backbone, *(model.heads.values() if trainer.shard == "all" else ()))

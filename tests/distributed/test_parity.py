@@ -30,6 +30,13 @@ FAST = {
     "MGDA-every": dict(strategy="MGDA", every=2),
     **{f"{s}-sharded": dict(strategy=s, shard="backbone", max_norm=0.1) for s in ("naive", "detached", "MGDA")},
     **{f"{s}-all-sharded": dict(strategy=s, shard="all", absent=True) for s in ("detached", "MGDA")},
+    **{
+        f"{s}-all-sharded-but-{'-and-'.join(share)}": dict(
+            strategy=s, kind="deep", share=share, shard="all", absent=True
+        )
+        for s in ("detached", "MGDA")
+        for share in (["2"], ["0"], ["0", "2"])
+    },
     "uw-all-sharded": dict(strategy="detached", shard="all", weighting="log", kind="pyramid", absent=True),
 }
 SLOW = {
