@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mtl.gradients.rows import Rows
@@ -42,11 +42,18 @@ class Cut:
 
     ``loss_scale``: the factor of all gradients that land here, so that float16 can hold them. Rows have it divided
     out; the trunk's gradients keep it. ``whole_trunk``: leaves that no head has read get zeros, because with several
-    ranks each of them must run the whole trunk backward. ``around_trunk`` is entered around that backward.
+    ranks each of them must run the whole trunk backward. ``parameters``: those that several heads hold; each task's
+    gradient there is kept beside its row, from a ``.grad`` that is empty before the head's backward. ``around_trunk``
+    is entered around the trunk's.
     """
 
     def __init__(
-        self, features: Any, rows: Rows | None = None, loss_scale: float = 1.0, whole_trunk: bool = False
+        self,
+        features: Any,
+        rows: Rows | None = None,
+        loss_scale: float = 1.0,
+        whole_trunk: bool = False,
+        parameters: Sequence[nn.Parameter] = (),
     ) -> None:
         flat, structure = pytree.tree_flatten(features)
         made = _made_by_trunk(flat)
@@ -54,6 +61,7 @@ class Cut:
         self.leaves: list[Tensor] = [z.detach().requires_grad_() for z in self.trunk]
         self.features = pytree.tree_unflatten(_replaced(flat, made, self.leaves), structure)
         self.rows, self.loss_scale, self.around_trunk = rows, loss_scale, _nothing_around
+        self.parameters, self.parameter_rows = list(parameters), list[list[Tensor | None]]()
         self._whole_trunk, self._reweighed = whole_trunk, False
         self._sum: list[Tensor | None] = [None] * len(self.leaves)
 
@@ -62,6 +70,8 @@ class Cut:
         gradients = [leaf.grad for leaf in self.leaves]
         if self.rows is not None:
             self.rows.append(gradients, self.loss_scale)
+            own = [p.grad for p in self.parameters]
+            self.parameter_rows.append([None if g is None else g / self.loss_scale for g in own])
         for i, (leaf, gradient) in enumerate(zip(self.leaves, gradients, strict=True)):
             leaf.grad = None
             total = self._sum[i]
@@ -71,12 +81,18 @@ class Cut:
 
     def collect_all(self, total: Tensor, rows: Rows | None) -> None:
         """Take all tasks' gradients on the only leaf at once: their sum, and the rows if they are kept."""
+        assert not self.parameters
         self._sum, self.rows = [total], rows
+        self.parameter_rows = [[] for _ in range(rows.count if rows is not None else 0)]
 
     def reweigh(self, weights: Sequence[Tensor]) -> None:
         """Multiply every row by its weight; their sum is what goes into the trunk from now on."""
         if self.rows is not None:
             self.rows.scale(weights)
+            for row, weight in zip(self.parameter_rows, weights, strict=True):
+                for gradient in row:
+                    if gradient is not None:
+                        gradient.mul_(weight)
             self._reweighed = True
 
     def backward(self, direction: Direction | None = None, weights: Tensor | None = None) -> None:
@@ -146,14 +162,20 @@ class Cut:
 class Tap:
     """The features as the heads see them, in the graph: nothing is cut, and every head's graph stays alive.
 
-    With ``rows``, ``collect`` keeps each task's gradient at the features as one row. ``loss_scale``, ``whole_trunk``
-    and ``around_trunk`` are those of Cut.
+    With ``rows``, ``collect`` keeps each task's gradient at the features as one row. ``loss_scale``, ``whole_trunk``,
+    ``parameters`` and ``around_trunk`` are those of Cut.
     """
 
     def __init__(
-        self, features: Any, rows: Rows | None = None, loss_scale: float = 1.0, whole_trunk: bool = False
+        self,
+        features: Any,
+        rows: Rows | None = None,
+        loss_scale: float = 1.0,
+        whole_trunk: bool = False,
+        parameters: Sequence[nn.Parameter] = (),
     ) -> None:
         self.rows, self.loss_scale, self.around_trunk = rows, loss_scale, _nothing_around
+        self.parameters, self.parameter_rows = list(parameters), list[list[Tensor | None]]()
         flat, structure = pytree.tree_flatten(features)
         made = _made_by_trunk(flat)
         self._whole_trunk = [flat[i] for i in made if flat[i].requires_grad] if whole_trunk else []
@@ -166,11 +188,13 @@ class Tap:
         """Keep every task's gradient: a second backward of each head down to the features, and none of the trunk."""
         if self.rows is None:
             return
+        at, count = [*self.leaves, *self.parameters], len(self.leaves)
         for task, loss in losses.items():
-            gradients: Sequence[Tensor | None] = [None] * len(self.leaves)
+            gradients: Sequence[Tensor | None] = [None] * len(at)
             if loss is not None and loss.requires_grad:
-                gradients = torch.autograd.grad(loss, self.leaves, weights[task], retain_graph=True, allow_unused=True)
-            self.rows.append(gradients, self.loss_scale)
+                gradients = torch.autograd.grad(loss, at, weights[task], retain_graph=True, allow_unused=True)
+            self.rows.append(gradients[:count], self.loss_scale)
+            self.parameter_rows.append([None if g is None else g / self.loss_scale for g in gradients[count:]])
 
     def backward(self, losses: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> None:
         """The gradient of the weighted sum of the losses, in one backward of all heads and the trunk."""
@@ -213,6 +237,8 @@ def trunk_vjp(
     multiplied by ``loss_scale`` on its way through the trunk.
     """
     pairs = [(z, _scaled(g, z, loss_scale)) for z, g in zip(trunk, gradients, strict=True) if z.requires_grad]
+    if not pairs:  # of a frozen trunk
+        return (None,) * len(parameters)
     outputs, vectors = [z for z, _ in pairs], [g for _, g in pairs]
     pushed = torch.autograd.grad(outputs, parameters, vectors, retain_graph=keep_graph, allow_unused=True)
     return pushed if loss_scale == 1 else tuple(None if g is None else g.div_(loss_scale) for g in pushed)
