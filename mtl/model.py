@@ -38,7 +38,7 @@ class MultiTaskModel(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         for name in share:
-            _share(heads, name)
+            share_submodule(heads, name)
         self.frozen = tuple(freeze)
         for name in self.frozen:
             try:
@@ -131,7 +131,8 @@ def _has_moving_statistics(module: nn.Module) -> bool:
     return any(isinstance(m, _NormBase) and m.training and m.track_running_stats for m in module.modules())
 
 
-def _share(heads: Mapping[str, nn.Module], name: str) -> None:
+def share_submodule(heads: Mapping[str, nn.Module], name: str) -> None:
+    """Put the first head's submodule ``name`` in the place of the others'; ValueError where that is impossible."""
     own = {}
     for task, head in heads.items():
         submodules = dict(head.named_modules(remove_duplicate=False))

@@ -60,6 +60,12 @@ def dry_run_backbone(backbone: Any, inputs: Any) -> Any:
         raise ConfigError(f"backbone: {reason}") from error
 
 
+def dry_run_reader(task: str, reader: Any, features: Any) -> Any:
+    """What a reader makes of the common features of two samples."""
+    read = _predict(f"architecture.reader({task}) ({type(reader).__name__})", reader, features)
+    return pytree.tree_map_only(Tensor, torch.detach, read)
+
+
 def dry_run_task(task: Any, head: Any, features: Any, targets: Mapping[str, Any]) -> Labels | None:
     """One head, its loss and its metrics on two samples, as the strategies run them. ConfigError for a part that fails.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from mtl.errors import ConfigError, first_line
 from mtl.model import MultiTaskModel, find_submodule
 from mtl.tasks import loss_modules
 
+log = logging.getLogger(__name__)
+
 # Optimizers that step all parameters in one kernel on every device, unless the configuration says otherwise: on a CPU
 # it takes a sixth of Adam's time and half of SGD's.
 FUSED = "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"
@@ -26,11 +29,12 @@ KEY = "optimizer.groups"
 
 def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.Optimizer:
     """The optimizer, with a group for the backbone, one for the heads, one for each submodule that ``groups`` names
-    below them, and one for a learned weighting. ConfigError for a group or a step that is impossible.
+    below them, one for what decides the sharing if ``sharing`` says how, and one for a learned weighting. ConfigError
+    for a group or a step that is impossible.
 
     The weighting has the heads' settings but no weight decay, which would pull its weights to those of the start.
     """
-    arguments = {str(key): value for key, value in node.items() if key != "groups"}
+    arguments = {str(key): value for key, value in node.items() if key not in ("groups", "sharing")}
     learned = [p for p in strategy.parameters() if p.requires_grad]
     of_losses = [p for p in loss_modules(parts.tasks).parameters() if p.requires_grad]
     trained = [*(p for p in parts.model.parameters() if p.requires_grad), *of_losses, *learned]
@@ -42,6 +46,7 @@ def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.O
     found = _groups(node, parts.model)
     members, settings = _members(found), {group.name: group.settings for group in found}
     members["heads"] += of_losses
+    _take_sharing(node, parts.model, members, settings)
     members["weighting"], settings["weighting"] = learned, settings["heads"]
     groups = [{"name": name, "params": params, **settings[name]} for name, params in members.items() if params]
     optimizer = make("optimizer", arguments, params=groups, **fused)
@@ -118,6 +123,23 @@ def _members(groups: list[_Group]) -> dict[str, list[nn.Parameter]]:
         if parameter.requires_grad:
             members[name].append(parameter)
     return members
+
+
+def _take_sharing(
+    node: DictConfig, model: MultiTaskModel, members: dict[str, list[nn.Parameter]], settings: dict[str, dict[str, Any]]
+) -> None:
+    """Move the parameters that decide the sharing into a group ``sharing``, if it has a setting of its own."""
+    own = {str(key): value for key, value in (node.get("sharing") or {}).items() if value is not None}
+    if not own:
+        return
+    _check_settings("optimizer.sharing", str(node["_target_"]), own)
+    modules: Any = [module for module in model.modules() if hasattr(module, "sharing_parameters")]
+    deciding = {p for module in modules for p in module.sharing_parameters() if p.requires_grad}
+    if not deciding:
+        log.warning("optimizer.sharing: the architecture has no parameter that decides the sharing, as a gate has.")
+    for name, parameters in members.items():
+        members[name] = [p for p in parameters if p not in deciding]
+    members["sharing"], settings["sharing"] = list(dict.fromkeys(p for p in model.parameters() if p in deciding)), own
 
 
 def _check_settings(key: str, target: str, settings: Mapping[str, Any]) -> None:

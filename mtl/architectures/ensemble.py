@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from mtl.architectures.experts import is_mixed, make_experts
+
+
+class Ensemble:
+    """Hard sharing of the mean of ``experts`` backbones: the capacity of a mixture of experts, without its gates.
+
+    The control that MMoE is compared with: what a task gains here it owes to parameters and not to gates.
+    """
+
+    def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3) -> None:
+        self.trunk = Mean(make_experts(backbone, experts))
+
+    def reader(self, task: str) -> None:
+        """None: the heads read the mean, which is what one backbone would return."""
+        return
+
+
+class Mean(nn.Module):
+    """The mean of the experts' features."""
+
+    def __init__(self, experts: nn.ModuleList) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, inputs: Any) -> Any:
+        """Inputs -> the features of one backbone."""
+        return pytree.tree_map(_mean, *(expert(inputs) for expert in self.experts))
+
+
+def _mean(*tensors: Any) -> Any:
+    return torch.stack(tensors).mean(0) if is_mixed(tensors[0]) else tensors[0]

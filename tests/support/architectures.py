@@ -1,0 +1,97 @@
+"""Small models of every architecture, and the same networks written as loops over samples, experts and tasks."""
+
+import torch
+from torch import nn
+
+from mtl.architectures import Ensemble, Hard, MMoE, OMoE
+from mtl.architectures.read import Read
+from mtl.model import MultiTaskModel
+from mtl.tasks import Task
+
+TASKS = ("a", "b", "c")
+LOSSES = {"a": nn.CrossEntropyLoss, "b": nn.MSELoss, "c": nn.L1Loss}
+
+
+def backbone():
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
+
+
+def assemble(architecture, tasks=TASKS, head=lambda: nn.Linear(4, 3)):
+    """The model that ``architecture``, a class and its arguments, makes of the backbone."""
+    kind, arguments = architecture
+    built = kind(backbone=backbone, tasks=tasks, **arguments)
+    heads = {}
+    for task in tasks:
+        reader = built.reader(task)
+        heads[task] = head() if reader is None else Read(reader, head())
+    return MultiTaskModel(built.trunk, heads)
+
+
+def make(name, tasks=TASKS, samples=6, seed=0):
+    """A model in float64 with weights large enough for gates to differ, its tasks, and a batch."""
+    torch.manual_seed(seed)
+    model = assemble(ARCHITECTURES[name][0], tasks).double()
+    inputs = torch.randn(samples, 5, dtype=torch.float64)
+    model(inputs)  # lazy gates find their width
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.7 * torch.randn_like(parameter))
+    targets = {task: torch.randn(samples, 3, dtype=torch.float64) for task in tasks if task != "a"}
+    if "a" in tasks:
+        targets["a"] = torch.randint(3, (samples,))
+    return model, [Task(task, LOSSES[task]()) for task in tasks], inputs, targets
+
+
+def looped(name, model, inputs):
+    """The predictions of the model's tasks, sample by sample, by the paper's formula."""
+    formula = ARCHITECTURES[name][1]
+    predictions = {}
+    for task, head in model.heads.items():
+        rows = [formula(model.backbone, getattr(head, "reader", None), x) for x in inputs]
+        linear = getattr(head, "head", head)
+        predictions[task] = torch.stack([linear.weight @ row + linear.bias for row in rows])
+    return predictions
+
+
+def network(expert, x):
+    """What an expert makes of one sample."""
+    for layer in expert:
+        x = layer.weight @ x + layer.bias if isinstance(layer, nn.Linear) else torch.tanh(x)
+    return x
+
+
+def softmax(linear, x):
+    """``softmax(W x + b)``, from its definition."""
+    powers = [torch.exp(row @ x + bias) for row, bias in zip(linear.weight, linear.bias, strict=True)]
+    return [power / sum(powers) for power in powers]
+
+
+def weighted(weights, vectors):
+    return sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
+
+
+def hard(trunk, reader, x):
+    return network(trunk, x)
+
+
+def ensemble(trunk, reader, x):
+    return sum(network(expert, x) for expert in trunk.experts) / len(trunk.experts)
+
+
+def omoe(trunk, reader, x):
+    experts = [network(expert, x) for expert in trunk.experts.experts]
+    return weighted(softmax(trunk.mixture.gate.linear, x), experts)
+
+
+def mmoe(trunk, reader, x):
+    return weighted(softmax(reader.gate.linear, x), [network(expert, x) for expert in trunk.experts])
+
+
+# By name: the class with its arguments, and the formula of what a head reads.
+ARCHITECTURES = {
+    "hard": ((Hard, {}), hard),
+    "ensemble": ((Ensemble, {"experts": 3}), ensemble),
+    "omoe": ((OMoE, {"experts": 3}), omoe),
+    "mmoe": ((MMoE, {"experts": 3}), mmoe),
+    "mmoe, one expert": ((MMoE, {"experts": 1}), mmoe),
+}
