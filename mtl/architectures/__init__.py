@@ -18,6 +18,7 @@ So every backbone and every head set works under every architecture. Modules of 
 from mtl.architectures.ensemble import Ensemble
 from mtl.architectures.hard import Hard
 from mtl.architectures.mmoe import MMoE
+from mtl.architectures.mtan import MTAN
 from mtl.architectures.omoe import OMoE
 
-__all__ = ["Ensemble", "Hard", "MMoE", "OMoE"]
+__all__ = ["MTAN", "Ensemble", "Hard", "MMoE", "OMoE"]

@@ -31,9 +31,10 @@ class Stages(NamedTuple):
     read: nn.Module
     last_axis_is_channels: bool = False
 
-    def channel_axis(self, x: Tensor) -> int:
-        """The axis of a unit's output that has its channels."""
-        return 1 if x.dim() == 4 and not self.last_axis_is_channels else x.dim() - 1
+
+def channel_axis(x: Tensor, last_axis_is_channels: bool) -> int:
+    """The axis of a unit's output that has its channels."""
+    return 1 if x.dim() == 4 and not last_axis_is_channels else x.dim() - 1
 
 
 def stages(backbone: nn.Module) -> Stages:

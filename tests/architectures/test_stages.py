@@ -5,7 +5,7 @@ import torch
 from support.exactness import same
 from torch import nn
 
-from mtl.architectures.stages import stages
+from mtl.architectures.stages import channel_axis, stages
 from mtl.backbones import Timm
 
 TIMM = [
@@ -41,7 +41,7 @@ def test_of_timm(name, features):
     parameters = [p for part in (*found.units, found.read) for p in part.parameters()]
     assert len(set(parameters)) == len(parameters)  # each in one part
     assert all(any(p is q for q in backbone.parameters()) for p in parameters)
-    widths = [output.shape[found.channel_axis(output)] for output in outputs]
+    widths = [output.shape[channel_axis(output, found.last_axis_is_channels)] for output in outputs]
     own = backbone.model.feature_info
     expected = own.channels() if features == "pyramid" else [level["num_chs"] for level in own][-4:]
     assert widths == expected
@@ -55,8 +55,8 @@ def test_of_a_sequence():
     assert [len(unit) for unit in found.units] == [4, 2, 3]
     outputs = outputs_of(found, x)
     assert torch.equal(found.read(outputs), backbone(x))
-    assert [found.channel_axis(output) for output in outputs] == [1, 1, 1]
-    assert found.channel_axis(torch.zeros(2, 5, 7)) == 2
+    assert [channel_axis(output, False) for output in outputs] == [1, 1, 1]
+    assert channel_axis(torch.zeros(2, 5, 7), False) == 2 and channel_axis(torch.zeros(2, 5, 7, 3), True) == 3
 
 
 @pytest.mark.parametrize(
