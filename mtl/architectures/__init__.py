@@ -17,10 +17,11 @@ So every backbone and every head set works under every architecture. Modules of 
 
 from mtl.architectures.cross_stitch import CrossStitch
 from mtl.architectures.ensemble import Ensemble
+from mtl.architectures.film import FiLM
 from mtl.architectures.hard import Hard
 from mtl.architectures.mmoe import MMoE
 from mtl.architectures.mtan import MTAN
 from mtl.architectures.nddr import NDDR
 from mtl.architectures.omoe import OMoE
 
-__all__ = ["MTAN", "NDDR", "CrossStitch", "Ensemble", "Hard", "MMoE", "OMoE"]
+__all__ = ["MTAN", "NDDR", "CrossStitch", "Ensemble", "FiLM", "Hard", "MMoE", "OMoE"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtl.architectures.stages import Pyramid, Stages, stages
+from mtl.architectures.stages import Stages, stages
 
 # Makes a unit: of task k, of the number of columns, and whether the last axis of maps has the channels.
 MakeUnit = Callable[[int, int, bool], nn.Module]
@@ -28,7 +28,7 @@ class ColumnNetwork:
         self._columns = {task: first if k == 0 else copy.deepcopy(first) for k, task in enumerate(tasks)}
         units = [self._row_of_units() for _ in first.units[1:]]
         self.trunk = Columns({task: column.units for task, column in self._columns.items()}, units)
-        self.trunk.keeps_levels = isinstance(first.read, Pyramid)
+        self.trunk.keeps_levels = first.reads_levels
 
     def reader(self, task: str) -> nn.Module:
         """The last unit of a task, and what its column makes of that."""

@@ -31,6 +31,11 @@ class Stages(NamedTuple):
     read: nn.Module
     last_axis_is_channels: bool = False
 
+    @property
+    def reads_levels(self) -> bool:
+        """Whether the features have the outputs of all stages."""
+        return isinstance(self.read, Pyramid)
+
 
 def channel_axis(x: Tensor, last_axis_is_channels: bool) -> int:
     """The axis of a unit's output that has its channels."""

@@ -19,6 +19,7 @@ from mtl.architectures.multi_input import common_space, read_own_samples
 from mtl.architectures.read import Read
 from mtl.config.architecture import Architecture
 from mtl.config.checks import check, chosen_tasks
+from mtl.config.common_features import check_common_features
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
 from mtl.config.dry_run import describe_features, dry_run_chunks, dry_run_task
 from mtl.config.instantiate import import_target, make
@@ -55,6 +56,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
+    check_common_features(cfg, parts, strategy)
     ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
     _prepare(cfg, parts, strategy)
     if ema is not None:

@@ -73,7 +73,8 @@ def test_what_is_recorded_stays_as_it_is():
 
 @pytest.mark.parametrize("name", options("architecture"))
 def test_a_checkpoint_carries_its_architecture(name, train_tiny):
-    folder = train_tiny("backbone=mlp", "data.image_size=8", f"architecture={name}")
+    backbone = "tiny_resnet" if name == "mtan" else "mlp"  # it attends to maps
+    folder = train_tiny(f"backbone={backbone}", "data.image_size=8", f"architecture={name}")
     metrics = evaluate_checkpoint(folder, "test")
     last = (folder / "metrics.jsonl").read_text().splitlines()[-1]
     assert all(f'"{metric}": {value!r}' in last for metric, value in metrics.items())
