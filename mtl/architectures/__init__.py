@@ -15,9 +15,12 @@ So every backbone and every head set works under every architecture. Modules of 
 - ``logged()``, of the trunk or a reader: numbers of the last forward pass by name, a vector for several of one kind.
 """
 
+from mtl.architectures.cgc import CGC
+from mtl.architectures.dselect_k import DSelectK
 from mtl.architectures.ensemble import Ensemble
 from mtl.architectures.hard import Hard
 from mtl.architectures.mmoe import MMoE
 from mtl.architectures.omoe import OMoE
+from mtl.architectures.ple import PLE
 
-__all__ = ["Ensemble", "Hard", "MMoE", "OMoE"]
+__all__ = ["CGC", "PLE", "DSelectK", "Ensemble", "Hard", "MMoE", "OMoE"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from mtl.architectures.experts import is_mixed, make_experts
+from mtl.architectures.experts import distinct, is_mixed, make_experts
 
 
 class Ensemble:
@@ -17,7 +17,7 @@ class Ensemble:
     """
 
     def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3) -> None:
-        self.trunk = Mean(make_experts(backbone, experts))
+        self.trunk = Mean(make_experts(distinct(backbone), experts))
 
     def reader(self, task: str) -> None:
         """None: the heads read the mean, which is what one backbone would return."""

@@ -13,19 +13,33 @@ from torch.utils import _pytree as pytree
 
 log = logging.getLogger(__name__)
 
-NOISE = 0.01  # of each weight's own deviation
+NOISE = 0.01  # of each parameter's own deviation
 
 
 def make_experts(backbone: Callable[[], nn.Module], count: int, key: str = "experts") -> nn.ModuleList:
-    """``count`` backbones, of which none is a copy of another.
-
-    ValueError for less than one, with ``key``, the name of the argument that counts them.
-    """
+    """``count`` backbones; ValueError for less than one, with ``key``, the name of the argument that counts them."""
     if count < 1:
         raise ValueError(f"{key}={count} must be 1 or more.")
-    experts = [backbone() for _ in range(count)]
-    perturb_copies(experts)
-    return nn.ModuleList(experts)
+    return nn.ModuleList(backbone() for _ in range(count))
+
+
+def distinct(backbone: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The same callable, but that what it makes is no copy of what it made first, as with pretrained weights it is.
+
+    Equal experts have equal gradients, and stay equal. Copies get normal noise, a hundredth of each parameter's own
+    deviation.
+    """
+    made: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        made.append(backbone())
+        if len(made) > 1 and _are_equal(made[0], made[-1]):
+            if len(made) == 2:
+                log.info("the experts begin as copies of one backbone, with noise of %g of each weight's spread", NOISE)
+            _perturb(made[-1])
+        return made[-1]
+
+    return make
 
 
 def stack(features: Sequence[Any]) -> Any:
@@ -48,27 +62,17 @@ def is_mixed(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def perturb_copies(experts: Sequence[nn.Module]) -> None:
-    """Add noise to the experts that are copies of the first: equal experts have equal gradients, and stay equal.
-
-    Backbones with pretrained weights are copies. The noise is normal, a hundredth of each parameter's own deviation.
-    """
-    first = list(experts[0].parameters())
-    copies = [expert for expert in experts[1:] if _are_equal(first, list(expert.parameters()))]
-    if copies:
-        log.info(
-            "%d of %d experts are copies of the first: noise of %g of each weight's deviation lets them part ways",
-            len(copies), len(experts), NOISE,
-        )  # fmt: skip
-    with torch.no_grad():
-        for parameter in (p for expert in copies for p in expert.parameters() if p.numel() > 1):
-            parameter.add_(NOISE * parameter.std() * torch.randn_like(parameter))
-
-
-def _are_equal(first: Sequence[nn.Parameter], second: Sequence[nn.Parameter]) -> bool:
-    if not first or any(map(is_lazy, first)):  # lazy ones are drawn later, each by itself
+def _are_equal(first: nn.Module, second: nn.Module) -> bool:
+    pairs = list(zip(first.parameters(), second.parameters(), strict=True))
+    if any(is_lazy(parameter) for parameter, _ in pairs):  # they are drawn later, each by itself
         return False
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _perturb(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in (p for p in module.parameters() if p.numel() > 1):
+            parameter.add_(NOISE * parameter.std() * torch.randn_like(parameter))
 
 
 def _weighted_sum(weights: Tensor, own: Tensor) -> Tensor:

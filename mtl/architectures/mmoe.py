@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtl.architectures.experts import make_experts, mix, stack
+from mtl.architectures.experts import distinct, make_experts, mix, stack
 from mtl.architectures.gate import Gate, gate_vector
 
 
@@ -19,7 +19,7 @@ class MMoE:
     """
 
     def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3) -> None:
-        self.trunk = StackedExperts(make_experts(backbone, experts))
+        self.trunk = StackedExperts(make_experts(distinct(backbone), experts))
         self._count = experts
 
     def reader(self, task: str) -> nn.Module:

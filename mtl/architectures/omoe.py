@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtl.architectures.experts import make_experts
+from mtl.architectures.experts import distinct, make_experts
 from mtl.architectures.mmoe import Mixture, StackedExperts
 
 
@@ -16,7 +16,7 @@ class OMoE:
     """
 
     def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3) -> None:
-        self.trunk = OneGate(make_experts(backbone, experts))
+        self.trunk = OneGate(make_experts(distinct(backbone), experts))
 
     def reader(self, task: str) -> None:
         """None: the heads read the mixture, which is what one backbone would return."""
