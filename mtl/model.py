@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,12 @@ class MultiTaskModel(nn.Module):
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The heads' parameters; one that several heads share comes once."""
         return self.heads.parameters()
+
+    def common_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that several heads hold, as of a submodule that they share, and the backbone does not."""
+        held = Counter(p for head in self.heads.values() for p in head.parameters())
+        backbone = set(self.backbone.parameters())
+        return (p for p, count in held.items() if count > 1 and p not in backbone)
 
     def is_compiled(self) -> bool:
         """Whether the backbone or a head is compiled."""

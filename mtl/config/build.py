@@ -249,7 +249,8 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
-    if cfg.strategy.get("space") == "parameters" and not any(p.requires_grad for p in parts.model.shared_parameters()):
+    shared = parts.engine.trained_shared_parameters() + parts.engine.trained_common_parameters()
+    if cfg.strategy.get("space") == "parameters" and not shared:
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
     return strategy
 

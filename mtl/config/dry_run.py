@@ -45,14 +45,15 @@ def two_samples(values: Any) -> Any:
 
 
 def dry_run_backbone(backbone: Any, inputs: Any) -> Any:
-    """The features of two samples."""
+    """The features of two samples; those require grad that the backbone makes and trains."""
     try:
-        with torch.no_grad():
-            if has_lazy_parameters(backbone):
+        if has_lazy_parameters(backbone):
+            with torch.no_grad():
                 backbone.eval()(inputs)
-                backbone.train()
-            with restored(backbone):
-                return pytree.tree_map_only(Tensor, torch.detach, backbone.eval()(inputs))
+            backbone.train()
+        with restored(backbone):
+            features = backbone.eval()(inputs)
+        return pytree.tree_map_only(Tensor, lambda z: z.detach().requires_grad_(z.requires_grad), features)
     except Exception as error:
         words = first_line(error)
         reason = words if isinstance(error, ValueError) else f"cannot take inputs of shape {_shape(inputs)}: {words}"

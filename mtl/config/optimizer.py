@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mtl.config.instantiate import check_arguments, import_target, make
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import ConfigError, first_line
 from mtl.model import MultiTaskModel, find_submodule
 from mtl.tasks import loss_modules
@@ -39,7 +40,7 @@ def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.O
     trained = [*(p for p in parts.model.parameters() if p.requires_grad), *of_losses, *learned]
     if not trained:
         raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
-    fused = _fused(arguments, parts.model)
+    fused = _fused(arguments, parts.model, of_losses)
     _check_step(node)
     _try_step(arguments, trained[0], fused)
     found = _groups(node, parts.model)
@@ -186,11 +187,18 @@ def _try_step(arguments: Mapping[str, Any], like: nn.Parameter, fused: Mapping[s
         ) from error
 
 
-def _fused(arguments: Mapping[str, Any], model: MultiTaskModel) -> dict[str, bool]:
+def _fused(arguments: Mapping[str, Any], model: MultiTaskModel, of_losses: list[nn.Parameter]) -> dict[str, bool]:
     """The argument that makes the optimizer one kernel, where it has one and every parameter is dense in memory.
 
-    The kernel ignores strides, and writes past the end of a parameter with gaps.
+    The kernel ignores strides, and writes past the end of a parameter with gaps. It takes no sharded parameters and
+    whole ones together; the heads' group has both where heads have parameters in common, or losses some of their own.
     """
+    mixed = len({is_sharded(p) for p in (*model.heads.parameters(), *of_losses)}) == 2
+    if mixed and arguments.get("fused"):
+        raise ConfigError(
+            "optimizer.fused=true: with trainer.shard=all the parameters that several heads share, and those of "
+            "losses, stay whole, and one kernel cannot step them together with sharded ones; use false."
+        )
     with_gaps = [
         name
         for name, p in model.named_parameters()
@@ -201,4 +209,4 @@ def _fused(arguments: Mapping[str, Any], model: MultiTaskModel) -> dict[str, boo
             f"optimizer.fused=true needs parameters without gaps in memory, unlike {with_gaps[0]}; use false."
         )
     chosen = {"fused", "foreach"} & {*arguments}
-    return {"fused": True} if arguments["_target_"] in FUSED and not chosen and not with_gaps else {}
+    return {"fused": True} if arguments["_target_"] in FUSED and not (chosen or with_gaps or mixed) else {}

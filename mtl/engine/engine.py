@@ -83,8 +83,12 @@ class Engine:
         return torch.stack([output.flatten()[:0].sum() for output in outputs]).sum()
 
     def trained_shared_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the tasks share and that are trained."""
+        """The backbone's parameters that are trained."""
         return [p for p in self.model.shared_parameters() if p.requires_grad]
+
+    def trained_common_parameters(self) -> list[nn.Parameter]:
+        """The parameters that several heads hold and that are trained."""
+        return [p for p in self.model.common_parameters() if p.requires_grad]
 
     @contextmanager
     def eager_unsharded(self) -> Iterator[None]:

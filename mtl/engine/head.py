@@ -29,9 +29,9 @@ class Collector:
     def collect(self, task: str, loss: Tensor, weight: Tensor) -> None:
         """Take a head's loss, weight and gradients after its backward."""
         self.parts[task], self.step.weights[task] = loss.to(self._kind), weight
+        self.cut.collect(1.0 if self.factors is None else self.factors[task])
         if self.deferred is not None:
             self.deferred.stash(task)
-        self.cut.collect(1.0 if self.factors is None else self.factors[task])
 
 
 class Head:

@@ -53,6 +53,8 @@ class Step:
         self.gram: Tensor | None = None
         self.audit: AuditResult | None = None
         self.reduction: HeadReduction | None = None
+        # The heads' parameters that get the rule's direction, as the backbone's: those that several heads hold.
+        self.weighed_by_rule = engine.trained_common_parameters() if strategy.space == "parameters" else []
 
     @property
     def keeps_rows(self) -> bool:
@@ -70,13 +72,15 @@ class Step:
         if rows is None and self.keeps_rows:
             rows = Rows()
         engine = self.engine
-        cut = Cut(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed)
+        parameters = engine.trained_common_parameters() if self.audited else self.weighed_by_rule
+        cut = Cut(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed, parameters)
         return self._prepared(cut)
 
     def tap(self) -> Tap:
         """The features of the batch, in the graph."""
         rows, engine = Rows() if self.measured else None, self.engine
-        tap = Tap(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed)
+        parameters = engine.trained_common_parameters() if self.audited else ()
+        tap = Tap(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed, parameters)
         return self._prepared(tap)
 
     def loss(self, task: Task, tap: Tap) -> Tensor | None:
@@ -116,7 +120,7 @@ class Step:
     def finish(self) -> StepResult:
         """Wait for the sums over the ranks, and let the weighting learn."""
         if self.reduction is None:
-            self.reduction = HeadReduction(self.engine, self.tasks, {})
+            self.reduction = HeadReduction(self.engine, self.tasks, {}, self.weighed_by_rule)
         losses = self.reduction.wait() or self.losses
         if losses:
             self.task_weights.backward_parameters(losses)

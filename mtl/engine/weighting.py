@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -78,14 +79,23 @@ class DeferredGradients:
         for p in parameters:
             p.grad = None
 
-    def apply(self, weights: Mapping[str, Tensor | float]) -> None:
-        """Add every head's gradients, times its task's weight, to those from before and from in between."""
+    def apply(
+        self,
+        weights: Mapping[str, Tensor | float],
+        others: Mapping[nn.Parameter, Mapping[str, float] | None] = MappingProxyType({}),
+    ) -> None:
+        """Add every head's gradients, times its task's weight, to those from before and from in between.
+
+        ``others``: the parameters with other weights than those; where they are None, nothing is added.
+        """
         for p, before in self._before:
             p.grad = before if p.grad is None else p.grad if before is None else before.add_(p.grad)
         for task, stashed in self._stashed.items():
             for p, gradient in stashed:
-                gradient.mul_(weights[task])
-                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+                own = others.get(p, weights)
+                if own is not None:
+                    gradient.mul_(own[task])
+                    p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 
 def observe_after_update(engine: Engine, weighting: Weighting, inputs: Any, targets: Mapping[str, Any]) -> None:

@@ -73,6 +73,7 @@ class SummedSpace(FeatureSpace):
 class ParameterSpace:
     """Each row pushed through the trunk: K trunk backwards, and K copies of the trunk's gradient.
 
+    The tasks' gradients at the parameters that several heads hold, which the cut has kept, are part of the rows.
     ``keep_graph``: a backward pass of the trunk will follow.
     """
 
@@ -84,11 +85,12 @@ class ParameterSpace:
         keep_graph: bool = False,
     ) -> None:
         assert cut.rows is not None
-        self.parameters, self._loss_scale = parameters, cut.loss_scale
-        self.rows = ParameterRows(parameters)
+        self.parameters, self._loss_scale = [*parameters, *cut.parameters], cut.loss_scale
+        self.rows = ParameterRows(self.parameters)
         for task in range(cut.rows.count):
             more = keep_graph or task < cut.rows.count - 1
-            self.rows.append(trunk_vjp(cut.trunk, cut.rows.row(task), parameters, more, cut.loss_scale))
+            pushed = trunk_vjp(cut.trunk, cut.rows.row(task), parameters, more, cut.loss_scale)
+            self.rows.append([*pushed, *cut.parameter_rows[task]])
         self.rows.all_reduce(all_reduce)
 
     def gram(self) -> Tensor:
