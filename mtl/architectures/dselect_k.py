@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ class DSelectK:
         r(z^i)_e = prod_b (s(z^i_b) if bit b of e is set else 1 - s(z^i_b)),
         s(t) = 0 below -gamma / 2, 1 above gamma / 2, and -2 t^3 / gamma^3 + 3 t / (2 gamma) + 1/2 between.
 
-    The weights of the experts are ``q = sum_i softmax(w)_i r(z^i)``. z and w are linear in the inputs, flattened, or
-    with ``static`` parameters. ``entropy``: the factor of the penalty ``-sum_i sum_e r log(r + 1e-6)``, which makes
-    every selector decide. It is the mean over the batch, where the official code has the sum.
+    The weights of the experts are ``q = sum_i softmax(w)_i r(z^i)``. z and w are linear in what the gates of MMoE
+    read, or with ``static`` parameters; ``from_stage`` and ``gate_input`` are MMoE's.
+
+    ``entropy``: the factor of the penalty ``-sum_i sum_e r log(r + 1e-6)``, which makes every selector decide. It is
+    the mean over the batch, where the official code has the sum.
 
     Source: Hazimeh et al. 2021, sections 3 and 4. Other numbers of experts are refused: the penalty for a code without
     an expert is infinite where a selector has decided for it.
@@ -36,6 +38,8 @@ class DSelectK:
         gamma: float = 1.0,
         entropy: float = 0.0,
         static: bool = False,
+        from_stage: int = 0,
+        gate_input: Literal["input", "stem"] | None = None,
     ) -> None:
         if experts < 2 or experts & (experts - 1):
             raise ValueError(f"experts={experts} must be a power of two, as 2, 4 or 8: every code is one expert's.")
@@ -43,7 +47,7 @@ class DSelectK:
             raise ValueError(f"k={k} must be from 1 to experts={experts}.")
         if gamma <= 0 or entropy < 0:
             raise ValueError(f"gamma={gamma} must be above 0, and entropy={entropy} must be 0 or more.")
-        self.trunk = StackedExperts(make_experts(distinct(backbone), experts))
+        self.trunk = StackedExperts(*make_experts(distinct(backbone), experts, from_stage), gate_input)
         self._selectors = lambda: Selectors(experts, k, gamma, entropy, static)
 
     def reader(self, task: str) -> nn.Module:

@@ -11,16 +11,76 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from mtl.architectures.gate import pooled
+from mtl.architectures.stages import Pyramid, stages
+
 log = logging.getLogger(__name__)
 
 NOISE = 0.01  # of each parameter's own deviation
 
 
-def make_experts(backbone: Callable[[], nn.Module], count: int, key: str = "experts") -> nn.ModuleList:
-    """``count`` backbones; ValueError for less than one, with ``key``, the name of the argument that counts them."""
+def make_experts(
+    backbone: Callable[[], nn.Module], count: int, from_stage: int = 0, key: str = "experts"
+) -> tuple[Stem, nn.ModuleList]:
+    """``count`` experts, each a backbone from ``from_stage`` on, and the stages below, which are the first one's.
+
+    ValueError for less than one expert, with ``key``, the name of the argument that counts them, and for a stage that
+    the backbone does not have.
+    """
     if count < 1:
         raise ValueError(f"{key}={count} must be 1 or more.")
-    return nn.ModuleList(backbone() for _ in range(count))
+    parts = [_split(backbone(), from_stage) for _ in range(count)]
+    return parts[0][0], nn.ModuleList(expert for _, expert in parts)
+
+
+class Stem(nn.Module):
+    """The stages that are shared below the experts; inputs -> the last one's output in a list.
+
+    ``whole``: the outputs of all stages, as for a pyramid. Without stages it gives the inputs themselves.
+    """
+
+    def __init__(
+        self, units: Sequence[nn.Module] = (), last_axis_is_channels: bool = False, whole: bool = False
+    ) -> None:
+        super().__init__()
+        self.units, self.whole = nn.ModuleList(units), whole
+        self.last_axis_is_channels = last_axis_is_channels
+
+    def forward(self, inputs: Any) -> Any:
+        """What the experts read."""
+        outputs = [inputs]
+        for unit in self.units:
+            outputs.append(unit(outputs[-1]))
+        return (outputs[1:] if self.whole else outputs[-1:]) if self.units else inputs
+
+    def pooled(self, below: Any) -> Tensor:
+        """What the experts read, averaged over its positions: ``[B, d]``."""
+        return pooled(below[-1] if self.units else below, self.last_axis_is_channels)
+
+
+class Upper(nn.Module):
+    """An expert above a stem: the outputs of the stages below -> the features of the backbone."""
+
+    def __init__(self, units: Sequence[nn.Module], read: nn.Module) -> None:
+        super().__init__()
+        self.units, self.read = nn.ModuleList(units), read
+
+    def forward(self, below: Sequence[Tensor]) -> Any:
+        """The rest of the backbone."""
+        outputs = list(below)
+        for unit in self.units:
+            outputs.append(unit(outputs[-1]))
+        return self.read(outputs)
+
+
+def _split(backbone: nn.Module, from_stage: int) -> tuple[Stem, nn.Module]:
+    if from_stage == 0:
+        return Stem(), backbone
+    units, read, last_axis_is_channels = stages(backbone)
+    if not 0 < from_stage < len(units):
+        raise ValueError(f"from_stage={from_stage} must be from 0 to {len(units) - 1}: of {len(units)} stages.")
+    stem = Stem(units[:from_stage], last_axis_is_channels, whole=isinstance(read, Pyramid))
+    return stem, Upper(units[from_stage:], read)
 
 
 def distinct(backbone: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

@@ -11,7 +11,7 @@ from torch import nn
 from mtl.architectures import CGC, PLE, DSelectK, Ensemble, MMoE, OMoE
 from mtl.architectures.dselect_k import Selectors, smooth_step
 from mtl.architectures.experts import NOISE, mix, stack
-from mtl.architectures.gate import gate_vector
+from mtl.architectures.gate import flattened, pooled
 from mtl.architectures.levels import levels_of
 
 
@@ -156,26 +156,71 @@ def test_nested_features_are_mixed_leaf_by_leaf():
 
 def test_what_a_gate_reads():
     maps, tokens = torch.rand(2, 3, 4, 5), torch.rand(2, 7, 3)
-    torch.testing.assert_close(gate_vector(maps, pool=True), maps.flatten(2).mean(-1))
-    torch.testing.assert_close(gate_vector(tokens, pool=True), tokens.mean(1))
-    assert gate_vector(maps, pool=False).shape == (2, 60) and gate_vector(tokens[:, 0], pool=True).shape == (2, 3)
+    torch.testing.assert_close(pooled(maps), maps.flatten(2).mean(-1))
+    torch.testing.assert_close(pooled(maps, last_axis_is_channels=True), maps.flatten(1, 2).mean(1))
+    torch.testing.assert_close(pooled(tokens), tokens.mean(1))
+    assert flattened(maps).shape == (2, 60) and torch.equal(pooled(tokens[:, 0]), tokens[:, 0])
     for wrong in (torch.zeros(2, 3, dtype=torch.long), {"x": maps}, torch.rand(2)):
-        with pytest.raises(ValueError, match="a gate reads one tensor"):
-            gate_vector(wrong, pool=False)
+        for read in (flattened, pooled):
+            with pytest.raises(ValueError, match="a gate reads one tensor"):
+                read(wrong)
+
+
+def sequential():
+    first, second = (nn.Flatten(), nn.Linear(4, 6), nn.ReLU()), (nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.0))
+    return nn.Sequential(*first, *second, nn.Linear(6, 3))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_levels_are_the_backbone_in_parts(count):
-    whole = nn.Sequential(
-        nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.0), nn.Linear(6, 3)
-    )
-    levels, x = levels_of(whole, count), torch.rand(2, 2, 2)
+    whole = sequential()
+    levels, x = levels_of(whole, count).modules, torch.rand(2, 2, 2)
     y = x
     for level in levels:
         y = level(y)
         assert any(True for _ in level.parameters())
     assert len(levels) == count and torch.equal(y, whole(x))
-    with pytest.raises(ValueError, match="levels=4 must be at most 3, the layers of the backbone"):
-        levels_of(whole, 4)
-    with pytest.raises(ValueError, match=r"levels=2 needs a backbone that is a torch.nn.Sequential, not Linear"):
-        levels_of(nn.Linear(2, 2), 2)
+
+
+@pytest.mark.parametrize("from_stage", [0, 1, 2])
+@pytest.mark.parametrize("kind", [Ensemble, OMoE, MMoE, DSelectK, CGC])
+def test_a_stem_is_shared_and_experts_are_above(kind, from_stage):
+    """With the weights of one backbone everywhere, the architecture is that backbone."""
+    torch.manual_seed(0)
+    one, inputs = sequential(), torch.rand(4, 2, 2)
+    built = kind(backbone=lambda: copy.deepcopy(one), tasks=TASKS, from_stage=from_stage)
+    reader = built.reader("a")
+    layers = [m for m in built.trunk.modules() if type(m) is nn.Linear]
+    widths = [(layer.in_features, layer.out_features) for layer in layers]
+    experts = len(widths) - from_stage
+    assert widths[:from_stage] == [(4, 6), (6, 6)][:from_stage] and experts % (3 - from_stage) == 0
+    for module in (built.trunk, reader):
+        if module is not None:
+            undo_noise(module, one)
+    features = built.trunk(inputs)
+    torch.testing.assert_close(features if reader is None else reader(features), one(inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: levels_of(sequential(), 4), "levels=4 must be at most 3, the stages of the backbone"),
+        (lambda: levels_of(nn.Linear(2, 2), 2), "the stages of Linear are not known"),
+        (lambda: MMoE(sequential, TASKS, from_stage=3), "from_stage=3 must be from 0 to 2: of 3 stages"),
+        (lambda: CGC(sequential, TASKS, from_stage=-1), "from_stage=-1 must be from 0 to 2"),
+        (lambda: Ensemble(lambda: nn.Linear(2, 2), TASKS, from_stage=1), "the stages of Linear are not known"),
+        (lambda: CGC(sequential, TASKS, shared=0), "shared=0 must be 1 or more"),
+        (lambda: CGC(sequential, TASKS, own=0), "own=0 must be 1 or more"),
+        (lambda: PLE(sequential, TASKS, own=0), "own=0 must be 1 or more"),
+        (lambda: PLE(sequential, TASKS, levels=0), "levels=0 must be 1 or more"),
+        (lambda: DSelectK(sequential, TASKS, experts=5), "experts=5 must be a power of two"),
+        (lambda: DSelectK(sequential, TASKS, experts=1), "experts=1 must be a power of two"),
+        (lambda: DSelectK(sequential, TASKS, k=5), "k=5 must be from 1 to experts=4"),
+        (lambda: DSelectK(sequential, TASKS, gamma=0.0), "gamma=0.0 must be above 0"),
+        (lambda: DSelectK(sequential, TASKS, entropy=-1.0), "entropy=-1.0 must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_is_said(make, message):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert message in str(error.value)

@@ -54,9 +54,12 @@ def looped(name, model, inputs):
 
 
 def network(expert, x):
-    """What an expert makes of one sample."""
-    for layer in expert:
-        x = layer.weight @ x + layer.bias if isinstance(layer, nn.Linear) else torch.tanh(x)
+    """What the layers of an expert make of one sample."""
+    for layer in expert.modules():
+        if isinstance(layer, nn.Linear):
+            x = layer.weight @ x + layer.bias
+        elif isinstance(layer, nn.Tanh):
+            x = torch.tanh(x)
     return x
 
 
@@ -84,10 +87,12 @@ def omoe(trunk, reader, x):
 
 
 def mmoe(trunk, reader, x):
+    x = network(trunk.stem, x)
     return weighted(softmax(reader.gate.linear, x), [network(expert, x) for expert in trunk.experts])
 
 
 def cgc(trunk, reader, x):
+    x = network(trunk.stem, x)
     experts = [network(expert, x) for expert in [*reader.experts, *trunk.experts]]
     return weighted(softmax(reader.gate.linear, x), experts)
 
@@ -141,5 +146,7 @@ ARCHITECTURES = {
     "ple, one level": ((PLE, {"levels": 1, "shared": 2, "own": 1}), ple),
     "ple": ((PLE, {"levels": 2, "shared": 2, "own": 2}), ple),
     "ple, three levels": ((PLE, {"levels": 3, "shared": 1, "own": 2}), ple),
+    "mmoe, stem": ((MMoE, {"experts": 3, "from_stage": 1}), mmoe),
+    "cgc, stem": ((CGC, {"shared": 2, "own": 1, "from_stage": 2}), cgc),
     "mmoe, one expert": ((MMoE, {"experts": 1}), mmoe),
 }
