@@ -15,7 +15,9 @@ So every backbone and every head set works under every architecture. Modules of 
 - ``logged()``, of the trunk or a reader: numbers of the last forward pass by name, a vector for several of one kind.
 """
 
+from mtl.architectures.cgc import CGC
 from mtl.architectures.cross_stitch import CrossStitch
+from mtl.architectures.dselect_k import DSelectK
 from mtl.architectures.ensemble import Ensemble
 from mtl.architectures.film import FiLM
 from mtl.architectures.hard import Hard
@@ -23,5 +25,6 @@ from mtl.architectures.mmoe import MMoE
 from mtl.architectures.mtan import MTAN
 from mtl.architectures.nddr import NDDR
 from mtl.architectures.omoe import OMoE
+from mtl.architectures.ple import PLE
 
-__all__ = ["MTAN", "NDDR", "CrossStitch", "Ensemble", "FiLM", "Hard", "MMoE", "OMoE"]
+__all__ = ["CGC", "MTAN", "NDDR", "PLE", "CrossStitch", "DSelectK", "Ensemble", "FiLM", "Hard", "MMoE", "OMoE"]

@@ -7,17 +7,20 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from mtl.architectures.experts import is_mixed, make_experts
+from mtl.architectures.experts import Stem, distinct, is_mixed, make_experts
 
 
 class Ensemble:
     """Hard sharing of the mean of ``experts`` backbones: the capacity of a mixture of experts, without its gates.
 
     The control that MMoE is compared with: what a task gains here it owes to parameters and not to gates.
+    ``from_stage`` is MMoE's.
     """
 
-    def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3) -> None:
-        self.trunk = Mean(make_experts(backbone, experts))
+    def __init__(
+        self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3, from_stage: int = 0
+    ) -> None:
+        self.trunk = Mean(*make_experts(distinct(backbone), experts, from_stage))
 
     def reader(self, task: str) -> None:
         """None: the heads read the mean, which is what one backbone would return."""
@@ -27,13 +30,14 @@ class Ensemble:
 class Mean(nn.Module):
     """The mean of the experts' features."""
 
-    def __init__(self, experts: nn.ModuleList) -> None:
+    def __init__(self, stem: Stem, experts: nn.ModuleList) -> None:
         super().__init__()
-        self.experts = experts
+        self.stem, self.experts = stem, experts
 
     def forward(self, inputs: Any) -> Any:
         """Inputs -> the features of one backbone."""
-        return pytree.tree_map(_mean, *(expert(inputs) for expert in self.experts))
+        below = self.stem(inputs)
+        return pytree.tree_map(_mean, *(expert(below) for expert in self.experts))
 
 
 def _mean(*tensors: Any) -> Any:

@@ -40,17 +40,23 @@ def describe_weights(weights: Tensor) -> dict[str, Tensor]:
     return {"gate": weights.mean(0), "gate_entropy": torch.special.entr(weights).sum(-1).mean()}
 
 
-def gate_vector(x: Any, pool: bool) -> Tensor:
-    """What a gate reads of ``x``, as vectors ``[B, d]``: ``[B, C, H, W]`` and ``[B, T, D]`` averaged over positions.
+def flattened(x: Any) -> Tensor:
+    """``[B, ...]`` as vectors ``[B, d]``; ValueError for what is no tensor of floating point, as token ids are not."""
+    return _checked(x).flatten(1)
 
-    Without ``pool`` they are flattened. ValueError for what is no tensor of floating point, as token ids are not.
-    """
-    if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1):
-        found = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
-            f"a gate reads one tensor [B, ...] of floating point, and not {found}; choose from_stage above 0, so that "
-            "it reads what a shared stem makes of the inputs."
-        )
-    if pool and x.dim() > 2:
-        return x.mean((-2, -1)) if x.dim() == 4 else x.mean(1)
-    return x.flatten(1)
+
+def pooled(x: Any, last_axis_is_channels: bool = False) -> Tensor:
+    """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened."""
+    axis = 1 if _checked(x).dim() == 4 and not last_axis_is_channels else x.dim() - 1
+    positions = [i for i in range(1, x.dim()) if i != axis]
+    return x.mean(positions) if positions else x
+
+
+def _checked(x: Any) -> Tensor:
+    if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1:
+        return x
+    found = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    raise ValueError(
+        f"a gate reads one tensor [B, ...] of floating point, and not {found}; choose from_stage above 0 and "
+        "gate_input=stem, so that it reads what a shared stem makes of the inputs."
+    )

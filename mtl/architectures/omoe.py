@@ -1,22 +1,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mtl.architectures.experts import make_experts
+from mtl.architectures.experts import distinct, make_experts
 from mtl.architectures.mmoe import Mixture, StackedExperts
 
 
 class OMoE:
     """One-gate mixture of experts: every head reads ``sum_e g(x)_e f_e(x)``, with one gate for all tasks.
 
-    The control that shows what MMoE's gate for each task is worth. Source: Ma et al. 2018, section 3.2.
+    The control that shows what MMoE's gate for each task is worth; the arguments are MMoE's.
+
+    Source: Ma et al. 2018, section 3.2.
     """
 
-    def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3) -> None:
-        self.trunk = OneGate(make_experts(backbone, experts))
+    def __init__(
+        self,
+        backbone: Callable[[], nn.Module],
+        tasks: Sequence[str],
+        experts: int = 3,
+        from_stage: int = 0,
+        gate_input: Literal["input", "stem"] | None = None,
+    ) -> None:
+        self.trunk = OneGate(StackedExperts(*make_experts(distinct(backbone), experts, from_stage), gate_input))
 
     def reader(self, task: str) -> None:
         """None: the heads read the mixture, which is what one backbone would return."""
@@ -26,9 +35,9 @@ class OMoE:
 class OneGate(nn.Module):
     """The experts and their mixture by one gate."""
 
-    def __init__(self, experts: nn.ModuleList) -> None:
+    def __init__(self, experts: StackedExperts) -> None:
         super().__init__()
-        self.experts, self.mixture = StackedExperts(experts), Mixture(len(experts))
+        self.experts, self.mixture = experts, Mixture(len(experts.experts))
 
     def forward(self, inputs: Any) -> Any:
         """Inputs -> the features of one backbone."""

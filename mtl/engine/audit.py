@@ -24,8 +24,8 @@ class Audit(nn.Module):
     Each audited row is pushed through the trunk, one vector-Jacobian product a row. With all tasks audited one product
     is saved: the step's own backward gives u = sum_i c_i p_i, so the last row is (u - sum_{i<K} c_i p_i) / c_K. With
     more than four tasks one pair is audited, a different one each time. Parameter space has the parameters that several
-    heads hold as well; the step's own backward does not tell their part, and no product is saved. ``space``:
-    ``features``, flattened, or ``features_sum``, summed over the batch.
+    heads hold as well; the step's own backward does not tell their part, nor rows from penalties, and then no product
+    is saved. ``space``: ``features``, flattened, or ``features_sum``, summed over the batch.
     """
 
     def __init__(self, space: str = "features") -> None:
@@ -56,7 +56,7 @@ class Audit(nn.Module):
             return
         order = self._order(torch.ones(rows.count) if weights is None else weights.abs())
         coefficients = None if weights is None else weights.double().cpu()[order]
-        whole = len(order) == rows.count and not cut.parameters
+        whole = len(order) == rows.count and not (cut.parameters or cut.penalty)
         saves = coefficients is not None and whole and _can_save(engine, parameters, coefficients)
         pushed = ParameterRows([*parameters, *cut.parameters])
         for task in order[: len(order) - saves]:

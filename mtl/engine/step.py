@@ -50,6 +50,7 @@ class Step:
         self.losses: dict[str, Tensor] = {}  # of the whole batch
         self.weights: dict[str, Tensor] = {}  # by the weighting
         self.rule_weights: dict[str, float] = {}
+        self.penalties: dict[str, Tensor] = {}  # this rank's parts
         self.gram: Tensor | None = None
         self.audit: AuditResult | None = None
         self.reduction: HeadReduction | None = None
@@ -86,9 +87,22 @@ class Step:
     def loss(self, task: Task, tap: Tap) -> Tensor | None:
         """This rank's part of a task's loss, its graph alive; None where the rank has no label and nobody waits."""
         share = self.shares[task.name]
-        if not share:
-            return self.engine.zero_head_loss(task, tap.features)
-        return times(self.engine.loss(task, tap.features, self.targets[task.name]), share)
+        if share:
+            loss: Tensor | None = times(self.engine.loss(task, tap.features, self.targets[task.name]), share)
+        else:
+            loss = self.engine.zero_head_loss(task, tap.features)
+        if (penalty := self.penalty(task.name)) is not None:
+            tap.penalties.append(penalty)
+        return loss
+
+    def penalty(self, task: str) -> Tensor | None:
+        """This rank's part of what a head's last forward pass is penalised for; None without a penalty."""
+        penalty = self.engine.penalty(task)
+        if penalty is None:
+            return None
+        part = times(penalty, self.batch.sample_share)
+        self.penalties[task] = part.detach()
+        return part
 
     def weigh(self, parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The factor of each task's loss: its weight, from the losses of the whole batch, times the loss scale."""
@@ -129,7 +143,7 @@ class Step:
         if self.rule_weights:
             weights = {name: weight * self.rule_weights[name] for name, weight in weights.items()}
         space = None if self.gram is None else self.strategy.space
-        return StepResult(losses, weights, self.gram, space, self.audit)
+        return StepResult(losses, weights, self.gram, space, self.audit, penalties=self.penalties)
 
     def _prepared(self, cut: Any) -> Any:
         if cut.rows is not None:

@@ -67,10 +67,18 @@ class DeferredGradients:
             for t in tasks
         }
         every = dict.fromkeys(p for parameters in self._of_task.values() for p in parameters)
-        self._before = [(p, p.grad) for p in every]
+        self._before = {p: p.grad for p in every}
         self._stashed: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
-        for p, _ in self._before:
+        for p in every:
             p.grad = None
+
+    def keep(self, task: str) -> None:
+        """Move the gradients of this task's head, whose weight is one, out of ``.grad`` to those from before."""
+        for p in self._of_task[task]:
+            before = self._before[p]
+            if p.grad is not None:
+                self._before[p] = p.grad if before is None else before.add_(p.grad)
+                p.grad = None
 
     def stash(self, task: str) -> None:
         """Move the gradients that the backward of this task's head has left out of ``.grad``."""
@@ -88,7 +96,7 @@ class DeferredGradients:
 
         ``others``: the parameters with other weights than those; where they are None, nothing is added.
         """
-        for p, before in self._before:
+        for p, before in self._before.items():
             p.grad = before if p.grad is None else p.grad if before is None else before.add_(p.grad)
         for task, stashed in self._stashed.items():
             for p, gradient in stashed:

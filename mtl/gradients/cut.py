@@ -64,6 +64,7 @@ class Cut:
         self.parameters, self.parameter_rows = list(parameters), list[list[Tensor | None]]()
         self._whole_trunk, self._reweighed = whole_trunk, False
         self._sum: list[Tensor | None] = [None] * len(self.leaves)
+        self.penalty: list[Tensor | None] = []  # the gradient of penalties at the leaves; empty without one
 
     def collect(self, factor: float = 1.0) -> None:
         """Take the gradient that the last head's backward left on the leaves; add ``factor`` times it to the sum."""
@@ -78,6 +79,14 @@ class Cut:
             if gradient is not None:
                 gradient = gradient if factor == 1 else gradient.mul_(factor)
                 self._sum[i] = gradient if total is None else total.add_(gradient)
+
+    def collect_penalty(self) -> None:
+        """Take the gradient that a penalty's backward left on the leaves: it goes into the trunk, and is in no row."""
+        gradients = [leaf.grad for leaf in self.leaves]
+        for leaf in self.leaves:
+            leaf.grad = None
+        if any(gradient is not None for gradient in gradients):
+            self.penalty = _sums(self.penalty, gradients) if self.penalty else gradients
 
     def collect_all(self, total: Tensor, rows: Rows | None) -> None:
         """Take all tasks' gradients on the only leaf at once: their sum, and the rows if they are kept."""
@@ -112,6 +121,7 @@ class Cut:
     def backward_zeros(self) -> None:
         """Run the trunk backward for the other ranks' sake alone: its gradients on this rank stay as they are."""
         if self._whole_trunk:
+            self.penalty = []
             self._backward([torch.zeros_like(z) for z in self.trunk])
 
     def _backward(self, tensors: Sequence[Tensor] | None) -> None:
@@ -119,6 +129,8 @@ class Cut:
             gradients, self._sum = self._sum, [None] * len(self._sum)
         else:
             gradients = [_scaled(g, z, self.loss_scale) for z, g in zip(self.trunk, tensors, strict=True)]
+        if self.penalty:
+            gradients, self.penalty = _sums(gradients, self.penalty), []
         if self._whole_trunk:
             gradients = [torch.zeros_like(z) if g is None else g for z, g in zip(self.trunk, gradients, strict=True)]
         reached = [
@@ -183,6 +195,12 @@ class Tap:
         # the trunk, from the levels above it.
         self.trunk = self.leaves = [flat[i] if rows is None else _alias(flat[i]) for i in made]
         self.features = pytree.tree_unflatten(_replaced(flat, made, self.leaves), structure)
+        self.penalties: list[Tensor] = []  # of the heads
+
+    @property
+    def penalty(self) -> Sequence[Tensor]:
+        """Empty without a penalty."""
+        return self.penalties
 
     def collect(self, losses: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> None:
         """Keep every task's gradient: a second backward of each head down to the features, and none of the trunk."""
@@ -199,6 +217,7 @@ class Tap:
     def backward(self, losses: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> None:
         """The gradient of the weighted sum of the losses, in one backward of all heads and the trunk."""
         outputs = [(loss, weights[task]) for task, loss in losses.items() if loss is not None and loss.requires_grad]
+        outputs += [(penalty, torch.full_like(penalty, self.loss_scale)) for penalty in self.penalties]
         outputs += [(z, torch.zeros_like(z)) for z in self._whole_trunk]
         ones = torch.ones(len(weights), dtype=torch.float64)
         with self.around_trunk(ones):
@@ -266,6 +285,10 @@ def _nothing_around(weights: Tensor | None) -> AbstractContextManager:
 
 def _scaled(gradient: Tensor, output: Tensor, loss_scale: float) -> Tensor:
     return (gradient if loss_scale == 1 else gradient * loss_scale).to(output.dtype)
+
+
+def _sums(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 
 def _alias(value: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ MISTAKES = {
     "WithoutReader": "architecture (WithoutReader) must have a method reader(task), which gives a torch.nn.Module or",
     "WrongReader": "architecture (WrongReader): reader(left) must give a torch.nn.Module or None, not str.",
     "FailingReader": "architecture (FailingReader): reader(left) fails: 'left'",
-    "InPlace": "architecture.reader(left): ReLU(inplace=True) changes the backbone's features, which the other heads read too",
+    "InPlace": "architecture.reader(left): ReLU(inplace=True) changes the backbone's features, which",
     "Unfitting": "architecture.reader(left) (Linear) cannot take the backbone's features of shape [2, 8]",
 }
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mtl.architectures import Ensemble, Hard, MMoE, OMoE
+from mtl.architectures import CGC, PLE, DSelectK, Ensemble, Hard, MMoE, OMoE
 from mtl.architectures.read import Read
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task
@@ -13,7 +13,7 @@ LOSSES = {"a": nn.CrossEntropyLoss, "b": nn.MSELoss, "c": nn.L1Loss}
 
 
 def backbone():
-    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
 
 
 def assemble(architecture, tasks=TASKS, head=lambda: nn.Linear(4, 3)):
@@ -54,9 +54,12 @@ def looped(name, model, inputs):
 
 
 def network(expert, x):
-    """What an expert makes of one sample."""
-    for layer in expert:
-        x = layer.weight @ x + layer.bias if isinstance(layer, nn.Linear) else torch.tanh(x)
+    """What the layers of an expert make of one sample."""
+    for layer in expert.modules():
+        if isinstance(layer, nn.Linear):
+            x = layer.weight @ x + layer.bias
+        elif isinstance(layer, nn.Tanh):
+            x = torch.tanh(x)
     return x
 
 
@@ -84,8 +87,52 @@ def omoe(trunk, reader, x):
 
 
 def mmoe(trunk, reader, x):
+    x = network(trunk.stem, x)
     return weighted(softmax(reader.gate.linear, x), [network(expert, x) for expert in trunk.experts])
 
+
+def cgc(trunk, reader, x):
+    x = network(trunk.stem, x)
+    experts = [network(expert, x) for expert in [*reader.experts, *trunk.experts]]
+    return weighted(softmax(reader.gate.linear, x), experts)
+
+
+def ple(trunk, reader, x):
+    g, s = dict.fromkeys(TASKS, x), x
+    for number, level in enumerate(trunk.levels, 1):
+        own = {task: [network(expert, g[task]) for expert in level.own[task]] for task in g}
+        shared = [network(expert, s) for expert in level.shared]
+        last = number == len(trunk.levels)
+        gates = {reader.task: reader.below} if last else level.gates
+        g = {task: weighted(softmax(gate.linear, g[task]), own[task] + shared) for task, gate in gates.items()}
+        s = weighted(
+            softmax(level.shared_gate.linear, s), [expert for experts in own.values() for expert in experts] + shared
+        )
+    experts = [network(expert, g[reader.task]) for expert in reader.experts]
+    experts += [network(expert, s) for expert in trunk.last]
+    return weighted(softmax(reader.gate.linear, g[reader.task]), experts)
+
+
+def dselect_k(trunk, reader, x):
+    experts = [network(expert, x) for expert in trunk.experts]
+    bits = (len(experts) - 1).bit_length()
+    static = hasattr(reader.z, "value")
+    z = reader.z.value if static else reader.z.weight @ x + reader.z.bias
+    w = torch.exp(reader.w.value if static else reader.w.weight @ x + reader.w.bias)
+    q = [0.0] * len(experts)
+    for i in range(len(w)):
+        for e in range(len(experts)):
+            picked = w[i] / w.sum()
+            for b in range(bits):
+                t = z[i * bits + b]
+                s = 0 * t if t < -GAMMA / 2 else 1 + 0 * t if t > GAMMA / 2 else None
+                s = -2 * t**3 / GAMMA**3 + 3 * t / (2 * GAMMA) + 0.5 if s is None else s
+                picked = picked * (s if e // 2**b % 2 else 1 - s)
+            q[e] = q[e] + picked
+    return weighted(q, experts)
+
+
+GAMMA = 6.0  # wide enough for most selectors not to have decided
 
 # By name: the class with its arguments, and the formula of what a head reads.
 ARCHITECTURES = {
@@ -93,5 +140,13 @@ ARCHITECTURES = {
     "ensemble": ((Ensemble, {"experts": 3}), ensemble),
     "omoe": ((OMoE, {"experts": 3}), omoe),
     "mmoe": ((MMoE, {"experts": 3}), mmoe),
+    "dselect_k": ((DSelectK, {"experts": 4, "k": 2, "gamma": GAMMA}), dselect_k),
+    "dselect_k, static": ((DSelectK, {"experts": 8, "k": 3, "gamma": GAMMA, "static": True}), dselect_k),
+    "cgc": ((CGC, {"shared": 2, "own": 2}), cgc),
+    "ple, one level": ((PLE, {"levels": 1, "shared": 2, "own": 1}), ple),
+    "ple": ((PLE, {"levels": 2, "shared": 2, "own": 2}), ple),
+    "ple, three levels": ((PLE, {"levels": 3, "shared": 1, "own": 2}), ple),
+    "mmoe, stem": ((MMoE, {"experts": 3, "from_stage": 1}), mmoe),
+    "cgc, stem": ((CGC, {"shared": 2, "own": 1, "from_stage": 2}), cgc),
     "mmoe, one expert": ((MMoE, {"experts": 1}), mmoe),
 }
