@@ -64,6 +64,16 @@ class Columns(nn.Module):
             outputs = self._stage(number, read)
         return {"columns": outputs, "levels": levels}
 
+    def logged(self) -> dict[str, Tensor]:
+        """What each unit says of its columns: ``alpha/<task>~<column>/<number>``, of every one but the last."""
+        return {
+            f"{name}/{task}~{column}/{number}": value
+            for number, row in enumerate(self.units, 1)
+            for task, unit in row.items()  # type: ignore[union-attr, operator]
+            for name, values in (unit.logged().items() if hasattr(unit, "logged") else ())
+            for column, value in zip(self.columns, values, strict=True)
+        }
+
     def _stage(self, number: int, read: Mapping[str, Any]) -> list[Tensor]:
         outputs: list[Tensor] = []
         for column, x in zip(self._columns(), read.values(), strict=True):
@@ -86,3 +96,8 @@ class LastUnit(nn.Module):
     def forward(self, features: Mapping[str, Any]) -> Any:
         """What one backbone would return."""
         return self.read([*features["levels"][self.task], self.unit(features["columns"])])
+
+    def logged(self) -> dict[str, Tensor]:
+        """What its unit says of the columns, in their order: ``alpha_last``."""
+        logged: Any = getattr(self.unit, "logged", dict)
+        return {f"{name}_last": values for name, values in logged().items()}

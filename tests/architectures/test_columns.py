@@ -182,7 +182,11 @@ def test_what_decides_the_sharing_is_named():
     found = [p for m in model.modules() if hasattr(m, "sharing_parameters") for p in m.sharing_parameters()]
     assert len(found) == len(named) == 9
     alpha = model.heads["b"].reader.unit.alpha
-    assert torch.equal(model.heads["b"].reader.unit.logged()["alpha"], alpha.detach().mean(1))
+    assert torch.equal(model.heads["b"].reader.logged()["alpha_last"], alpha.detach().mean(1))
+    logged = model.backbone.logged()
+    assert len(logged) == 2 * 3 * 3
+    assert logged["alpha/c~a/2"] == model.backbone.units[1]["c"].alpha[0].mean()
+    assert make("nddr")[0].backbone.logged() == {}
 
 
 def test_a_backbone_without_stages_is_refused():
