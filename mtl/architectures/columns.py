@@ -69,7 +69,7 @@ class Columns(nn.Module):
         return {
             f"{name}/{task}~{column}/{number}": value
             for number, row in enumerate(self.units, 1)
-            for task, unit in row.items()  # type: ignore[union-attr, operator]
+            for task, unit in row.items()  # type: ignore[operator]
             for name, values in (unit.logged().items() if hasattr(unit, "logged") else ())
             for column, value in zip(self.columns, values, strict=True)
         }
