@@ -1,5 +1,7 @@
 """Every strategy's gradient under every architecture is autograd's of formulas that are written out here, by loops."""
 
+from functools import cache
+
 import pytest
 import torch
 from support.architectures import ARCHITECTURES, TASKS, looped, make
@@ -21,18 +23,27 @@ STRATEGIES = {
 }
 
 
-def expected(name, model, tasks, inputs, targets, trunk, heads):
-    """The gradient of the looped losses by autograd: weights ``trunk`` in the trunk, ``heads`` elsewhere."""
-    model.zero_grad()
+@cache
+def formula_gradients(name):
+    """The gradient of every parameter, by task, by autograd of the loss that the loops give."""
+    model, tasks, inputs, targets = make(name)
     predictions = looped(name, model, inputs)
-    losses = {task.name: task.loss(predictions[task.name], targets[task.name]) for task in tasks}
     result = {}
-    for part, weights in (("backbone", trunk), ("heads", heads)):
-        total = sum(weights[task] * loss for task, loss in losses.items())
-        own = {n: p for n, p in model.named_parameters() if n.startswith(part)}
-        grads = torch.autograd.grad(total, list(own.values()), retain_graph=True, allow_unused=True)
-        result |= {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(own.items(), grads, strict=True)}
+    for task in tasks:
+        loss = task.loss(predictions[task.name], targets[task.name])
+        grads = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+        pairs = zip(model.named_parameters(), grads, strict=True)
+        result[task.name] = {n: torch.zeros_like(p) if gradient is None else gradient for (n, p), gradient in pairs}
     return result
+
+
+def expected(name, trunk, private):
+    """Their sum, by the weights ``trunk`` in the trunk, and by ``private`` in what is private."""
+    own = formula_gradients(name)
+    return {
+        n: sum((trunk if n.startswith("backbone.") else private)[task] * own[task][n] for task in TASKS)
+        for n in own["a"]
+    }
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -42,12 +53,9 @@ def test_gradients_are_those_of_the_formula(name, strategy):
     found, step = gradients(STRATEGIES[strategy](), model, tasks, inputs, targets)
     used = {task: weight.item() for task, weight in step.weights.items()}
     own = WEIGHTS if strategy == "weights" else used if "heads" in strategy else dict.fromkeys(TASKS, 1.0)
-    right = expected(name, model, tasks, inputs, targets, used, own)
-    assert distance(right, found) <= 1e-12
-    # Negative control: the largest weight, a thousandth off.
-    largest = max(used, key=used.get)
-    wrong = expected(name, model, tasks, inputs, targets, used | {largest: 0.999 * used[largest]}, own)
-    assert distance(wrong, found) > 1e-6
+    assert distance(expected(name, used, own), found) <= 1e-12
+    largest = max(used, key=used.get)  # negative control: a thousandth off
+    assert distance(expected(name, used | {largest: 0.999 * used[largest]}, own), found) > 1e-6
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
