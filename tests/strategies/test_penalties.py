@@ -26,9 +26,18 @@ STRATEGIES = {
     "mgda, parameters": lambda: Balanced(Equal(), MGDA(), TASKS, space="parameters"),
     "upgrad, weighted heads": lambda: Balanced(Equal(), UPGrad(), TASKS, head_scale="weights"),
     "deferred": lambda: Detached(Late(TASKS)),
+    "between two runs of the rule": lambda: between("features"),
+    "between, parameters": lambda: between("parameters"),
 }
 TARGETS = {task: torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
            for i, task in enumerate(TASKS)}  # fmt: skip
+
+
+def between(space):
+    """A rule that keeps its last weights in this step."""
+    strategy = Balanced(Equal(), MGDA(), TASKS, space=space, every=2)
+    strategy.steps, strategy.solved, strategy.last_weights = 1, list(TASKS), {"a": 0.2, "b": 0.5, "c": 0.3}
+    return strategy
 
 
 class Late(Static):
