@@ -68,8 +68,8 @@ class Timm(nn.Module):
                 )
             return vector
         if self.features == "tokens":
-            return _as_tokens(self.model.forward_features(images), self._last_axis_is_channels)
-        return [_as_map(level, self._last_axis_is_channels) for level in self.model(images)]
+            return as_tokens(self.model.forward_features(images), self.last_axis_is_channels)
+        return [as_map(level, self.last_axis_is_channels) for level in self.model(images)]
 
     @property
     def feature_info(self) -> dict[str, Any]:
@@ -86,7 +86,8 @@ class Timm(nn.Module):
         return {key: list(config[key]) for key in ("mean", "std")} if self._in_channels == 3 else None
 
     @property
-    def _last_axis_is_channels(self) -> bool:
+    def last_axis_is_channels(self) -> bool:
+        """Whether the model's own maps are ``[B, H, W, C]``."""
         return Format(getattr(self.model, "output_fmt", Format.NCHW)) == Format.NHWC
 
 
@@ -279,7 +280,7 @@ def _can_be_made(name: str, options: Mapping[str, Any]) -> bool:
     return True
 
 
-def _as_tokens(features: Tensor, last_axis_is_channels: bool) -> Tensor:
+def as_tokens(features: Tensor, last_axis_is_channels: bool) -> Tensor:
     """Maps ``[B, C, H, W]`` or ``[B, H, W, C]`` to ``[B, H*W, C]``; tokens stay."""
     if not isinstance(features, Tensor):
         raise ValueError(f"features=tokens: this model gives a {type(features).__name__}; use pooled or pyramid.")
@@ -288,5 +289,6 @@ def _as_tokens(features: Tensor, last_axis_is_channels: bool) -> Tensor:
     return features.flatten(1, 2) if last_axis_is_channels else features.flatten(2).transpose(1, 2)
 
 
-def _as_map(features: Tensor, last_axis_is_channels: bool) -> Tensor:
+def as_map(features: Tensor, last_axis_is_channels: bool) -> Tensor:
+    """Maps as ``[B, C, H, W]``."""
     return features.permute(0, 3, 1, 2) if last_axis_is_channels else features

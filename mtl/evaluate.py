@@ -68,6 +68,7 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     from omegaconf import OmegaConf
 
     from mtl.config.build import build_parts
+    from mtl.config.schema import completed
     from mtl.data.metadata import meaning_changes, split_changes
     from mtl.jobs.overrides import config_folder
     from mtl.runs.files import read_overrides, run_folder
@@ -80,7 +81,7 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     folder = run_folder(path)
     find_own_code(config_folder((folder and read_overrides(folder)) or []))
     check_targets(path, content["config"])
-    cfg = OmegaConf.create(content["config"])
+    cfg = OmegaConf.create(completed(content["config"]))
     _take_moved_data(cfg, path)
     _override(cfg, overrides)
     _without_other_weights(cfg.backbone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class MultiTaskModel(nn.Module):
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         for name in share:
-            _share(heads, name)
+            share_submodule(heads, name)
         self.frozen = tuple(freeze)
         for name in self.frozen:
             try:
@@ -72,6 +73,12 @@ class MultiTaskModel(nn.Module):
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The heads' parameters; one that several heads share comes once."""
         return self.heads.parameters()
+
+    def common_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that several heads hold, as of a submodule that they share, and the backbone does not."""
+        held = Counter(p for head in self.heads.values() for p in head.parameters())
+        backbone = set(self.backbone.parameters())
+        return (p for p, count in held.items() if count > 1 and p not in backbone)
 
     def is_compiled(self) -> bool:
         """Whether the backbone or a head is compiled."""
@@ -124,7 +131,8 @@ def _has_moving_statistics(module: nn.Module) -> bool:
     return any(isinstance(m, _NormBase) and m.training and m.track_running_stats for m in module.modules())
 
 
-def _share(heads: Mapping[str, nn.Module], name: str) -> None:
+def share_submodule(heads: Mapping[str, nn.Module], name: str) -> None:
+    """Put the first head's submodule ``name`` in the place of the others'; ValueError where that is impossible."""
     own = {}
     for task, head in heads.items():
         submodules = dict(head.named_modules(remove_duplicate=False))

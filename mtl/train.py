@@ -49,16 +49,18 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: S
         from mtl.runs.tracker import make_tracker
         from mtl.system.memory import explained
         from mtl.training.loop import fit
+        from mtl.training.size import multiply_adds
         from mtl.training.summary import run_summary
 
     parts, state = build(cfg)
     check_same_data(found, parts.description)
     restore(state, found, folder)
+    operations = multiply_adds(parts.engine, parts.example)
     config = config_to_record(cfg, found)
     save_config(folder, config, arguments)
     with make_tracker(folder, cfg.tracker, config, wandb_id(cfg, found)) as tracker, explained(state):
         test = fit(state, parts, cfg, tracker, stop)
-        tracker.summarise(run_summary(state, parts.data, test, folder))
+        tracker.summarise(run_summary(state, parts.data, test, folder, operations))
     if rank() == 0:
         figures.draw_run(folder)
         print(final_report(folder))

@@ -15,10 +15,13 @@ from torch import nn
 from torchmetrics import Metric
 from torchvision.transforms import v2
 
-from mtl.architectures.multi_input import Concatenated, common_space, own_samples, read_own_samples
+from mtl.architectures.multi_input import common_space, read_own_samples
+from mtl.architectures.read import Read
+from mtl.config.architecture import Architecture
 from mtl.config.checks import check, chosen_tasks
+from mtl.config.common_features import check_common_features
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
-from mtl.config.dry_run import describe_features, dry_run_backbone, dry_run_chunks, dry_run_task, shape_of
+from mtl.config.dry_run import describe_features, dry_run_chunks, dry_run_task, shape_of
 from mtl.config.instantiate import import_target, make
 from mtl.config.optimizer import make_optimizer
 from mtl.config.rehearsal import rehearse
@@ -31,7 +34,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line
-from mtl.model import MultiTaskModel, warn_of_moving_statistics
+from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics
 from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task
 from mtl.training.learning_rate import check_schedule
@@ -54,6 +57,7 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
+    check_common_features(cfg, parts, strategy)
     ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
     _prepare(cfg, parts, strategy)
     if ema is not None:
@@ -79,17 +83,20 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    backbone = _make_backbone(cfg, data)
-    _normalize(data, backbone, read_as)
+    architecture = Architecture(cfg, data)
+    _normalize(data, architecture.plain, read_as)
     description = _describe(data)
     inputs, targets = _read_two(cfg, data, "val")
-    features = dry_run_backbone(backbone, inputs, "backbone" in (cfg.get("freeze") or ()))
-    model = _make_model(cfg, data, backbone, features)
+    features, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
+    heads = _make_heads(cfg, data, architecture, read)
+    model = _make_model(cfg, architecture, heads)
     tasks = [_make_task(cfg, data, task) for task in names]
-    _dry_run_tasks(cfg, model, tasks, features, targets)
+    for task in tasks:
+        task.labels = dry_run_task(task, heads[task.name], read[task.name], targets, cfg.heads[task.name])
+    _dry_run_chunks(cfg, model, tasks, features, targets)
     for task in tasks:
         task.to(device)
-    if isinstance(backbone, Concatenated):
+    if getattr(data, "inputs_per_task", False):
         read_own_samples(model)
     _place(model, device, cfg.trainer)
     engine = Engine(model, tasks, _make_precision(cfg.trainer.precision, device))
@@ -112,10 +119,9 @@ def _make_data(cfg: DictConfig, read_as: Description | None) -> Any:
     return make("data", own, seed=cfg.seed, metadata=(read_as and read_as["metadata"]) or None)
 
 
-def _normalize(data: Any, backbone: nn.Module, read_as: Description | None) -> None:
+def _normalize(data: Any, backbone: nn.Module | None, read_as: Description | None) -> None:
     """Let the data set normalise images as the backbone's weights want, or as the checkpoint's data were."""
-    inner = backbone.backbone if isinstance(backbone, Concatenated) else backbone
-    wanted = read_as["normalize"] if read_as else getattr(inner, "data_config", None)
+    wanted = read_as["normalize"] if read_as else getattr(backbone, "data_config", None)
     normalize = getattr(data, "normalize", None)
     if isinstance(normalize, v2.Normalize):
         if wanted is not None:
@@ -161,33 +167,28 @@ def _training_targets(cfg: DictConfig, data: Any) -> Mapping[str, Any]:
         return {}
 
 
-def _make_backbone(cfg: DictConfig, data: Any) -> nn.Module:
-    """The backbone, from what the data say of their inputs and the heads of the features they read."""
-    backbone = make("backbone", cfg.backbone, **data.input_info, **_features_read(cfg))
-    return Concatenated(backbone, chosen_tasks(cfg)) if getattr(data, "inputs_per_task", False) else backbone
-
-
-def _features_read(cfg: DictConfig) -> dict[str, str]:
-    """The kind of features that the heads need, as an argument for a backbone whose configuration leaves it open."""
-    classes = {task: import_target(f"heads.{task}", cfg.heads[task]) for task in chosen_tasks(cfg)}
-    kinds = {task: cls.reads for task, cls in classes.items() if isinstance(getattr(cls, "reads", None), str)}
-    if len(set(kinds.values())) > 1 and cfg.backbone.get("features") is None:
-        named = ", ".join(f"heads.{task} reads {kind}" for task, kind in kinds.items())
-        raise ConfigError(f"{named}: a backbone gives one kind of features; choose heads that read the same.")
-    return {"features": next(iter(kinds.values()))} if kinds else {}
-
-
-def _make_model(cfg: DictConfig, data: Any, backbone: nn.Module, features: Any) -> MultiTaskModel:
-    """The backbone and the chosen heads, whose open arguments are what the features show."""
+def _make_heads(cfg: DictConfig, data: Any, architecture: Architecture, read: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen heads, whose open arguments are what the features that they read show."""
     known = {key: value for key, value in data.input_info.items() if key == "image_size"}  # what dense heads resize to
-    if isinstance(backbone, Concatenated):
-        known |= describe_features(features[0]) | getattr(backbone.backbone, "feature_info", {})
-    else:
-        known |= describe_features(features) | getattr(backbone, "feature_info", {})
-    heads = {task: _make_head(cfg, task, known, features) for task in chosen_tasks(cfg)}
+    heads = {
+        task: _make_head(cfg, task, known | describe_features(features) | architecture.feature_info, features)
+        for task, features in read.items()
+    }
+    try:
+        for name in cfg.share:
+            share_submodule(heads, name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return heads
+
+
+def _make_model(cfg: DictConfig, architecture: Architecture, heads: Mapping[str, nn.Module]) -> MultiTaskModel:
+    """The trunk under the heads, each behind its reader if it has one."""
+    readers = architecture.readers
+    behind = {task: head if (own := readers[task]) is None else Read(own, head) for task, head in heads.items()}
     try:
         # An older checkpoint's configuration has no freeze.
-        return MultiTaskModel(backbone, heads, cfg.share, cfg.get("freeze") or ())
+        return MultiTaskModel(architecture.trunk, behind, freeze=cfg.get("freeze") or ())
     except KeyError as error:
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
     except ValueError as error:
@@ -220,14 +221,10 @@ def _make_loss(losses: DictConfig, task: str) -> Any:
     return make("losses", losses) if "_target_" in losses else make(f"losses.{task}", losses[task])
 
 
-def _dry_run_tasks(cfg: DictConfig, model: MultiTaskModel, tasks: list[Task], features: Any, targets: Any) -> None:
+def _dry_run_chunks(cfg: DictConfig, model: MultiTaskModel, tasks: list[Task], features: Any, targets: Any) -> None:
     chunks = cfg.strategy.get("token_chunks", 1)
-    for task in tasks:
-        head = model.heads[task.name]
-        own = own_samples(task.name, features) if isinstance(model.backbone, Concatenated) else features
-        task.labels = dry_run_task(task, head, own, targets, cfg.heads[task.name])
-        if isinstance(chunks, int) and chunks > 1:
-            dry_run_chunks(task, head, features, targets.get(task.name), chunks)
+    for task in tasks if isinstance(chunks, int) and chunks > 1 else ():
+        dry_run_chunks(task, model.heads[task.name], features, targets.get(task.name), chunks)
 
 
 def _place(model: MultiTaskModel, device: torch.device, trainer: Any) -> None:
@@ -270,7 +267,8 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
-    if cfg.strategy.get("space") == "parameters" and not any(p.requires_grad for p in parts.model.shared_parameters()):
+    shared = parts.engine.trained_shared_parameters() + parts.engine.trained_common_parameters()
+    if cfg.strategy.get("space") == "parameters" and not shared:
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
     return strategy
 

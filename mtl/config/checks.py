@@ -17,7 +17,7 @@ from mtl.config.source import arguments_of, can_be_found
 from mtl.errors import ConfigError, suggestion
 
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
-OURS = {"data": ("on_error",), "optimizer": ("groups",)}  # keys beside the arguments of the class
+OURS = {"data": ("on_error",), "optimizer": ("groups", "sharing")}  # keys beside the arguments of the class
 OWN_CODE = "code of your own is found in the current folder, in the folder of -cd, or through PYTHONPATH."
 # What no optimizer takes a negative value of.
 NOT_NEGATIVE = (
@@ -45,12 +45,14 @@ def check(cfg: DictConfig) -> None:
         )
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
-    for section in ("data", "backbone", "weighting", "strategy", "optimizer", "scheduler"):
+    for section in ("data", "backbone", "architecture", "weighting", "strategy", "optimizer", "scheduler"):
         _check_component(section, cfg[section])
     if "rule" in cfg.strategy:
         _check_component("strategy.rule", cfg.strategy.rule)
     _check_settings("optimizer", {key: value for key, value in cfg.optimizer.items() if key != "groups"})
     _check_optimizer_groups(cfg.optimizer.get("groups"))
+    if not isinstance(cfg.optimizer.get("sharing"), DictConfig | None):
+        raise ConfigError(f"optimizer.sharing={cfg.optimizer.sharing} must be a mapping, as in optimizer.sharing.lr=….")
     for section, example in (("heads", A_HEAD), ("losses", A_LOSS)):
         if not isinstance(cfg[section], DictConfig) or not cfg[section]:
             raise ConfigError(f"{section} must name at least one task, as in {example}.")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mtl.config.in_place import INSTEAD, in_place_error, is_same
@@ -51,12 +51,11 @@ def two_samples(values: Any) -> Any:
 
 
 def dry_run_backbone(backbone: Any, inputs: Any, frozen: bool = False) -> Any:
-    """The features of two samples. ConfigError for a backbone that fails, or gives no tensor.
+    """The features of two samples; those require grad that the backbone makes and trains.
 
-    A warning where its features have no gradient, unless it is ``frozen``.
+    ConfigError for a backbone that fails, or gives no tensor; a warning where its features have no gradient, unless it
+    is ``frozen``.
     """
-    if not isinstance(backbone, nn.Module):
-        raise ConfigError(f"backbone must be a torch.nn.Module, but its _target_ gives a {type(backbone).__name__}.")
     try:
         if has_lazy_parameters(backbone):
             with torch.no_grad():
@@ -80,7 +79,13 @@ def dry_run_backbone(backbone: Any, inputs: Any, frozen: bool = False) -> Any:
             "backbone (%s) gives features without a gradient, so that nothing of it is trained: leave its detach() and "
             "torch.no_grad() out, or say freeze=[backbone]", type(backbone).__name__,
         )  # fmt: skip
-    return pytree.tree_map_only(Tensor, torch.detach, features)
+    return pytree.tree_map_only(Tensor, lambda z: z.detach().requires_grad_(z.requires_grad), features)
+
+
+def dry_run_reader(task: str, reader: Any, features: Any) -> Any:
+    """What a reader makes of the common features of two samples."""
+    read = _predict(f"architecture.reader({task}) ({type(reader).__name__})", reader, features)
+    return pytree.tree_map_only(Tensor, torch.detach, read)
 
 
 def _other_dtype(inputs: Any) -> str:

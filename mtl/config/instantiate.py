@@ -69,6 +69,8 @@ def make(key: str, node: Any, **offered: Any) -> Any:
         filled |= _lists_as_tensors(target, node)
         made = instantiate(node, _partial_=True, _convert_="all")
         return partial(made, **filled) if node.get("_partial_") else made(**filled)
+    except ConfigError:  # of a component that this one makes
+        raise
     except Exception as error:
         # Hydra wraps the error of a nested component; any other cause is the constructor's own affair.
         inner = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error

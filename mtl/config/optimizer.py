@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mtl.config.instantiate import check_arguments, import_target, make
+from mtl.distributed.sharding import is_sharded
 from mtl.errors import ConfigError, reason_of
 from mtl.model import MultiTaskModel, find_submodule
 from mtl.tasks import loss_modules
+
+log = logging.getLogger(__name__)
 
 # Optimizers that step all parameters in one kernel on every device, unless the configuration says otherwise: on a CPU
 # it takes a sixth of Adam's time and half of SGD's.
@@ -25,22 +29,24 @@ KEY = "optimizer.groups"
 
 def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.Optimizer:
     """The optimizer, with a group for the backbone, one for the heads, one for each submodule that ``groups`` names
-    below them, and one for a learned weighting. ConfigError for a group or a step that is impossible.
+    below them, one for what decides the sharing if ``sharing`` says how, and one for a learned weighting. ConfigError
+    for a group or a step that is impossible.
 
     The weighting has the heads' settings but no weight decay, which would pull its weights to those of the start.
     """
-    arguments = {str(key): value for key, value in node.items() if key != "groups"}
+    arguments = {str(key): value for key, value in node.items() if key not in ("groups", "sharing")}
     learned = [p for p in strategy.parameters() if p.requires_grad]
     of_losses = [p for p in loss_modules(parts.tasks).parameters() if p.requires_grad]
     trained = [*(p for p in parts.model.parameters() if p.requires_grad), *of_losses, *learned]
     if not trained:
         raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
-    fused = _fused(arguments, parts.model)
+    fused = _fused(arguments, parts.model, of_losses)
     _check_step(node)
     _try_step(arguments, trained[0], fused)
     found = _groups(node, parts.model)
     members, settings = _members(found), {group.name: group.settings for group in found}
     members["heads"] += of_losses
+    _take_sharing(node, parts.model, members, settings)
     members["weighting"], settings["weighting"] = learned, settings["heads"]
     groups = [{"name": name, "params": params, **settings[name]} for name, params in members.items() if params]
     optimizer = make("optimizer", arguments, params=groups, **fused)
@@ -119,6 +125,23 @@ def _members(groups: list[_Group]) -> dict[str, list[nn.Parameter]]:
     return members
 
 
+def _take_sharing(
+    node: DictConfig, model: MultiTaskModel, members: dict[str, list[nn.Parameter]], settings: dict[str, dict[str, Any]]
+) -> None:
+    """Move the parameters that decide the sharing into a group ``sharing``, if it has a setting of its own."""
+    own = {str(key): value for key, value in (node.get("sharing") or {}).items() if value is not None}
+    if not own:
+        return
+    _check_settings("optimizer.sharing", str(node["_target_"]), own)
+    modules: Any = [module for module in model.modules() if hasattr(module, "sharing_parameters")]
+    deciding = {p for module in modules for p in module.sharing_parameters() if p.requires_grad}
+    if not deciding:
+        log.warning("optimizer.sharing: the architecture has no parameter that decides the sharing, as a gate has.")
+    for name, parameters in members.items():
+        members[name] = [p for p in parameters if p not in deciding]
+    members["sharing"], settings["sharing"] = list(dict.fromkeys(p for p in model.parameters() if p in deciding)), own
+
+
 def _check_settings(key: str, target: str, settings: Mapping[str, Any]) -> None:
     """ConfigError for a setting that the optimizer does not have: torch takes any key of a group, and ignores it."""
     check_arguments(key, get_object(target), {"_target_": target, **settings}, {"params": None})
@@ -184,11 +207,18 @@ def _make_one(
         raise
 
 
-def _fused(arguments: Mapping[str, Any], model: MultiTaskModel) -> dict[str, bool]:
+def _fused(arguments: Mapping[str, Any], model: MultiTaskModel, of_losses: list[nn.Parameter]) -> dict[str, bool]:
     """The argument that makes the optimizer one kernel, where it has one and every parameter is dense in memory.
 
-    The kernel ignores strides, and writes past the end of a parameter with gaps.
+    The kernel ignores strides, and writes past the end of a parameter with gaps. It takes no sharded parameters and
+    whole ones together; the heads' group has both where heads have parameters in common, or losses some of their own.
     """
+    mixed = len({is_sharded(p) for p in (*model.heads.parameters(), *of_losses)}) == 2
+    if mixed and arguments.get("fused"):
+        raise ConfigError(
+            "optimizer.fused=true: with trainer.shard=all the parameters that several heads share, and those of "
+            "losses, stay whole, and one kernel cannot step them together with sharded ones; use false."
+        )
     with_gaps = [
         name
         for name, p in model.named_parameters()
@@ -199,4 +229,4 @@ def _fused(arguments: Mapping[str, Any], model: MultiTaskModel) -> dict[str, boo
             f"optimizer.fused=true needs parameters without gaps in memory, unlike {with_gaps[0]}; use false."
         )
     chosen = {"fused", "foreach"} & {*arguments}
-    return {"fused": True} if arguments["_target_"] in FUSED and not chosen and not with_gaps else {}
+    return {"fused": True} if arguments["_target_"] in FUSED and not (chosen or with_gaps or mixed) else {}

@@ -6,7 +6,7 @@ resumed run may change it, and whether runs that differ in it are still the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -128,6 +128,7 @@ class Config:
 
     data: Any = field(default=MISSING, metadata={"section": DataConfig})  # and the data set's arguments
     backbone: Any = MISSING
+    architecture: Any = MISSING
     heads: Any = MISSING
     losses: Any = MISSING
     metrics: dict[str, Any] = field(default_factory=dict)  # task -> name -> metric; else the data set's
@@ -146,6 +147,17 @@ class Config:
     resume: str | None = option(None, changeable=True, irrelevant=True)
     skip_finished: bool = option(False, changeable=True, irrelevant=True)
     name: str = option(MISSING, changeable=True, irrelevant=True)
+
+
+HARD = {"_target_": "mtl.architectures.Hard"}  # the only architecture that older runs could have
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration with the keys that are newer than it, at the values that say what it did."""
+    optimizer = config.get("optimizer")
+    if isinstance(optimizer, Mapping):
+        optimizer = {**optimizer, "sharing": optimizer.get("sharing") or {"lr": None}}
+    return {"architecture": dict(HARD), **config, "optimizer": optimizer}
 
 
 def section_options() -> Iterator[tuple[str, Field[Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,22 @@ def is_sharded(*tensors: Tensor) -> bool:
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
-def shard(module: nn.Module) -> None:
-    """Shard a module's parameters over all ranks with FSDP2; its gradients are summed over the ranks."""
-    mesh = init_device_mesh(next(module.parameters()).device.type, (get_world_size(),))
-    sharded: Any = fully_shard(module, mesh=mesh)
-    sharded.set_gradient_divide_factor(1.0)
-    if mesh.device_type == "cpu":
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo can only sum
+def shard(*modules: nn.Module) -> None:
+    """Shard the parameters of each module over all ranks with FSDP2; their gradients are summed over the ranks.
+
+    A parameter that several of the modules hold stays whole on every rank: in FSDP2 it belongs to one module, and the
+    others would run on its shard. Modules that are not trained stay whole as well.
+    """
+    held = Counter(p for module in modules for p in module.parameters())
+    common = {p for p, count in held.items() if count > 1}
+    for module in modules:
+        own = [p for p in module.parameters() if p not in common]
+        if any(p.requires_grad for p in own):
+            mesh = init_device_mesh(own[0].device.type, (get_world_size(),))
+            sharded: Any = fully_shard(module, mesh=mesh, ignored_params=common)
+            sharded.set_gradient_divide_factor(1.0)
+            if mesh.device_type == "cpu":
+                sharded.set_force_sum_reduction_for_comms(True)  # gloo can only sum
 
 
 @contextmanager

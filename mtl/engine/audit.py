@@ -23,8 +23,9 @@ class Audit(nn.Module):
 
     Each audited row is pushed through the trunk, one vector-Jacobian product a row. With all tasks audited one product
     is saved: the step's own backward gives u = sum_i c_i p_i, so the last row is (u - sum_{i<K} c_i p_i) / c_K. With
-    more than four tasks one pair is audited, a different one each time. ``space``: ``features``, flattened, or
-    ``features_sum``, summed over the batch.
+    more than four tasks one pair is audited, a different one each time. Parameter space has the parameters that several
+    heads hold as well; the step's own backward does not tell their part, nor rows from penalties, and then no product
+    is saved. ``space``: ``features``, flattened, or ``features_sum``, summed over the batch.
     """
 
     def __init__(self, space: str = "features") -> None:
@@ -49,15 +50,18 @@ class Audit(nn.Module):
         pushed. No result where there is nothing to compare.
         """
         parameters, rows = engine.trained_shared_parameters(), cut.rows
-        if rows is None or rows.count < 2 or not parameters or not any(z.requires_grad for z in cut.trunk):
+        parameters = parameters if any(z.requires_grad for z in cut.trunk) else []
+        if rows is None or rows.count < 2 or not (parameters or cut.parameters):
             yield None
             return
         order = self._order(torch.ones(rows.count) if weights is None else weights.abs())
         coefficients = None if weights is None else weights.double().cpu()[order]
-        saves = coefficients is not None and len(order) == rows.count and _can_save(engine, parameters, coefficients)
-        pushed = ParameterRows(parameters)
+        whole = len(order) == rows.count and not (cut.parameters or cut.penalty)
+        saves = coefficients is not None and whole and _can_save(engine, parameters, coefficients)
+        pushed = ParameterRows([*parameters, *cut.parameters])
         for task in order[: len(order) - saves]:
-            pushed.append(trunk_vjp(cut.trunk, rows.row(task), parameters, loss_scale=cut.loss_scale))
+            own = trunk_vjp(cut.trunk, rows.row(task), parameters, loss_scale=cut.loss_scale)
+            pushed.append([*own, *cut.parameter_rows[task]])
         pushed.all_reduce(engine.reducer.all_reduce)
         before = [None if p.grad is None else p.grad.clone() for p in parameters] if saves else []
         result = AuditResult([tasks[i] for i in sorted(order)])

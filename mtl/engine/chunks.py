@@ -28,10 +28,11 @@ class ChunkedHead(Head):
 
     def _forward_backward(self, step: Step, cut: Cut) -> tuple[Tensor, Tensor]:
         name, engine = self._task.name, step.engine
-        own = DeferredGradients(engine.model, [self._task])
         mix, read = split_head(engine.model.heads[name])
         with engine.autocast():
             inner = Cut(mix(cut.features))
+        self._collector.penalise(name)
+        own = DeferredGradients(engine.model, [self._task])
         loss = self._run_chunks(engine, inner, read, step.targets[name])
         inner.collect()
         inner.backward()

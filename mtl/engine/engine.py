@@ -77,14 +77,24 @@ class Engine:
     def zero_head_loss(self, task: Task, features: Any) -> Tensor | None:
         """A zero loss connected to the head's output, so that its collectives run on this rank; None if it has none."""
         head = self.model.heads[task.name]
-        if not (waits(head) or is_sharded(*head.parameters())):
+        if not (waits(head) or is_sharded(*head.parameters()) or any(_penalised(head))):
             return None
         outputs = [output for output in pytree.tree_leaves(self.predict(task.name, features)) if output.requires_grad]
         return torch.stack([output.flatten()[:0].sum() for output in outputs]).sum()
 
+    def penalty(self, task: str) -> Tensor | None:
+        """The sum of the penalties that the last forward pass of a head has left in it; None without one."""
+        found = [module.penalty() for module in _penalised(self.model.heads[task])]
+        penalties = [penalty for penalty in found if penalty is not None and penalty.requires_grad]
+        return torch.stack(penalties).sum() if penalties else None
+
     def trained_shared_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the tasks share and that are trained."""
+        """The backbone's parameters that are trained."""
         return [p for p in self.model.shared_parameters() if p.requires_grad]
+
+    def trained_common_parameters(self) -> list[nn.Parameter]:
+        """The parameters that several heads hold and that are trained."""
+        return [p for p in self.model.common_parameters() if p.requires_grad]
 
     @contextmanager
     def eager_unsharded(self) -> Iterator[None]:
@@ -108,3 +118,8 @@ class Engine:
                 yield
         finally:
             self.reduces = True
+
+
+def _penalised(head: nn.Module) -> Iterator[Any]:
+    """The modules of a head that have penalties; see mtl.architectures."""
+    return (module for module in head.modules() if callable(getattr(module, "penalty", None)))

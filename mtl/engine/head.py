@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from mtl.engine.step import Step
@@ -26,12 +27,21 @@ class Collector:
         self.parts: dict[str, Tensor] = {}  # this rank's parts of the losses
         self._kind = step.engine.zero_loss().dtype  # of the parts, on every rank
 
+    def penalise(self, task: str) -> None:
+        """Backward of what the head's last forward pass is penalised for: with weight one, and in no task's row."""
+        penalty = self.step.penalty(task)
+        if penalty is not None:
+            penalty.backward(torch.full_like(penalty, self.step.engine.precision.scale), retain_graph=True)
+            if self.deferred is not None:
+                self.deferred.keep(task)
+            self.cut.collect_penalty()
+
     def collect(self, task: str, loss: Tensor, weight: Tensor) -> None:
         """Take a head's loss, weight and gradients after its backward."""
         self.parts[task], self.step.weights[task] = loss.to(self._kind), weight
+        self.cut.collect(1.0 if self.factors is None else self.factors[task])
         if self.deferred is not None:
             self.deferred.stash(task)
-        self.cut.collect(1.0 if self.factors is None else self.factors[task])
 
 
 class Head:
@@ -49,6 +59,7 @@ class Head:
         # A function of its own, so that nothing refers to this head's graph when the next head runs.
         name, share = self._task.name, step.shares[self._task.name]
         loss = step.engine.loss(self._task, cut.features, step.targets[name])
+        self._collector.penalise(name)
         weight = step.task_weights.weight(name, loss)
         if loss.requires_grad:  # not where a head without parameters ignores the features
             loss.backward(times(weight, step.engine.precision.scale * share))
@@ -61,6 +72,7 @@ class AbsentHead(Head):
 
     def _forward_backward(self, step: Step, cut: Cut) -> tuple[Tensor, Tensor]:
         loss = step.engine.zero_head_loss(self._task, cut.features)
+        self._collector.penalise(self._task.name)
         if loss is not None:
             loss.backward()
         loss = step.engine.zero_loss()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -16,10 +16,13 @@ class HeadReduction:
     """The gradients of the heads of ``tasks``, and the parts of their losses, on their way in one buffer.
 
     It starts when it is made, so that the trunk's backward overlaps it. In a batch that is not the last one of an
-    optimizer step the gradients stay here; the last batch, which may lack the task, sends them.
+    optimizer step the gradients stay here; the last batch, which may lack the task, sends them. ``apart``: parameters
+    whose gradients are summed elsewhere.
     """
 
-    def __init__(self, engine: Engine, tasks: list[Task], losses: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, engine: Engine, tasks: list[Task], losses: Mapping[str, Tensor], apart: Sequence[nn.Parameter] = ()
+    ) -> None:
         self._losses, self._reducer = dict(losses), None
         if not engine.reducer.is_distributed:
             return
@@ -29,7 +32,8 @@ class HeadReduction:
             waiting, engine.unreduced = list(engine.unreduced.values()), {}
             own = [*(engine.model.heads[task.name] for task in waiting), *loss_modules(waiting).values()]
             learned = dict.fromkeys(p for module in own for p in module.parameters() if p.requires_grad)
-            parameters = [p for p in learned if not is_sharded(p)]
+            elsewhere = set(apart)
+            parameters = [p for p in learned if p not in elsewhere and not is_sharded(p)]
         self._reducer = GradientReducer(parameters, list(self._losses.values()))
 
     def wait(self) -> dict[str, Tensor]:

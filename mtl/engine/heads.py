@@ -24,7 +24,7 @@ class Heads:
 
     def __init__(self, step: Step, cut: Cut, hold: bool = False, factors: Mapping[str, float] | None = None) -> None:
         self._step, self._cut = step, cut
-        hold = hold or step.task_weights.deferred
+        hold = hold or step.task_weights.deferred or bool(cut.parameters)
         deferred = DeferredGradients(step.engine.model, step.tasks) if hold else None
         self._collector = Collector(step, cut, deferred, factors)
         self._losses: dict[str, Tensor] | None = None
@@ -32,7 +32,7 @@ class Heads:
     def __iter__(self) -> Iterator[Head | PackedHeads]:
         step = self._step
         here = [task for task in step.tasks if step.shares[task.name]]
-        whole = len(here) == len(step.tasks) and step.token_chunks == 1
+        whole = len(here) == len(step.tasks) and step.token_chunks == 1 and not self._cut.parameters
         if whole and can_be_packed(step.engine.model, here, step.targets, self._cut.features):
             yield PackedHeads(self._collector)
             return
@@ -66,7 +66,9 @@ class Heads:
             weights: dict[str, Tensor | float] = dict.fromkeys(step.names, 1.0)
             if step.task_weights.deferred:
                 weights = dict(step.weights)
-            collector.deferred.apply({n: w if by_rule is None else by_rule[n] * w for n, w in weights.items()})
+            own = {n: w if by_rule is None else by_rule[n] * w for n, w in weights.items()}
+            # The rule's direction has theirs, or its last weights do.
+            collector.deferred.apply(own, dict.fromkeys(step.weighed_by_rule, collector.factors))
         losses = collector.parts if self._losses is None else {}  # they travel with the gradients, if still unknown
         step.losses = self._losses or {}
-        step.reduction = HeadReduction(step.engine, step.tasks, losses)
+        step.reduction = HeadReduction(step.engine, step.tasks, losses, step.weighed_by_rule)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -29,6 +29,7 @@ class StepResult:
     ``gram``: the Gram matrix ``[K, K]`` of the weighted task gradients, in float64 on the CPU, or None in a step that
     did not need it; ``space``: where it was measured; ``measured``: its tasks, where they are fewer than those of
     ``losses``. ``audit``: the check of feature space against parameter space, in a step that was asked for it.
+    ``penalties``: by task, what its head was penalised for beside its loss; of several ranks, this one's part.
     """
 
     losses: dict[str, Tensor]
@@ -37,3 +38,4 @@ class StepResult:
     space: str | None = None
     audit: AuditResult | None = None
     measured: list[str] | None = None
+    penalties: dict[str, Tensor] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -74,16 +75,26 @@ def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
 
 
 def _recompute_activations(backbone: nn.Module) -> None:
-    """timm's activation checkpointing; ValueError for a backbone without it."""
-    for module in backbone.modules():
-        setter: Any = getattr(module, "set_grad_checkpointing", None)
-        if callable(setter):
-            try:
-                setter(True)
-                return
-            except (AssertionError, NotImplementedError):  # a model of timm's that has no checkpointing
-                break
-    raise ValueError(f"trainer.grad_checkpointing=true: {type(backbone).__name__} has no set_grad_checkpointing.")
+    """timm's activation checkpointing in every model inside; ValueError where there is none, or one without it."""
+    models = list(_outermost_with_setter(backbone))
+    if not models:
+        raise ValueError(f"trainer.grad_checkpointing=true: {type(backbone).__name__} has no set_grad_checkpointing.")
+    for model in models:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AssertionError, NotImplementedError) as error:
+            raise ValueError(
+                f"trainer.grad_checkpointing=true: timm's {type(model).__name__} has no activation checkpointing."
+            ) from error
+
+
+def _outermost_with_setter(module: nn.Module) -> Iterator[Any]:
+    """The modules with ``set_grad_checkpointing``, which see to what is inside of them."""
+    if callable(getattr(module, "set_grad_checkpointing", None)):
+        yield module
+    else:
+        for child in module.children():
+            yield from _outermost_with_setter(child)
 
 
 def _update_statistics_once(backbone: nn.Module, compiled: bool) -> None:
@@ -164,6 +175,4 @@ def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
         raise ValueError(f"trainer.shard={trainer.shard} cannot go with trainer.ema={trainer.ema}: leave one out.")
     if not is_distributed():
         raise ValueError(f"trainer.shard={trainer.shard} needs more than one process: trainer.devices=….")
-    for module in (model.backbone, *(model.heads.values() if trainer.shard == "all" else ())):
-        if any(p.requires_grad for p in module.parameters()):
-            shard(module)
+    shard(model.backbone, *(model.heads.values() if trainer.shard == "all" else ()))

@@ -18,12 +18,14 @@ class LabelShares:
     """This rank's part of a step's batch: all of it in a single process.
 
     ``tasks``: those with a label anywhere in the batch. ``shares``: the share of each one's labels on this rank, from 0
-    to 1; a loss times its share is this rank's part of the mean over the whole batch. ``samples``: of each rank.
+    to 1; a loss times its share is this rank's part of the mean over the whole batch. ``samples``: of each rank;
+    ``sample_share``: the share of them on this rank.
     """
 
     tasks: list[Task]
     shares: dict[str, float]
     samples: list[int]
+    sample_share: float = 1.0
 
 
 def label_shares(tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any], reducer: Reducer) -> LabelShares:
@@ -37,4 +39,5 @@ def label_shares(tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any],
     everywhere = reducer.sum([*here, *sizes])
     shares = {task.name: own / all_ for task, own, all_ in zip(tasks, here, everywhere, strict=False) if all_}
     present = [task for task in tasks if task.name in shares]
-    return LabelShares(present, shares, [int(size) for size in everywhere[len(here) :]])
+    counts = [int(size) for size in everywhere[len(here) :]]
+    return LabelShares(present, shares, counts, samples / sum(counts))

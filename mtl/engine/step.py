@@ -50,9 +50,12 @@ class Step:
         self.losses: dict[str, Tensor] = {}  # of the whole batch
         self.weights: dict[str, Tensor] = {}  # by the weighting
         self.rule_weights: dict[str, float] = {}
+        self.penalties: dict[str, Tensor] = {}  # this rank's parts
         self.gram: Tensor | None = None
         self.audit: AuditResult | None = None
         self.reduction: HeadReduction | None = None
+        # The heads' parameters that get the rule's direction, as the backbone's: those that several heads hold.
+        self.weighed_by_rule = engine.trained_common_parameters() if strategy.space == "parameters" else []
 
     @property
     def keeps_rows(self) -> bool:
@@ -70,21 +73,36 @@ class Step:
         if rows is None and self.keeps_rows:
             rows = Rows()
         engine = self.engine
-        cut = Cut(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed)
+        parameters = engine.trained_common_parameters() if self.audited else self.weighed_by_rule
+        cut = Cut(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed, parameters)
         return self._prepared(cut)
 
     def tap(self) -> Tap:
         """The features of the batch, in the graph."""
         rows, engine = Rows() if self.measured else None, self.engine
-        tap = Tap(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed)
+        parameters = engine.trained_common_parameters() if self.audited else ()
+        tap = Tap(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed, parameters)
         return self._prepared(tap)
 
     def loss(self, task: Task, tap: Tap) -> Tensor | None:
         """This rank's part of a task's loss, its graph alive; None where the rank has no label and nobody waits."""
         share = self.shares[task.name]
-        if not share:
-            return self.engine.zero_head_loss(task, tap.features)
-        return times(self.engine.loss(task, tap.features, self.targets[task.name]), share)
+        if share:
+            loss: Tensor | None = times(self.engine.loss(task, tap.features, self.targets[task.name]), share)
+        else:
+            loss = self.engine.zero_head_loss(task, tap.features)
+        if (penalty := self.penalty(task.name)) is not None:
+            tap.penalties.append(penalty)
+        return loss
+
+    def penalty(self, task: str) -> Tensor | None:
+        """This rank's part of what a head's last forward pass is penalised for; None without a penalty."""
+        penalty = self.engine.penalty(task)
+        if penalty is None:
+            return None
+        part = times(penalty, self.batch.sample_share)
+        self.penalties[task] = part.detach()
+        return part
 
     def weigh(self, parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The factor of each task's loss: its weight, from the losses of the whole batch, times the loss scale."""
@@ -116,7 +134,7 @@ class Step:
     def finish(self) -> StepResult:
         """Wait for the sums over the ranks, and let the weighting learn."""
         if self.reduction is None:
-            self.reduction = HeadReduction(self.engine, self.tasks, {})
+            self.reduction = HeadReduction(self.engine, self.tasks, {}, self.weighed_by_rule)
         losses = self.reduction.wait() or self.losses
         if losses:
             self.task_weights.backward_parameters(losses)
@@ -125,7 +143,7 @@ class Step:
         if self.rule_weights:
             weights = {name: weight * self.rule_weights[name] for name, weight in weights.items()}
         space = None if self.gram is None else self.strategy.space
-        return StepResult(losses, weights, self.gram, space, self.audit)
+        return StepResult(losses, weights, self.gram, space, self.audit, penalties=self.penalties)
 
     def _prepared(self, cut: Any) -> Any:
         if cut.rows is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,10 +67,18 @@ class DeferredGradients:
             for t in tasks
         }
         every = dict.fromkeys(p for parameters in self._of_task.values() for p in parameters)
-        self._before = [(p, p.grad) for p in every]
+        self._before = {p: p.grad for p in every}
         self._stashed: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
-        for p, _ in self._before:
+        for p in every:
             p.grad = None
+
+    def keep(self, task: str) -> None:
+        """Move the gradients of this task's head, whose weight is one, out of ``.grad`` to those from before."""
+        for p in self._of_task[task]:
+            before = self._before[p]
+            if p.grad is not None:
+                self._before[p] = p.grad if before is None else before.add_(p.grad)
+                p.grad = None
 
     def stash(self, task: str) -> None:
         """Move the gradients that the backward of this task's head has left out of ``.grad``."""
@@ -78,14 +87,23 @@ class DeferredGradients:
         for p in parameters:
             p.grad = None
 
-    def apply(self, weights: Mapping[str, Tensor | float]) -> None:
-        """Add every head's gradients, times its task's weight, to those from before and from in between."""
-        for p, before in self._before:
+    def apply(
+        self,
+        weights: Mapping[str, Tensor | float],
+        others: Mapping[nn.Parameter, Mapping[str, float] | None] = MappingProxyType({}),
+    ) -> None:
+        """Add every head's gradients, times its task's weight, to those from before and from in between.
+
+        ``others``: the parameters with other weights than those; where they are None, nothing is added.
+        """
+        for p, before in self._before.items():
             p.grad = before if p.grad is None else p.grad if before is None else before.add_(p.grad)
         for task, stashed in self._stashed.items():
             for p, gradient in stashed:
-                gradient.mul_(weights[task])
-                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+                own = others.get(p, weights)
+                if own is not None:
+                    gradient.mul_(own[task])
+                    p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 
 def observe_after_update(engine: Engine, weighting: Weighting, inputs: Any, targets: Mapping[str, Any]) -> None:

@@ -73,6 +73,7 @@ class SummedSpace(FeatureSpace):
 class ParameterSpace:
     """Each row pushed through the trunk: K trunk backwards, and K copies of the trunk's gradient.
 
+    The tasks' gradients at the parameters that several heads hold, which the cut has kept, are part of the rows.
     ``keep_graph``: a backward pass of the trunk will follow.
     """
 
@@ -84,11 +85,13 @@ class ParameterSpace:
         keep_graph: bool = False,
     ) -> None:
         assert cut.rows is not None
-        self.parameters, self._loss_scale = parameters, cut.loss_scale
-        self.rows = ParameterRows(parameters)
+        self.parameters, self._loss_scale = [*parameters, *cut.parameters], cut.loss_scale
+        self._cut, self._of_trunk, self._all_reduce = cut, parameters, all_reduce
+        self.rows = ParameterRows(self.parameters)
         for task in range(cut.rows.count):
-            more = keep_graph or task < cut.rows.count - 1
-            self.rows.append(trunk_vjp(cut.trunk, cut.rows.row(task), parameters, more, cut.loss_scale))
+            more = keep_graph or task < cut.rows.count - 1 or bool(cut.penalty)
+            pushed = trunk_vjp(cut.trunk, cut.rows.row(task), parameters, more, cut.loss_scale)
+            self.rows.append([*pushed, *cut.parameter_rows[task]])
         self.rows.all_reduce(all_reduce)
 
     def gram(self) -> Tensor:
@@ -115,6 +118,18 @@ class ParameterSpace:
             for parameter, gradient in zip(self.parameters, direction.tensors, strict=True):
                 gradient = gradient if self._loss_scale == 1 else gradient.mul_(self._loss_scale)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            for parameter, gradient in zip(self._of_trunk, self._penalty(), strict=True) if self._cut.penalty else ():
+                assert parameter.grad is not None
+                parameter.grad.add_(gradient)
+
+    def _penalty(self) -> Sequence[Tensor]:
+        """The gradient of penalties at the trunk's parameters, with the loss scale, over all ranks."""
+        pairs = zip(self._cut.trunk, self._cut.penalty, strict=True)
+        at_features = [torch.zeros_like(z) if gradient is None else gradient for z, gradient in pairs]
+        pushed = ParameterRows(self._of_trunk)
+        pushed.append(trunk_vjp(self._cut.trunk, at_features, self._of_trunk, keep_graph=False))
+        pushed.all_reduce(self._all_reduce)
+        return pushed.combine(torch.ones(1))
 
 
 SPACES = {"features": FeatureSpace, "features_sum": SummedSpace, "parameters": ParameterSpace}

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from mtl.config.redact import redacted
-from mtl.config.schema import Config, keys_that_are
+from mtl.config.schema import Config, completed, keys_that_are
 from mtl.errors import ConfigError
 from mtl.jobs.overrides import is_within, quoted, without
 from mtl.runs.files import read_overrides, read_status, read_yaml, run_folder
@@ -135,7 +135,7 @@ def wandb_id(cfg: DictConfig, content: Mapping[str, Any] | None) -> str | None:
 
 def check_same_config(stored: Mapping[str, Any], cfg: DictConfig) -> None:
     """ConfigError with the settings that differ from the run's ``stored`` configuration and may not change."""
-    now = redacted(cfg)
+    stored, now = completed(stored), completed(redacted(cfg))
     places = changed_places(stored, now)
     changes = [
         text for key, text in _differences(stored, now).items() if not is_within(key, CHANGEABLE) and key not in places
@@ -167,7 +167,7 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
         return False
     stored = read_yaml(file)
     check_same_config(stored, cfg)
-    longer = any(is_within(key, LENGTH) for key in _differences(stored, redacted(cfg)))
+    longer = any(is_within(key, LENGTH) for key in _differences(completed(stored), completed(redacted(cfg))))
     return status["status"] == "finished" and not longer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Settings = Mapping[str, Any]
-PARTS = ("data", "backbone", "strategy", "weighting", "optimizer", "scheduler")  # each has a _target_
+PARTS = ("data", "backbone", "architecture", "strategy", "weighting", "optimizer", "scheduler")  # each has a _target_
 ABSENT = "absent"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mtl.config.schema import keys_that_are
+from mtl.config.schema import completed, keys_that_are
 from mtl.runs.files import read_json, read_overrides
 
 # Settings in which two runs may differ and be the same experiment but for chance.
@@ -177,7 +177,8 @@ def read_run(folder: Path, name: str) -> Run:
     run.summary = read_json(folder / "summary.json")
     run.span, run.host = _span(folder, status, run.summary), status.get("host")
     run.load = status.get("load")
-    run.config = _yaml(file.read_text() if file.is_file() else "")
+    config = _yaml(file.read_text() if file.is_file() else "")
+    run.config = completed(config) if config else {}
     run.overrides = read_overrides(folder) or []
     _read_series(run)
     return run

@@ -31,7 +31,8 @@ class Balanced(Strategy):
 
     - ``space``: where the rows are compared. ``features``: flattened over the batch (MGDA-UB of Sener & Koltun 2018);
       one trunk backward. ``features_sum``: summed over the batch first. ``parameters``: each row pushed through the
-      trunk, K trunk backwards and K copies of the trunk's gradient.
+      trunk, K trunk backwards and K copies of the trunk's gradient. There the rows, and the direction, are over the
+      parameters that several heads hold as well.
     - ``every``: batches between two runs of the rule; its last weights stay in between.
     - ``scale``: the factor that puts the rule's weights on the scale where weights of one give the gradient of the sum
       of the losses; ``tasks`` is the number of tasks in the batch.
@@ -90,7 +91,8 @@ class Balanced(Strategy):
         """As Detached, with the task gradients kept apart until a rule has weighed them."""
         due = self.call.is_due(step.names)
         # Parameter-space rows are already reduced over ranks, backward gradients are not: a step must not mix them.
-        by_rows = due or step.task_weights.deferred or (self.space == "parameters" and step.is_partial)
+        reduced = step.is_partial or (step.engine.reducer.is_distributed and step.weighed_by_rule)
+        by_rows = due or step.task_weights.deferred or (self.space == "parameters" and reduced)
         last = self.call.by_task(step.names, self.call.last(step.names))
         keep = by_rows or step.keeps_rows
         cut = step.cut(self._rows if keep else None)  # the buffers of the rows are kept from step to step

@@ -14,6 +14,7 @@ from mtl.runs.tracker import NullTracker, Tracker
 from mtl.system.allocator import RetainedHeap
 from mtl.system.signals import Preempted
 from mtl.system.timer import StepTimer
+from mtl.training.architecture_metrics import architecture_metrics
 from mtl.training.loaders import DeviceBatches, train_batches
 from mtl.training.progress import ProgressBar
 from mtl.training.schedule import Plan
@@ -58,6 +59,7 @@ def fit(
             # --- once in a while: a line of metrics.jsonl
             if plan.logs(step) and outcome.applied:
                 metrics = step_metrics(outcome, state.conflicts, timer, cfg.conflict.tolerance)
+                metrics |= architecture_metrics(state.model, outcome.result)
                 tracker.log("train", step, plan.epoch(step), metrics)
                 bar.show(step, metrics)
 

@@ -11,11 +11,17 @@ from mtl.metrics import higher_is_better
 from mtl.runs.files import read_metrics
 from mtl.runs.terminal import mean_conflict, only_metrics
 from mtl.system import environment
+from mtl.training.size import parameter_counts
 from mtl.training.state import TrainState
 
 
-def run_summary(state: TrainState, data: Any, test: dict[str, float], folder: Path) -> dict[str, Any]:
-    """The run in ``folder`` in numbers: steps, metrics, parameters, untrained tasks, skips, times, memory, versions."""
+def run_summary(
+    state: TrainState, data: Any, test: dict[str, float], folder: Path, multiply_adds: int
+) -> dict[str, Any]:
+    """The run in ``folder`` in numbers: steps, metrics, size, untrained tasks, skips, times, memory, versions.
+
+    ``multiply_adds``: of a sample's forward pass.
+    """
     unreadable = state.unreadable_on_all_ranks()
     train, val = read_metrics(folder, "train"), read_metrics(folder, "val")
     last = train[-1] if train else {}
@@ -37,10 +43,8 @@ def run_summary(state: TrainState, data: Any, test: dict[str, float], folder: Pa
         },
         "weights": state.weights.by_task(),
         "conflict": mean_conflict(train),
-        "parameters": {
-            "shared": sum(p.numel() for p in state.model.shared_parameters()),
-            "heads": {name: sum(p.numel() for p in head.parameters()) for name, head in state.model.heads.items()},
-        },
+        "parameters": parameter_counts(state.model),
+        "multiply_adds": multiply_adds,
         "untrained": state.untrained,
         "skipped": {
             "steps": state.skips.total,

@@ -1,16 +1,13 @@
 """Every strategy with every weighting trains the digits, and goes on after a state round trip to the last bit."""
 
-import copy
-import io
 from pathlib import Path
 
 import pytest
 import torch
 from support.composing import configuration, options
 from support.exactness import same
+from support.going_on import built_from, goes_on, stored, take_steps
 
-from mtl.config.build import build
-from mtl.engine.weighting import observe_after_update
 from mtl.errors import ConfigError
 
 STRATEGIES, WEIGHTINGS = options("strategy"), options("weighting")
@@ -31,35 +28,6 @@ TOKENS = [
 
 def built(*overrides):
     return built_from(configuration(*SETTING, *overrides))
-
-
-def built_from(cfg):
-    parts, state = build(cfg)
-    state.model.train()
-    return parts.data, state
-
-
-def take_steps(data, state, numbers):
-    """Some steps as the loop takes them; in one of them a task has no labels."""
-    for step in numbers:
-        inputs, targets = data.train.batch(list(range(8 * step, 8 * step + 8)), epoch=0)
-        if step == 3:
-            del targets[state.tasks[1].name]
-        state.optimizer.zero_grad()
-        result = state.strategy.step(state.model, state.tasks, inputs, targets)
-        assert all(torch.isfinite(value) for value in [*result.losses.values(), *result.weights.values()])
-        state.optimizer.step()
-        if state.strategy.weighting.needs_losses_after_update:
-            observe_after_update(state.engine, state.strategy.weighting, inputs, targets)
-        state.step += 1
-
-
-def stored(state):
-    """The state as a checkpoint holds it: plain types only."""
-    file = io.BytesIO()
-    torch.save(state.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -85,19 +53,6 @@ def test_tokens_train_and_go_on_to_the_last_bit(strategy, weighting):
 @pytest.mark.parametrize("option", ["space=features_sum", "space=parameters", "every=3", "head_scale=weights"])
 def test_the_options_of_balancing_on_tokens(option):
     goes_on(configuration(*TOKENS, "strategy=pcgrad", f"strategy.{option}", "strategy.token_chunks=3"))
-
-
-def goes_on(cfg):
-    data, state = built_from(cfg)
-    before = [p.detach().clone() for p in state.model.parameters()]
-    take_steps(data, state, range(2))
-    middle = stored(state)
-    take_steps(data, state, range(2, 6))
-    assert all(not torch.equal(p, q) for p, q in zip(before, state.model.parameters(), strict=True))
-    end = copy.deepcopy(state.state_dict())
-    state.load_state_dict(middle)  # in place of all that the last steps have left
-    take_steps(data, state, range(2, 6))
-    assert same(end, state.state_dict())
 
 
 def test_a_lost_state_is_seen():

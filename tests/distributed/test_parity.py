@@ -30,6 +30,27 @@ FAST = {
     "MGDA-every": dict(strategy="MGDA", every=2),
     **{f"{s}-sharded": dict(strategy=s, shard="backbone", max_norm=0.1) for s in ("naive", "detached", "MGDA")},
     **{f"{s}-all-sharded": dict(strategy=s, shard="all", absent=True) for s in ("detached", "MGDA")},
+    **{
+        f"{s}-all-sharded-but-{'-and-'.join(share)}": dict(
+            strategy=s, kind="deep", share=share, shard="all", absent=True
+        )
+        for s in ("detached", "MGDA")
+        for share in (["2"], ["0"], ["0", "2"])
+    },
+    **{
+        f"{s}-parameters-common-{name}": dict(
+            strategy=s, kind="deep", share=["2"], space="parameters", absent=True, **own
+        )
+        for s, name, own in (
+            ("MGDA", "plain", {}),
+            ("TrimmedMean", "rows", {}),
+            ("PCGrad", "weights", {"head_scale": "weights"}),
+            ("MGDA", "every", {"every": 2}),
+            ("MGDA", "log", {"weighting": "log"}),
+            ("MGDA", "audit", {"audit": True}),
+        )
+    },
+    **{f"{s}-common-audit": dict(strategy=s, kind="deep", share=["2"], audit=True) for s in ("naive", "detached")},
     "uw-all-sharded": dict(strategy="detached", shard="all", weighting="log", kind="pyramid", absent=True),
 }
 SLOW = {

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from support.exactness import assert_same, left_by
 from support.ranks import run_ranks
-from support.runs import PLAIN, evaluation_with_an_absent_task, run_all
+from support.runs import PLAIN, SHARED, evaluation_with_an_absent_task, run_all
 
 from mtl.config import load
 from mtl.distributed.collectives import get_rank
@@ -37,6 +37,7 @@ def assert_close(a, b, tolerance=1e-5):
         ("plain", []),
         ("accumulated", ["trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]),
         ("sharded", ["optimizer=adamw", "trainer.grad_clip_norm=0.1"]),
+        ("sharded, with a common part", [*SHARED, "optimizer=adamw", "trainer.grad_clip_norm=0.1"]),
     ],
 )
 def test_two_processes_leave_what_one_leaves(tmp_path, two, name, options):
@@ -109,6 +110,7 @@ def test_an_evaluation_counts_what_each_rank_has(two):
         ("space", "trainer.shard=backbone: no rank has whole rows over the parameters"),
         ("ema", "trainer.shard=backbone cannot go with trainer.ema=0.9"),
         ("naive", "trainer.shard=all: with strategy=naive"),
+        ("fused", "optimizer.fused=true: with trainer.shard=all the parameters that several heads share"),
         ("devices", "trainer.devices=5, but torchrun has started 2 processes"),
     ],
 )

@@ -2,12 +2,14 @@
 
 import functools
 import logging
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from mtl.backbones import Timm
 from mtl.config import load
 from mtl.config.build import build
 from mtl.engine import setup
@@ -102,6 +104,36 @@ def test_it_keeps_fewer_activations():
     assert peaks[1] < 0.8 * peaks[0]
 
 
+class Several(nn.Module):
+    """Timm models side by side and further in; ``last``: the name of one of them."""
+
+    def __init__(self, in_channels, last="test_resnet"):
+        super().__init__()
+        self.columns = nn.ModuleList(Timm("test_resnet", in_channels=in_channels) for _ in range(2))
+        self.inside = nn.Sequential(nn.Identity(), nn.Sequential(Timm(last, in_channels=in_channels)))
+
+    def forward(self, x):
+        return torch.cat([*(column(x) for column in self.columns), self.inside(x)], 1)
+
+
+SEVERAL = ["~backbone", "+backbone._target_=tests.engine.test_setup.Several"]
+
+
+def test_activations_of_every_model_inside_are_recomputed():
+    plain, checkpointed = (one_step(*SEVERAL, *o) for o in ([], ["trainer.grad_checkpointing=true"]))
+    assert_close(plain[0], checkpointed[0], 1e-4)
+    assert_close(plain[2], checkpointed[2], 1e-5)
+    runs = {}
+    for options in ([], ["trainer.grad_checkpointing=true"]):
+        _, state = build(load([*RUN, *SEVERAL, *options]))
+        calls = runs[bool(options)] = Counter()
+        for name, module in state.model.backbone.named_modules():
+            if name.endswith("layer1.0.conv1"):  # of each ResNet
+                module.register_forward_hook(lambda *_, name=name, calls=calls: calls.update([name]))
+        state.strategy.run(state.engine, torch.randn(6, 1, 16, 16), {"left": torch.arange(6), "right": torch.arange(6)})
+    assert list(runs[False].values()) == [1] * 3 and list(runs[True].values()) == [2] * 3
+
+
 @pytest.mark.parametrize("strategy", ["naive", "detached", "mgda"])
 def test_channels_last(strategy):
     plain, other = (one_step(*o, strategy=strategy) for o in ([], ["trainer.channels_last=true"]))
@@ -175,6 +207,8 @@ def test_an_evaluation_is_not_compiled(backend, tmp_path):
     [
         (["~backbone", "+backbone._target_=tests.engine.test_precision.Features", "trainer.grad_checkpointing=true"],
          "trainer.grad_checkpointing=true: Features has no set_grad_checkpointing."),
+        ([*SEVERAL, "+backbone.last=dla46x_c", "data.image_size=32", "trainer.grad_checkpointing=true"],
+         "trainer.grad_checkpointing=true: timm's DLA has no activation checkpointing."),
         (["trainer.shard=backbone"], "trainer.shard=backbone needs more than one process: trainer.devices=…."),
         (["trainer.shard=all", "trainer.precision=fp16"], "trainer.shard=all needs trainer.precision=bf16 or 32, not"),
         (["trainer.shard=all", "conflict.audit_every=5"], "trainer.shard=all: no rank has whole rows over the"),

@@ -6,6 +6,7 @@ import pytest
 from support.report_runs import accuracies, write_run, write_study
 
 from mtl.report.compare import compare
+from mtl.report.names import differences, row_labels
 from mtl.report.runs import ReportError, find_runs
 from mtl.report.statistics import interval
 from mtl.report.timing import TimeRatio
@@ -187,3 +188,11 @@ def test_a_key_that_is_the_same_everywhere_cannot_be_tuned(tmp_path):
         ReportError, match=r"--tune optimizer.rate: no two runs differ in it; they differ in .*optimizer.lr"
     ):
         compare(find_runs([tmp_path]), ["optimizer.rate"])
+
+
+def test_architectures_are_told_apart():
+    hard = {"architecture._target_": "mtl.architectures.Hard", "strategy._target_": "mtl.strategies.Detached"}
+    mmoe = hard | {"architecture._target_": "mtl.architectures.MMoE", "architecture.experts": 3}
+    assert row_labels([hard, mmoe], set()) == ["Hard", "MMoE"]
+    assert differences([hard, mmoe]) == ["architecture (Hard, MMoE)"]
+    assert differences([mmoe, mmoe | {"architecture.experts": 8}]) == ["architecture.experts (3, 8)"]

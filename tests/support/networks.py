@@ -104,3 +104,18 @@ class Frozen(Tiny):
     def __init__(self, image_size):
         super().__init__(image_size)
         self.requires_grad_(False)
+
+
+class TwoLayers(nn.Sequential):
+    """A trunk of two stages."""
+
+    def __init__(self, image_size):
+        first = nn.Flatten(), nn.Linear(image_size**2, 8), nn.Dropout(0.1), nn.Tanh()
+        super().__init__(*first, nn.Linear(8, 6), nn.Tanh())
+
+
+class Deterministic(nn.Sequential):
+    """The same without dropout."""
+
+    def __init__(self, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(image_size**2, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())

@@ -11,7 +11,7 @@ from mtl import rules, weightings
 from mtl.distributed import sharding
 from mtl.distributed.collectives import get_rank, get_world_size, is_distributed
 from mtl.distributed.data_parallel import all_parameters_used, data_parallel
-from mtl.distributed.sharding import full_tensor
+from mtl.distributed.sharding import full_tensor, is_sharded
 from mtl.distributed.sync_batchnorm import synchronised
 from mtl.engine.engine import Engine
 from mtl.engine.weighting import observe_after_update
@@ -44,6 +44,9 @@ class PyramidHead(nn.Module):
 
     def forward(self, z):
         return self.linear(z[0].mean((2, 3)))
+
+
+HEADS = {"pyramid": PyramidHead, "deep": lambda: nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))}
 
 
 def trunk(kind):
@@ -133,13 +136,14 @@ def here(value):
 
 def train(
     strategy, kind="pooled", dtype=torch.float64, absent=False, frozen=False, chunks=1, weighting="equal",
-    audit=False, sync=False, max_norm=None, count=3, shard=None, **options,
+    audit=False, sync=False, max_norm=None, count=3, shard=None, share=(), **options,
 ):  # fmt: skip
     """Parameters, Gram matrices, losses, weights and collectives of a few steps of the ``count`` first tasks."""
     torch.manual_seed(0)
     outputs = 1 if kind == "equal" else 3  # heads and losses that are all the same run as one
-    heads = {task: PyramidHead() if kind == "pyramid" else nn.Linear(8, outputs) for task in TASKS[:count]}
-    model = MultiTaskModel(trunk(kind), heads).to(dtype)
+    heads = {task: HEADS.get(kind, lambda: nn.Linear(8, outputs))() for task in TASKS[:count]}
+    model = MultiTaskModel(trunk(kind), heads, share).to(dtype)
+    common = {p for name in share for head in heads.values() for p in head.get_submodule(name).parameters()}
     tasks = [Task(task, nn.MSELoss() if task in "bdf" else nn.CrossEntropyLoss()) for task in heads]
     if kind == "equal":
         tasks = [Task(task, MaskedL2(invalid=None)) for task in heads]
@@ -153,8 +157,8 @@ def train(
         used = all_parameters_used(model.backbone, torch.zeros(2, 1, 8, 8, dtype=dtype))
         engine.wrapped = data_parallel(model.backbone, torch.device("cpu"), used)
     if is_distributed() and shard is not None:
-        for module in (model.backbone, *(model.heads.values() if shard == "all" else ())):
-            sharding.shard(module)
+        sharding.shard(model.backbone, *(model.heads.values() if shard == "all" else ()))
+        assert all(is_sharded(p) != (shard == "backbone" or p in common) for p in model.heads.parameters())
     learned = [*model.parameters(), *chosen.parameters(), *loss_modules(tasks).parameters()]
     optimizer = torch.optim.SGD([p for p in learned if p.requires_grad], lr=0.1, momentum=0.9)
     seen = []

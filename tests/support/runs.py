@@ -29,6 +29,7 @@ SHORT = [
     "conflict.every=3", "tracker=jsonl", "device=cpu",
 ]  # fmt: skip
 PLAIN = [*SHORT, "+backbone._target_=support.runs.Plain", "strategy=mgda", "optimizer=sgd", "optimizer.lr=0.1"]
+SHARED = ["head@heads.left=mlp", "head@heads.right=mlp", "share=['2']"]
 RESTLESS = [
     *SHORT, "+backbone._target_=support.restless.Backbone", "data._target_=support.restless.AugmentedDigits",
     "strategy=gradvac", "trainer.ema=0.9", "trainer.sync_batchnorm=true",
@@ -109,6 +110,7 @@ def run_all(root):
     with pytest.raises(Preempted):
         train(load(sharded), root / "sharded parts", stopping_at(5, on_rank=0))
     train(load([*sharded, "resume=auto"]), root / "sharded parts")
+    train(load([*sharded, *SHARED]), root / "sharded, with a common part")
     return {
         "evaluation": evaluation_with_an_absent_task(),
         "ranks": (rank(), get_rank()),
@@ -118,5 +120,6 @@ def run_all(root):
         "space": mistake("trainer.shard=backbone", "strategy.space=parameters"),
         "ema": mistake("trainer.shard=backbone", "trainer.ema=0.9"),
         "naive": mistake("trainer.shard=all", "strategy=naive"),
+        "fused": mistake("trainer.shard=all", *SHARED, "+optimizer.fused=true"),
         "devices": mistake("trainer.devices=5"),
     }

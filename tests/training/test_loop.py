@@ -37,7 +37,9 @@ def test_what_a_run_leaves_behind(train_tiny, strategy):
     assert all(row.keys() == PLACE | VAL_NAMES for row in val + test) and len(test) == 1
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 4 and summary["test"].keys() == VAL_NAMES
-    assert summary["parameters"] == {"shared": 372400, "heads": {"left": 970, "right": 970}}
+    assert summary["parameters"] == {
+        "shared": 372400, "readers": {}, "heads": {"left": 970, "right": 970}, "total": 374340,
+    }  # fmt: skip
     assert summary["memory/peak"] > 372400 * 4  # at least the gradients of a step
     assert torch.__version__.startswith(summary["versions"]["torch"]) and summary["threads"] == 1
 

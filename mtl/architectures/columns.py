@@ -1,0 +1,103 @@
+"""One backbone a task, mixed after every stage: the network under cross-stitch units and NDDR layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from mtl.architectures.stages import Stages, stages
+
+# Makes a unit: of task k, of the number of columns, and whether the last axis of maps has the channels.
+MakeUnit = Callable[[int, int, bool], nn.Module]
+
+
+class ColumnNetwork:
+    """The trunk and the readers of ``tasks`` columns, which begin as copies of one backbone, under units of one kind.
+
+    The trunk ends before the last unit: its features are the columns' outputs, which the last unit of every task reads.
+    Cut after it, they would be one tensor a task, and rows of two tasks would have nothing in common.
+    """
+
+    def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], make_unit: MakeUnit) -> None:
+        first = stages(backbone())
+        self._tasks, self._make_unit = list(tasks), make_unit
+        self._columns = {task: first if k == 0 else copy.deepcopy(first) for k, task in enumerate(tasks)}
+        units = [self._row_of_units() for _ in first.units[1:]]
+        self.trunk = Columns({task: column.units for task, column in self._columns.items()}, units)
+        self.trunk.keeps_levels = first.reads_levels
+
+    def reader(self, task: str) -> nn.Module:
+        """The last unit of a task, and what its column makes of that."""
+        return LastUnit(task, self._unit(self._tasks.index(task)), self._columns[task])
+
+    def _row_of_units(self) -> dict[str, nn.Module]:
+        return {task: self._unit(k) for k, task in enumerate(self._tasks)}
+
+    def _unit(self, k: int) -> nn.Module:
+        return self._make_unit(k, len(self._tasks), next(iter(self._columns.values())).last_axis_is_channels)
+
+
+class Columns(nn.Module):
+    """Inputs -> ``columns``, the outputs of the last stage of all columns, and ``levels``, those of stages below it.
+
+    These, by task, are mixed; they are there where ``keeps_levels`` says that heads read a pyramid.
+    """
+
+    def __init__(self, stages: Mapping[str, Sequence[nn.Module]], units: Sequence[Mapping[str, nn.Module]]) -> None:
+        super().__init__()
+        self.columns = nn.ModuleDict({task: nn.ModuleList(own) for task, own in stages.items()})
+        self.units = nn.ModuleList(nn.ModuleDict(row) for row in units)
+        self.keeps_levels = False
+
+    def forward(self, inputs: Any) -> dict[str, Any]:
+        """The common features."""
+        read, levels = dict.fromkeys(self.columns, inputs), {task: list[Tensor]() for task in self.columns}
+        outputs = self._stage(0, read)
+        for number, row in enumerate(self.units, 1):
+            read = {task: unit(outputs) for task, unit in row.items()}  # type: ignore[operator]
+            for task, x in read.items() if self.keeps_levels else ():
+                levels[task].append(x)
+            outputs = self._stage(number, read)
+        return {"columns": outputs, "levels": levels}
+
+    def logged(self) -> dict[str, Tensor]:
+        """What each unit says of its columns: ``alpha/<task>~<column>/<number>``, of every one but the last."""
+        return {
+            f"{name}/{task}~{column}/{number}": value
+            for number, row in enumerate(self.units, 1)
+            for task, unit in row.items()  # type: ignore[operator]
+            for name, values in (unit.logged().items() if hasattr(unit, "logged") else ())
+            for column, value in zip(self.columns, values, strict=True)
+        }
+
+    def _stage(self, number: int, read: Mapping[str, Any]) -> list[Tensor]:
+        outputs: list[Tensor] = []
+        for column, x in zip(self._columns(), read.values(), strict=True):
+            if outputs and any(map(is_lazy, column[number].parameters())):  # so that it begins as a copy of the first
+                column[number] = copy.deepcopy(next(self._columns())[number])
+            outputs.append(column[number](x))
+        return outputs
+
+    def _columns(self) -> Iterator[nn.ModuleList]:
+        yield from self.columns.values()  # type: ignore[misc]
+
+
+class LastUnit(nn.Module):
+    """The features of a task: its unit on the columns' outputs, and what the task's column makes of the result."""
+
+    def __init__(self, task: str, unit: nn.Module, column: Stages) -> None:
+        super().__init__()
+        self.task, self.unit, self.read = task, unit, column.read
+
+    def forward(self, features: Mapping[str, Any]) -> Any:
+        """What one backbone would return."""
+        return self.read([*features["levels"][self.task], self.unit(features["columns"])])
+
+    def logged(self) -> dict[str, Tensor]:
+        """What its unit says of the columns, in their order: ``alpha_last``."""
+        logged: Any = getattr(self.unit, "logged", dict)
+        return {f"{name}_last": values for name, values in logged().items()}

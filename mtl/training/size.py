@@ -1,0 +1,49 @@
+"""How large a model is: its parameters, and the multiply-adds of a forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtl.architectures.read import readers
+from mtl.engine.engine import Engine
+from mtl.model import MultiTaskModel
+from mtl.tasks import batch_size
+
+
+def parameter_counts(model: MultiTaskModel) -> dict[str, Any]:
+    """The numbers that are ``shared`` by the tasks, those in each task's ``readers`` and ``heads``, and in ``total``.
+
+    A parameter that several heads hold counts in each of them, and once in the total.
+    """
+    own = {task: _count(reader) for task, reader in readers(model)}
+    return {
+        "shared": _count(model.backbone),
+        "readers": own,
+        "heads": {task: _count(head) - own.get(task, 0) for task, head in model.heads.items()},
+        "total": _count(model),
+    }
+
+
+def multiply_adds(engine: Engine, inputs: Any) -> int:
+    """Those of a sample's forward pass through the trunk and all heads, on the samples ``inputs``.
+
+    Counted in matrix products, convolutions and attention, by torch; other operations are left out.
+    """
+    model, training = engine.model, engine.model.training
+    devices = [engine.device] if engine.device.type == "cuda" else []
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), engine.eager_unsharded(), torch.random.fork_rng(devices=devices), counter:
+        model.eval()
+        features = engine.features(inputs)
+        for task in model.heads:
+            engine.predict(task, features)
+    model.train(training)
+    return counter.get_total_flops() // 2 // batch_size(inputs)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,20 @@
+"""Runs of architectures that mix columns or mask maps: stopped and resumed, they are what they would have been."""
+
+import pytest
+from support.exactness import assert_same, left_by
+
+RUNS = {
+    "mtan": ["strategy=mgda"],
+    "cross_stitch": ["strategy=pcgrad", "optimizer.sharing.lr=0.1"],
+    "nddr": ["strategy=graddrop"],
+    "film": ["strategy=mgda", "strategy.space=parameters"],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_to_the_last_bit(name, train_tiny):
+    options = [f"architecture={name}", "backbone=tiny_resnet", "data.image_size=16", *RUNS[name]]
+    whole = train_tiny(*options, folder="whole")
+    train_tiny(*options, folder="parts", stop_after=2)
+    parts = train_tiny(*options, "resume=auto", folder="parts")
+    assert_same(left_by(whole), left_by(parts))

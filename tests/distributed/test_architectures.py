@@ -1,0 +1,32 @@
+"""Two ranks train what one process trains, penalties and all, and record the same of it."""
+
+import pytest
+from support.ranks import run_ranks
+from support.shared_experts import CASES, run_all
+
+from mtl.runs import figures
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root, draw = tmp_path_factory.mktemp("runs"), figures.draw_run
+    try:
+        return run_all(root / "one"), run_ranks(2, run_all, root / "two")[0]
+    finally:
+        figures.draw_run = draw
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_as_one_process(name, runs):
+    (alone, record), (together, other) = (run[name] for run in runs)
+    assert max((together[n] - value).abs().max().item() for n, value in alone.items()) <= 1e-5
+    own = {metric: value for metric, value in record.items() if metric.startswith("architecture/")}
+    assert own == pytest.approx({metric: other[metric] for metric in own}, abs=1e-5) and len(own) >= 8
+    assert ("architecture/penalty/left" in own) == ("penalty" in name)
+
+
+def test_the_comparison_sees_another_run(runs):
+    """Negative control."""
+    one, _ = runs
+    first, second = one["penalty, naive"][0], one["penalty, parameters"][0]
+    assert max((second[n] - value).abs().max().item() for n, value in first.items()) > 1e-3

@@ -1,0 +1,53 @@
+"""Training a few steps by hand, and going on after a round trip of the state."""
+
+import copy
+import io
+
+import torch
+from support.exactness import same
+
+from mtl.config.build import build
+from mtl.engine.weighting import observe_after_update
+
+
+def built_from(cfg):
+    parts, state = build(cfg)
+    state.model.train()
+    return parts.data, state
+
+
+def take_steps(data, state, numbers):
+    """Some steps as the loop takes them; in one of them a task has no labels."""
+    for step in numbers:
+        inputs, targets = data.train.batch(list(range(8 * step, 8 * step + 8)), epoch=0)
+        if step == 3:
+            del targets[state.tasks[1].name]
+        state.optimizer.zero_grad()
+        result = state.strategy.step(state.model, state.tasks, inputs, targets)
+        assert all(torch.isfinite(value) for value in [*result.losses.values(), *result.weights.values()])
+        state.optimizer.step()
+        if state.strategy.weighting.needs_losses_after_update:
+            observe_after_update(state.engine, state.strategy.weighting, inputs, targets)
+        state.step += 1
+
+
+def stored(state):
+    """The state as a checkpoint holds it: plain types only."""
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def goes_on(cfg):
+    """Every parameter is trained, and the steps after a round trip are the same to the last bit."""
+    data, state = built_from(cfg)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    take_steps(data, state, range(2))
+    middle = stored(state)
+    take_steps(data, state, range(2, 6))
+    assert all(not torch.equal(p, q) for p, q in zip(before, state.model.parameters(), strict=True))
+    end = copy.deepcopy(state.state_dict())
+    state.load_state_dict(middle)  # in place of all that the last steps have left
+    take_steps(data, state, range(2, 6))
+    assert same(end, state.state_dict())
