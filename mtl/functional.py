@@ -99,16 +99,19 @@ def _graph(outputs: Iterable[Tensor], ends: Sequence[Tensor]) -> _Graph:
     """What ``outputs`` were made of, as far as the tensors ``ends``, which are no part of it."""
     stop = {tuple(get_gradient_edge(end)[:2]) for end in ends}
     found: set[Any] = set()
+    seen: set[Any] = set()
     tensors = []
     stack: list[Any] = [tuple(get_gradient_edge(output)[:2]) for output in outputs]
     while stack:
         edge = stack.pop()
         node = edge[0]
-        if node is None or edge in stop or node in found:
+        if node is None or edge in stop or node in seen:
             continue
-        found.add(node)
+        seen.add(node)
         if hasattr(node, "variable"):
             tensors.append(node.variable)
+            continue  # it keeps nothing for the backward, and may be of several heads
+        found.add(node)
         stack += node.next_functions
     return _Graph(found, tensors)
 
