@@ -315,7 +315,9 @@ class Scaler:
         return 1024.0
 
 
-@pytest.mark.parametrize("given", [1024.0, Scaler(), torch.amp.GradScaler("cpu", init_scale=1024.0)], ids=str)
+@pytest.mark.parametrize(
+    "given", [1024.0, Scaler(), torch.amp.GradScaler("cpu", init_scale=1024.0)], ids=["number", "own", "GradScaler"]
+)
 @pytest.mark.parametrize("name", ["NashMTL", "DBMTL", "GradDrop", "PCD"])
 def test_a_rule_sees_the_gradients_without_the_loss_scale(name, given):
     model, tasks, inputs, targets = make("tokens", 2)
