@@ -212,13 +212,17 @@ def _fused(arguments: Mapping[str, Any], model: MultiTaskModel, of_losses: list[
 
     The kernel ignores strides, and writes past the end of a parameter with gaps. It takes no sharded parameters and
     whole ones together; the heads' group has both where heads have parameters in common, or losses some of their own.
+    SGD's takes no sharded ones at all.
     """
+    no_kernel = arguments["_target_"] == "torch.optim.SGD" and is_sharded(*model.parameters())
     mixed = len({is_sharded(p) for p in (*model.heads.parameters(), *of_losses)}) == 2
     if mixed and arguments.get("fused"):
         raise ConfigError(
             "optimizer.fused=true: with trainer.shard=all the parameters that several heads share, and those of "
             "losses, stay whole, and one kernel cannot step them together with sharded ones; use false."
         )
+    if no_kernel and arguments.get("fused"):
+        raise ConfigError("optimizer.fused=true: torch's SGD has no fused kernel for sharded parameters; use false.")
     with_gaps = [
         name
         for name, p in model.named_parameters()
@@ -229,4 +233,5 @@ def _fused(arguments: Mapping[str, Any], model: MultiTaskModel, of_losses: list[
             f"optimizer.fused=true needs parameters without gaps in memory, unlike {with_gaps[0]}; use false."
         )
     chosen = {"fused", "foreach"} & {*arguments}
-    return {"fused": True} if arguments["_target_"] in FUSED and not (chosen or with_gaps or mixed) else {}
+    unfused = chosen or with_gaps or mixed or no_kernel
+    return {"fused": True} if arguments["_target_"] in FUSED and not unfused else {}

@@ -37,6 +37,7 @@ def assert_close(a, b, tolerance=1e-5):
         ("plain", []),
         ("accumulated", ["trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]),
         ("sharded", ["optimizer=adamw", "trainer.grad_clip_norm=0.1"]),
+        ("sharded, by SGD", []),
         ("sharded, with a common part", [*SHARED, "optimizer=adamw", "trainer.grad_clip_norm=0.1"]),
     ],
 )
@@ -110,6 +111,7 @@ def test_an_evaluation_counts_what_each_rank_has(two):
         ("space", "trainer.shard=backbone: no rank has whole rows over the parameters"),
         ("ema", "trainer.shard=backbone cannot go with trainer.ema=0.9"),
         ("naive", "trainer.shard=all: with strategy=naive"),
+        ("fused SGD", "optimizer.fused=true: torch's SGD has no fused kernel for sharded parameters"),
         ("fused", "optimizer.fused=true: with trainer.shard=all the parameters that several heads share"),
         ("devices", "trainer.devices=5, but torchrun has started 2 processes"),
     ],

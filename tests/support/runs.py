@@ -111,6 +111,7 @@ def run_all(root):
         train(load(sharded), root / "sharded parts", stopping_at(5, on_rank=0))
     train(load([*sharded, "resume=auto"]), root / "sharded parts")
     train(load([*sharded, *SHARED]), root / "sharded, with a common part")
+    train(load([*PLAIN, "trainer.shard=all"]), root / "sharded, by SGD")
     return {
         "evaluation": evaluation_with_an_absent_task(),
         "ranks": (rank(), get_rank()),
@@ -120,6 +121,7 @@ def run_all(root):
         "space": mistake("trainer.shard=backbone", "strategy.space=parameters"),
         "ema": mistake("trainer.shard=backbone", "trainer.ema=0.9"),
         "naive": mistake("trainer.shard=all", "strategy=naive"),
+        "fused SGD": mistake("trainer.shard=backbone", "+optimizer.fused=true"),
         "fused": mistake("trainer.shard=all", *SHARED, "+optimizer.fused=true"),
         "devices": mistake("trainer.devices=5"),
     }
