@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,13 +38,29 @@ def multiply_adds(engine: Engine, inputs: Any) -> int:
     model, training = engine.model, engine.model.training
     devices = [engine.device] if engine.device.type == "cuda" else []
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), engine.eager_unsharded(), torch.random.fork_rng(devices=devices), counter:
+    with torch.no_grad(), engine.eager_unsharded(), torch.random.fork_rng(devices=devices), _untrained(model), counter:
         model.eval()
         features = engine.features(inputs)
         for task in model.heads:
             engine.predict(task, features)
     model.train(training)
     return counter.get_total_flops() // 2 // batch_size(inputs)
+
+
+@contextmanager
+def _untrained(model: nn.Module) -> Iterator[None]:
+    """Parameters without a gradient: torch's counter wants the graph of every output that needs one.
+
+    Under no_grad a view of a parameter, as an expanded one, needs a gradient and has no graph.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def _count(module: nn.Module) -> int:

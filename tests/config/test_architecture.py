@@ -124,6 +124,8 @@ def test_an_architecture_that_keeps_no_contract_is_named(name):
          "backbone: cannot take inputs of shape [2, 1, 8, 8]"),
         (["architecture=mmoe", "~backbone", "+backbone._target_=mtl.backbones.Timm", "+backbone.name=test_resnett"],
          "backbone: name=test_resnett is no timm model; the closest are"),
+        (["~backbone", "+backbone._target_=builtins.dict"],
+         "backbone must be a torch.nn.Module, but its _target_ gives a dict"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(overrides, message):

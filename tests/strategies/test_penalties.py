@@ -36,7 +36,8 @@ TARGETS = {task: torch.randn(6, 3, dtype=torch.float64, generator=torch.Generato
 def between(space):
     """A rule that keeps its last weights in this step."""
     strategy = Balanced(Equal(), MGDA(), TASKS, space=space, every=2)
-    strategy.steps, strategy.solved, strategy.last_weights = 1, list(TASKS), {"a": 0.2, "b": 0.5, "c": 0.3}
+    call = strategy.call
+    call.steps, call.solved, call.last_weights = 1, list(TASKS), {"a": 0.2, "b": 0.5, "c": 0.3}
     return strategy
 
 
