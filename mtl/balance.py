@@ -146,6 +146,7 @@ class Balance(nn.Module):
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors:
             raise ValueError(f"The features must be a tensor or a nesting of tensors, not {type(features).__name__}.")
+        check_features(leaves)
         graph = torch.is_grad_enabled()
         where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and (leaf.requires_grad or not graph)]
         if graph and where:
@@ -185,6 +186,9 @@ class Balance(nn.Module):
         here = [any(g is not None for g in own) for own in gradients]
         self._check_losses(losses, [task for task, present in zip(self.tasks, here, strict=True) if present])
         names = self._over_ranks(here)
+        if not names:
+            self.last = BalanceResult([], {}, None)
+            return [None] * len(leaves)
         if not self._call.is_due(names):
             factors = self._call.by_task(names, self._call.last(names))
             self.last = BalanceResult(names, factors, None)
@@ -192,6 +196,7 @@ class Balance(nn.Module):
         # A rule on rows may keep or draw something for every element, so it sees all leaves in every backward.
         columns = list(zip(*gradients, strict=True))
         kept = [i for i, c in enumerate(columns) if self._call.needs_rows or any(g is not None for g in c)]
+        kept = kept or list(range(len(leaves)))  # the tasks are another rank's
         own = [[task[i] for i in kept] for name, task in zip(self.tasks, gradients, strict=True) if name in names]
         like = [leaves[i] for i in kept]
         with torch.autocast(like[0].device.type, enabled=False):  # some call backward inside of it
@@ -304,8 +309,8 @@ class Balance(nn.Module):
         call, file = self._call, io.BytesIO()
         state = {
             "tasks": self.tasks,
-            "steps": torch.tensor(call.steps),
-            "solved": torch.tensor([task in call.solved for task in self.tasks]),
+            "steps": torch.tensor(call.steps, device="cpu"),
+            "solved": torch.tensor([task in call.solved for task in self.tasks], device="cpu"),
             "last_weights": call.last(self.tasks),
             "rule": dict(call.rule.state_dict()),
         }
@@ -314,15 +319,20 @@ class Balance(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Continue from another layer's; ValueError if it had other tasks."""
-        saved = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True)
+        if state.dtype != torch.uint8:
+            raise ValueError(
+                f"The state of {self._place} is bytes, not {state.dtype}: leave its _extra_state out where checkpoints "
+                "are averaged or converted."
+            )
+        saved = torch.load(io.BytesIO(state.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
         if saved["tasks"] != self.tasks:
             raise ValueError(
                 f"The layer was saved with the tasks {', '.join(saved['tasks'])}; it has {', '.join(self.tasks)}."
             )
+        self._call.rule.load_state_dict(saved["rule"])
         self._call.steps = int(saved["steps"])
         self._call.solved = [task for task, solved in zip(self.tasks, saved["solved"].tolist(), strict=True) if solved]
         self._call.last_weights = dict(zip(self.tasks, saved["last_weights"].tolist(), strict=True))
-        self._call.rule.load_state_dict(saved["rule"])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A model that was saved before it had the layer loads: the layer starts afresh.
@@ -347,6 +357,14 @@ class _Features(dict[str, Any]):
 
     def __missing__(self, task: str) -> Any:
         _check_declared(task, self)
+
+
+# DistributedDataParallel finds the tensors of a model's output by it, and another layer those of its features.
+pytree.register_pytree_node(
+    _Features,
+    lambda features: (list(features.values()), list(features)),
+    lambda values, tasks: _Features(zip(tasks, values, strict=True)),
+)
 
 
 class _Split(torch.autograd.Function):
@@ -382,6 +400,19 @@ def _weighted_sum(gradients: Sequence[Gradients], weights: Sequence[float]) -> l
                 gradient = gradient if weight == 1 else gradient * weight
                 sums[i] = gradient if total is None else total + gradient
     return sums
+
+
+def check_features(leaves: Sequence[Any]) -> None:
+    """ValueError for what cannot be compared: complex tensors, and tensors in a container that torch does not know."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            raise ValueError("Complex features cannot be compared; hand over torch.view_as_real of them.")
+        inner = leaf.values() if isinstance(leaf, Mapping) else getattr(leaf, "__dict__", {}).values()
+        if not isinstance(leaf, Tensor | nn.Module) and any(isinstance(value, Tensor) for value in inner):
+            raise ValueError(
+                f"The features have tensors in a {type(leaf).__name__}, which would pass by the rule; use a tuple, "
+                "list or dict, or torch.utils._pytree.register_pytree_node."
+            )
 
 
 def _check_tasks(tasks: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
-from mtl.balance import Balance, BalanceResult, LossScaler
+from mtl.balance import Balance, BalanceResult, LossScaler, check_features
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None]
 
@@ -46,16 +47,19 @@ def backward(
     """
     by_task, leaves = _by_task(losses), _leaves(features)
     graphs = {task: _graph([loss], leaves) for task, loss in by_task.items() if loss is not None}
-    own = list(dict.fromkeys(t for graph in graphs.values() for t in graph.tensors)) if heads is None else _given(heads)
+    reached = list(dict.fromkeys(t for graph in graphs.values() for t in graph.tensors))
+    own = reached if heads is None else _given(heads)
     trunk = set(_graph(leaves, ()).tensors)
-    both = [list(tensor.shape) for tensor in own if tensor in trunk]
+    both = [list(tensor.shape) for tensor in (*reached, *own) if tensor in trunk]
     if both:
         raise ValueError(
             f"The losses reach tensors of the trunk of shape {both[0]} by another way than the features; hand over all "
-            "that the heads read as features, or the heads' own tensors as heads."
+            "that the heads read as features."
         )
     layer = Balance(rule, list(by_task), scale, loss_scale=loss_scale)
-    gradients = _gradients(by_task, graphs, [*leaves, *own])
+    layer.losses({task: loss for task, loss in by_task.items() if loss is not None})
+    with _without_hooks([*leaves, *own]):
+        gradients = _gradients(by_task, graphs, [*leaves, *own])
     direction = layer.combine([task[: len(leaves)] for task in gradients], leaves)
     sums = [_sum(column) for column in list(zip(*gradients, strict=True))[len(leaves) :]]
     pairs = [(t, g) for t, g in zip([*leaves, *own], [*direction, *sums], strict=True) if g is not None]
@@ -76,13 +80,17 @@ def weights_of(
 
     Nothing is added to any ``.grad`` and the graph stays alive, so that somebody else's backward can do the rest. In
     the sum ``w_i L_i`` the heads' gradients are multiplied by the weights as well. Arguments and errors are those of
-    :func:`backward`; ValueError also for a rule on rows, whose direction is no weighted sum.
+    :func:`backward`, but that the losses may reach the trunk by another way as well; ValueError also for a rule on
+    rows, whose direction is no weighted sum.
     """
     if getattr(rule, "needs_rows", False):
         raise ValueError(f"{type(rule).__name__} makes a direction of the rows, and no weights; use mtl.backward.")
     by_task, leaves = _by_task(losses), _leaves(features)
     layer = Balance(rule, list(by_task), scale, loss_scale=loss_scale)
-    layer.combine(_gradients(by_task, None, leaves), leaves)
+    layer.losses({task: loss for task, loss in by_task.items() if loss is not None})
+    with _without_hooks(leaves):
+        gradients = _gradients(by_task, None, leaves)
+    layer.combine(gradients, leaves)
     assert layer.last is not None
     weights = {task: layer.last.weights.get(task, 0.0) for task in by_task}
     return weights if isinstance(losses, Mapping) else list(weights.values())
@@ -97,11 +105,11 @@ class _Graph(NamedTuple):
 
 def _graph(outputs: Iterable[Tensor], ends: Sequence[Tensor]) -> _Graph:
     """What ``outputs`` were made of, as far as the tensors ``ends``, which are no part of it."""
-    stop = {tuple(get_gradient_edge(end)[:2]) for end in ends}
+    stop = {_edge(end) for end in ends}
     found: set[Any] = set()
     seen: set[Any] = set()
     tensors = []
-    stack: list[Any] = [tuple(get_gradient_edge(output)[:2]) for output in outputs]
+    stack: list[Any] = [_edge(output) for output in outputs]
     while stack:
         edge = stack.pop()
         node = edge[0]
@@ -131,6 +139,20 @@ def _gradients(
     return gradients
 
 
+@contextmanager
+def _without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Leave out the hooks of Tensor.register_hook: they are for what the backward sends, which comes later."""
+    hooks = [hooks for tensor in tensors if (hooks := tensor._backward_hooks)]
+    kept = [dict(own) for own in hooks]
+    try:
+        for own in hooks:
+            own.clear()
+        yield
+    finally:
+        for own, before in zip(hooks, kept, strict=True):
+            own.update(before)
+
+
 def _sum(gradients: Iterable[Tensor | None]) -> Tensor | None:
     total: Tensor | None = None
     for gradient in gradients:
@@ -152,10 +174,30 @@ def _by_task(losses: Losses) -> dict[str, Tensor | None]:
 
 
 def _leaves(features: Any) -> list[Tensor]:
-    leaves = [leaf for leaf in pytree.tree_leaves(features) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not leaves:
+    """The different tensors of the features; ValueError unless each has a gradient of its own."""
+    found = pytree.tree_leaves(features)
+    check_features(found)
+    # Of two that are the same, the gradient belongs to the one tensor that they are.
+    by_edge = {_edge(leaf): leaf for leaf in found if isinstance(leaf, Tensor) and leaf.requires_grad}
+    if not by_edge:
         raise ValueError("The features need a gradient: hand over what the trunk returned, not detached, not frozen.")
-    return leaves
+    stack = [edge for node, _ in by_edge for edge in node.next_functions]
+    seen: set[Any] = set()
+    while stack:
+        edge = stack.pop()
+        if edge in by_edge:
+            raise ValueError(
+                f"Features of shape {list(by_edge[edge].shape)} are what others of them were made of, so that their "
+                "gradient would count twice; hand over what none of the others comes from, or use mtl.Balance."
+            )
+        if edge[0] is not None and edge not in seen:
+            seen.add(edge)
+            stack += edge[0].next_functions
+    return list(by_edge.values())
+
+
+def _edge(tensor: Tensor) -> Any:
+    return tuple(get_gradient_edge(tensor)[:2])
 
 
 def _given(heads: nn.Module | Iterable[Tensor]) -> list[Tensor]:

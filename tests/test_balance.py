@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import safetensors.torch
@@ -608,6 +609,68 @@ def test_features_without_a_tensor_are_refused():
 
     with pytest.raises(ValueError, match="The features must be a tensor or a nesting of tensors, not Output"):
         mtl.Balance(MGDA(), ["a"])(Output())
+
+
+def test_features_that_would_pass_by_the_rule_are_refused():
+    @dataclass
+    class Output:
+        last: torch.Tensor
+
+    z = torch.randn(2, 3, requires_grad=True)
+    layer = mtl.Balance(None, ["a"])
+    with pytest.raises(
+        ValueError, match="have tensors in a Output, which would pass by the rule; use a tuple, list or"
+    ):
+        layer((z, Output(z)))
+    with pytest.raises(ValueError, match=r"Complex features cannot be compared; hand over torch\.view_as_real"):
+        layer(torch.randn(2, 3, dtype=torch.cfloat, requires_grad=True))
+
+
+def test_a_layer_on_the_features_of_another_layer():
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    first, second = mtl.Balance(None, ["a"]), mtl.Balance(None, ["c", "d"])
+    split = second(first(z))
+    (split["c"]["a"].sum() + split["d"]["a"].square().sum()).backward()
+    rows = torch.stack([torch.ones(12, dtype=torch.float64), 2 * z.detach().flatten()])
+    assert torch.allclose(second.last.gram, rows @ rows.T) and torch.allclose(z.grad, 1 + 2 * z.detach())
+
+
+def test_a_backward_that_brings_no_gradient_is_of_no_task():
+    class Without(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.sum()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None
+
+    for rule in (MGDA(), GradDrop()):
+        z = torch.randn(4, 3, requires_grad=True)
+        layer = mtl.Balance(rule, ["a", "b"])
+        Without.apply(layer(z)["a"]).backward()
+        assert layer.last.tasks == [] and z.grad is None
+
+
+def test_an_averaged_state_is_refused_and_a_refused_one_changes_nothing():
+    layer = mtl.Balance(GradVac(2), ["a", "b"])
+    averaged = {name: value * 0.5 + value * 0.5 for name, value in layer.state_dict().items()}
+    with pytest.raises(ValueError, match=r"is bytes, not torch.float32: leave its _extra_state out"):
+        layer.load_state_dict(averaged)
+    other = mtl.Balance(MGDA(), ["a", "b"])
+    layer._call.steps = 7
+    with pytest.raises(RuntimeError):
+        other.load_state_dict(layer.state_dict())
+    assert other._call.steps == 0
+
+
+def test_a_layer_that_is_made_on_another_device_has_its_state_on_the_cpu():
+    with torch.device("meta"):
+        layer = mtl.Balance(GradVac(2), ["a", "b"])
+    z = torch.randn(4, 3, requires_grad=True)
+    split = layer(z)
+    (split["a"].sum() - split["b"].square().sum()).backward()
+    assert layer.last.gram.device.type == "cpu" and z.grad.isfinite().all()
 
 
 def test_a_correct_run_does_not_warn(caplog):

@@ -167,7 +167,56 @@ def test_what_does_not_fit_is_refused_in_one_sentence():
     beside = {**losses, "c": losses["c"] + model.trunk[0].weight.sum()}
     with pytest.raises(ValueError, match=r"reach tensors of the trunk of shape \[6, 4\] by another way"):
         mtl.backward(beside, z, MGDA())
+    with pytest.raises(ValueError, match=r"reach tensors of the trunk of shape \[6, 4\] by another way"):
+        mtl.backward(beside, z, MGDA(), heads=model.heads)
+    for other in (z[:, 0], z.mean(1), z.tanh() @ torch.ones(6, 2, dtype=torch.float64)):
+        with pytest.raises(
+            ValueError, match="what others of them were made of, so that their gradient would count twice"
+        ):
+            mtl.backward({**losses, "c": losses["c"] + other.sum()}, (z, other), MGDA())
+        with pytest.raises(ValueError, match="would count twice"):
+            mtl.weights_of(losses, (other, z), MGDA())
     assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_features_that_stand_in_two_places_count_once():
+    model, x = parts()
+    z = model.trunk(x)
+    seen = mtl.backward(model.losses(z), z, UPGrad())
+    once = gradients_of(model)
+    model.zero_grad()
+    z = model.trunk(x)
+    twice = mtl.backward(model.losses(z), {"u": z, "v": (z,)}, UPGrad())
+    assert torch.equal(seen.gram, twice.gram) and distance(once, gradients_of(model)) == 0
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.0])
+def test_a_hook_changes_a_gradient_once_as_in_a_plain_backward(factor):
+    found = []
+    for plain in (True, False):
+        model, x = parts()
+        model.heads["a"].weight.register_hook(lambda g: factor * g)
+        z = model.trunk(x)
+        z.register_hook(lambda g: factor * g)
+        if plain:
+            sum(model.losses(z).values()).backward()
+        else:
+            mtl.backward(model.losses(z), z, None)
+        found.append(gradients_of(model))
+    assert distance(*found) <= 1e-14
+
+
+def test_a_rule_gets_the_losses_that_are_in_hand():
+    class ByLosses(nn.Module):
+        def forward(self, gram, losses=None):
+            return losses / losses.sum()
+
+    model, x = parts()
+    z = model.trunk(x)
+    losses = model.losses(z)
+    expected = {task: float(loss / sum(losses.values())) for task, loss in losses.items()}
+    assert mtl.weights_of(losses, z, ByLosses()) == pytest.approx(expected)
+    assert mtl.backward(losses, z, ByLosses()).weights == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------ the documented loops

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import zlib
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -31,13 +33,20 @@ class _Group:
         try:
             if self._group is None:
                 self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-            dist.all_reduce(values, group=self._group)
+            name = zlib.crc32(place.encode())  # a sum with another place's would be a wrong number
+            sent = torch.cat([values.flatten(), values.new_tensor([name])])
+            dist.all_reduce(sent, group=self._group)
         except (RuntimeError, ValueError) as error:
             raise RuntimeError(
                 f"{place} was not reached on {self._absent(start + seconds + GRACE)} within {seconds:g} seconds: every "
                 "rank must send a loss backward through it in every step."
             ) from error
-        return values
+        if sent[-1] != get_world_size() * name:
+            raise RuntimeError(
+                f"The ranks came to {place} and to another layer at once: every rank must send its losses backward "
+                "through the same layers, in the same order."
+            )
+        return values.copy_(sent[:-1].view_as(values))
 
     def _absent(self, until: float) -> str:
         """The ranks that do not wait here as well; one whose peer has died may come to know it later than others."""

@@ -29,6 +29,8 @@ class Rows:
 
     def start(self, tasks: int, leaves: Sequence[Tensor]) -> Rows:
         """Empty the buffers and have them fit up to ``tasks`` rows over ``leaves``."""
+        if any(leaf.is_complex() for leaf in leaves):
+            raise ValueError("Complex features cannot be compared; hand over torch.view_as_real of them.")
         self.count = 0
         layout = (tasks, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
         if layout != self._layout:

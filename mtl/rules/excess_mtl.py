@@ -30,8 +30,8 @@ class ExcessMTL(RowRule, TaskRule):
         self.history = StoredRows(num_tasks)  # sqrt(S), because squares of small gradients underflow in float32
         self.first: Tensor
         self.logits: Tensor
-        self.register_buffer("first", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("first", torch.zeros(num_tasks, dtype=torch.float64, device="cpu"))
+        self.register_buffer("logits", torch.zeros(num_tasks, dtype=torch.float64, device="cpu"))
 
     def aggregate(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the weighted sum of the gradients, and the weights; update sums and weights."""

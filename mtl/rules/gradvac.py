@@ -34,7 +34,7 @@ class GradVac(Random, TaskRule):
         self.beta = beta
         self.generator = new_generator(seed)
         self.targets: Tensor
-        self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        self.register_buffer("targets", torch.zeros(num_tasks, num_tasks, dtype=torch.float64, device="cpu"))
 
     def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
         """Return the weights of the summed direction, and update the averages."""

@@ -45,7 +45,7 @@ class MoCo(RowRule, TaskRule):
         self.gamma, self.gamma_sigma, self.rho = gamma, gamma_sigma, rho
         self.average = StoredRows(num_tasks)
         self.weights: Tensor
-        self.register_buffer("weights", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
+        self.register_buffer("weights", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64, device="cpu"))
 
     def aggregate(self, rows: list[Tensor], gram: Array, present: Sequence[int] | None) -> tuple[list[Tensor], Tensor]:
         """Return the weighted sum of the averages, and the weights; update both."""

@@ -34,8 +34,8 @@ class PCD(TaskRule):
         self.primary, self.tau, self.beta, self.eps = primary, tau, beta, eps
         self.squares: Tensor
         self.counts: Tensor
-        self.register_buffer("squares", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("counts", torch.zeros(num_tasks, dtype=torch.int64))
+        self.register_buffer("squares", torch.zeros(num_tasks, dtype=torch.float64, device="cpu"))
+        self.register_buffer("counts", torch.zeros(num_tasks, dtype=torch.int64, device="cpu"))
 
     def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
         """Return the weights, and update the averages."""

@@ -20,7 +20,7 @@ class RotoGradScale(TaskRule):
     def __init__(self, num_tasks: int) -> None:
         super().__init__(num_tasks)
         self.first_norms: Tensor
-        self.register_buffer("first_norms", torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("first_norms", torch.zeros(num_tasks, dtype=torch.float64, device="cpu"))
 
     def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
         """Return the weights ``C / |g_k|``, and store first norms."""

@@ -40,7 +40,7 @@ class SDMGrad(TaskRule):
         require("iterations", iterations, "1 or more", iterations >= 1)
         self.lamda, self.lr, self.momentum, self.iterations = lamda, lr, momentum, iterations
         self.weights: Tensor
-        self.register_buffer("weights", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64))
+        self.register_buffer("weights", torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64, device="cpu"))
 
     def weigh_tasks(self, gram: Array, tasks: Indices) -> Array:
         """Return the weights, which sum to one, and store the solution for the next call."""

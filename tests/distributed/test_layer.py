@@ -127,6 +127,41 @@ RUNS = {("ddp", name): distributed for name in CASES}
 RUNS |= {("fsdp2", f"{name}, whole"): sharded for name in ("NashMTL", "GradDrop", "GradVac")}  # it averages as DDP does
 
 
+class Encoder(nn.Module):
+    """A model whose output is the layer's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.layer = nn.Linear(6, 8).double(), mtl.Balance(MGDA(), ["a", "b"])
+
+    def forward(self, x):
+        return self.layer(self.trunk(x))
+
+
+def encoded(ranks, wrap=None):
+    """The trunk's gradients of two steps."""
+    model, found = Encoder(), []
+    run = model if wrap is None else wrap(model)
+    x = torch.randn(2 * PART, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for _ in range(2):
+        model.zero_grad()
+        z = run(x[ranks[0] * PART : (ranks[-1] + 1) * PART])
+        (z["a"].square().mean() + (z["b"] - 1).square().mean()).backward()
+        found.append(model.trunk.weight.grad.clone())
+    return found
+
+
+def two_layers(rank):
+    """Each rank comes to a layer of its own."""
+    layer, z = mtl.Balance(MGDA(), [["a", "b"], ["c", "d"]][rank]), torch.randn(3, 2, requires_grad=True)
+    one, two = layer(z).values()
+    with pytest.raises(
+        RuntimeError, match="to another layer at once: every rank must send its losses backward through"
+    ):
+        (one.sum() + two.square().sum()).backward()
+
+
 def train_all():
     rank = dist.get_rank()
     found = {(how, name): train(CASES[name], [rank], wrap) for (how, name), wrap in RUNS.items()}
@@ -136,6 +171,8 @@ def train_all():
     part = distribute_tensor(torch.randn(4, 2), mesh, [Shard(0)]).requires_grad_()
     with pytest.raises(RuntimeError, match="Balance needs whole features, not DTensors that are sharded"):
         mtl.Balance(MGDA(), TASKS)(part)
+    two_layers(rank)
+    found["static graph"] = encoded([rank], partial(DistributedDataParallel, static_graph=True))
     return found
 
 
@@ -153,6 +190,12 @@ def test_two_ranks_equal_one_process_on_the_whole_batch(two_ranks, how, name):
             assert torch.allclose(found[parameter], value, rtol=1e-12, atol=1e-13), parameter
         for one, two in zip(weights, seen, strict=True):
             assert one == pytest.approx(two, rel=1e-9)
+
+
+def test_a_model_that_ends_in_the_layer_is_averaged_in_a_static_graph(two_ranks):
+    for rank in two_ranks:
+        for found, expected in zip(rank["static graph"], encoded([0, 1]), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-12)
 
 
 def test_the_cases_differ():
