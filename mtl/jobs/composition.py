@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtl.config import CONF, check, load
 from mtl.config.checks import RESERVED
+from mtl.config.source import arguments_of
 from mtl.distributed.ranks import rank
 from mtl.errors import ConfigError
 from mtl.jobs.overrides import config_folder, key_of, quoted, with_config_folder
@@ -179,6 +180,11 @@ def _unknown_key(key: str, arguments: Sequence[str]) -> str:
     if "_target_" in siblings:
         target = OmegaConf.select(config, f"{parent}._target_")
         others = ", ".join(name for name in siblings if name != "_target_") or "none"
+        known = arguments_of(str(target))
+        if known is not None and name not in known:  # with a + it would be refused again
+            close = difflib.get_close_matches(name, known, n=1)
+            ending = f"did you mean +{parent}.{close[0]}=…" if close else f"{parent} has {others}"
+            return f"{unknown}, nor is {name} an argument of {target}; {ending}."
         return f"{unknown}; {parent} has {others}, and +{key}=… is another argument of {target}."
     return f"{unknown}; {parent} has {', '.join(siblings) or 'no keys'}."
 
