@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.losses import Focal
+from mtl.losses import Focal, MaskedPoisson
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Labels:
     floating: bool
     dims: int
     lowest: int | None = None
-    highest: int | None = None
+    highest: float | None = None
     ignored: int | None = None
 
     def check(self, task: str, target: Any, indices: Sequence[int]) -> str | None:
@@ -56,7 +57,8 @@ def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
     if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not target.dim():
         return None
     floating = target.is_floating_point()
-    lowest = highest = None
+    lowest: int | None = None
+    highest: float | None = None
     # The class axis is known for torch's losses, and for losses that follow them by having an ignore_index.
     by_class = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or hasattr(loss, "ignore_index")
     if by_class and not floating and prediction.dim() == target.dim() + 1:
@@ -65,4 +67,6 @@ def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
     soft = floating and isinstance(loss, nn.CrossEntropyLoss | Focal) and prediction.shape == target.shape
     if soft or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         lowest, highest = 0, 1
+    if isinstance(loss, MaskedPoisson):  # a standardised number would be fitted without a word
+        lowest, highest = 0, math.inf
     return Labels(floating, target.dim(), lowest, highest, None if floating else getattr(loss, "ignore_index", None))
