@@ -31,9 +31,9 @@ TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": Fals
 class Columnar:
     """The columns of one Parquet file or of several below each other, as a pandas DataFrame has them.
 
-    ``table[name]`` reads one column, and :meth:`blocks` the rows in order. ``files`` maps each table to the Parquet file
-    of it, in which all columns are text with ``separator`` if it was made of a text by :func:`as_parquet`. Spaces and
-    ``missing`` values are none. ValueError for a column that is not in all files, is of two kinds, or holds lists.
+    ``table[name]`` reads one column, and :meth:`blocks` the rows in order. ``files`` maps each table to the Parquet
+    file of it, in which all columns are text with ``separator`` if it was made of a text by :func:`as_parquet`. Spaces
+    and ``missing`` values are none. ValueError for a column that is not in all files, is of two kinds, or holds lists.
     """
 
     def __init__(self, files: Mapping[Path, Path], missing: Sequence[Any] = (), separator: str | None = None) -> None:
@@ -198,3 +198,9 @@ def open_columns(files: Sequence[Path], missing: Sequence[Any], folder: Path | N
     if len(separators) > 1:
         raise ValueError(f"{', '.join(map(str, files))} have columns that are separated by different signs.")
     return Columnar(made, missing, separators.pop())
+
+
+def remove_texts(folder: Path) -> None:
+    """Remove the Parquet files that :func:`open_columns` has made in a folder."""
+    for file in folder.glob("*.parquet"):
+        file.unlink()

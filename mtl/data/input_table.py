@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
 from mtl.data import SPLITS
-from mtl.data.columnar import Columnar, open_columns
+from mtl.data.columnar import Columnar, open_columns, remove_texts
 from mtl.data.columns import KINDS, as_list, known_columns
 from mtl.data.input_columns import INPUT_KINDS, InputColumn, LeftOut, infer_input, learn
 from mtl.data.table_cache import check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
@@ -54,6 +54,7 @@ class InputTable:
     ) -> None:
         arguments = (file, targets, inputs, exclude, kinds, split, key, validation, test, missing, metadata)
         self._file, self._kinds = file, dict(kinds or {})
+        self._table: Any = None  # only while it is read
         paths = paths_of(folder, file)
         before = stamps(paths)
         if cache is None:
@@ -67,6 +68,7 @@ class InputTable:
                 check_unchanged(before)
                 save(own, *self._state())
                 found = load(own)
+                remove_texts(own)
         self._restore(*found)  # type: ignore[misc]
 
     def _read(
@@ -87,9 +89,10 @@ class InputTable:
     ) -> None:
         """Everything from the files; the inputs in the folder ``cache``, if there is one."""
         columns = open_columns(paths, missing or (), cache)
-        self._table, self.files = (
-            read_files(paths, missing or ()) if columns is None else (columns, Files(columns.sizes))
-        )
+        if columns is None:
+            self._table, self.files = read_files(paths, missing or ())
+        else:
+            self._table, self.files = columns, Files(columns.sizes)
         table = self._table
         wanted = self._wanted(targets, metadata)
         self.content = hash_rows(table)
@@ -125,9 +128,7 @@ class InputTable:
         """What a cache holds."""
         plain = {"metadata": self.metadata, "counts": self.counts, "left_out": self.left_out}
         plain["sizes"] = {str(file): size for file, size in self.files.sizes.items()}
-        parts = np.array([SPLITS.index(part) for part in SPLITS])[
-            np.searchsorted(sorted(SPLITS), self.parts.astype(str))
-        ]
+        parts = np.select([self.parts == part for part in SPLITS], [*range(len(SPLITS))])
         arrays = {"numbers": self.numbers, "categories": self.categories, "parts": parts.astype(np.uint8)}
         arrays |= {"content": self.content, "hashes": self.hashes}
         return plain, arrays | {f"target {name}": own for name, own in self.values.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mtl.losses import Focal, MaskedPoisson
+
+MOST = 2**53  # of a count: beyond it numbers are not whole
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Labels:
     floating: bool
     dims: int
     lowest: int | None = None
-    highest: float | None = None
+    highest: int | None = None
     ignored: int | None = None
 
     def check(self, task: str, target: Any, indices: Sequence[int]) -> str | None:
@@ -57,8 +58,7 @@ def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
     if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not target.dim():
         return None
     floating = target.is_floating_point()
-    lowest: int | None = None
-    highest: float | None = None
+    lowest = highest = None
     # The class axis is known for torch's losses, and for losses that follow them by having an ignore_index.
     by_class = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or hasattr(loss, "ignore_index")
     if by_class and not floating and prediction.dim() == target.dim() + 1:
@@ -68,5 +68,5 @@ def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
     if soft or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         lowest, highest = 0, 1
     if isinstance(loss, MaskedPoisson):  # a standardised number would be fitted without a word
-        lowest, highest = 0, math.inf
+        lowest, highest = 0, MOST
     return Labels(floating, target.dim(), lowest, highest, None if floating else getattr(loss, "ignore_index", None))

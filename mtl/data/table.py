@@ -56,8 +56,8 @@ class Table:
     as a customer's number, or without one of the whole row: rows with the same key are in one split, whatever the seed
     and the other rows. About the shares ``validation`` and ``test`` are held out. ``missing`` are further values that
     stand for none, in inputs and targets. ``cache`` is a folder for the numbers that the table becomes: they are read
-    from there and not from memory, also by the next run, and a text is read a block at a time. ``metadata``, another run's, reads the table with the inputs, kinds, classes
-    and statistics that its model learnt.
+    from there and not from memory, also by the next run, and a text is read a block at a time. ``metadata``, another
+    run's, reads the table with the inputs, kinds, classes and statistics that its model learnt.
 
     Inputs: ``numbers`` ``[B, p]`` and ``categories`` ``[B, q]``, int64. ``preprocess`` makes them of a row or of many.
     Targets: ``class`` ``[B]``, -100 if missing; the others ``[B, columns]``, NaN if missing.

@@ -86,7 +86,7 @@ def new_array(folder: Path | None, name: str, shape: tuple[int, int], dtype: Any
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > SHARE * memory:
         raise ValueError(
-            f"the table's {name} take {size / 1e9:.0f} GB of {memory / 1e9:.0f} GB of memory: give data.cache=… a folder "
-            "of a fast disk, from which they are then read."
+            f"the table's {name} take {size / 1e9:.0f} GB of {memory / 1e9:.0f} GB of memory: give data.cache=… a "
+            "folder of a fast disk, from which they are then read."
         )
     return np.empty(shape, dtype)
