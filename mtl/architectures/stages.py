@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mtl.backbones import Timm, as_map, as_tokens
+from mtl.text import Text
 
 QUARTERS = 4  # of a ViT's blocks
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # they belong to the layer before
@@ -48,12 +49,15 @@ def stages(backbone: nn.Module) -> Stages:
     - timm's ResNet, ConvNeXt and Swin: their four, the first with the stem; ViT: quarters of the blocks, the first with
       the embedding.
     - ``features=pyramid`` of any timm model that is a chain: a stage for each level.
+    - ``backbone=text`` of BERT's kind: quarters of the layers, the first with the embedding.
     - ``torch.nn.Sequential``: each layer with parameters, and what follows it without; a normalisation follows, too.
 
     ValueError for any other.
     """
     if isinstance(backbone, Timm):
         return _of_timm(backbone)
+    if isinstance(backbone, Text):
+        return _of_text(backbone)
     if isinstance(backbone, nn.Sequential):
         return Stages(_layers(backbone), Last())
     raise _unknown(type(backbone).__name__)
@@ -181,6 +185,17 @@ def _alone(model: nn.Module, names: Collection[str]) -> Any:
 
 def _name(model: Any) -> str:
     return type(getattr(model, "model", model)).__name__
+
+
+# --------------------------------------------------------------------------------------------------------- texts
+
+
+def _of_text(backbone: Text) -> Stages:
+    if (parts := backbone.parts()) is None:
+        raise _unknown(f"a {backbone.config['model_type']}")
+    embedding, layers = parts
+    first, *others = _quarters(layers)
+    return Stages([nn.Sequential(embedding, *first), *others], Last(backbone.read))
 
 
 # --------------------------------------------------------------------------------------------------- sequences

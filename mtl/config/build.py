@@ -83,9 +83,9 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    architecture = Architecture(cfg, data)
+    architecture = Architecture(cfg, data, (read_as or {}).get("backbone"))
     _normalize(data, architecture.plain, read_as)
-    description = _describe(data)
+    description = {**_describe(data), "backbone": architecture.config}
     inputs, targets = _read_two(cfg, data, "val")
     features, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
     heads = _make_heads(cfg, data, architecture, read)
