@@ -74,9 +74,12 @@ class Text(nn.Module):
                     f"options.{name} is no setting of a {own.model_type}; {suggestion(name, own.to_dict())}."
                 )
             setattr(own, name, value)
+        own.use_cache = False  # of a decoder's keys and values
         self.config: dict[str, Any] = json.loads(own.to_json_string())
-        load = path is not None and pretrained and config is None
-        self.model: Any = _load(transformers, path, own) if load else _random(transformers, own)
+        if path is not None and pretrained and config is None:
+            self.model: Any = _load(transformers, path, own)
+        else:
+            self.model = _random(transformers, own)
         pooler = getattr(self.model, "pooler", None)
         if pool == "pooler" and pooler is None:
             raise ValueError(f"pool=pooler: a {own.model_type} has no pooler; use mean or cls.")
@@ -111,9 +114,9 @@ class Text(nn.Module):
             name = type(self.model).__name__
             raise ValueError(f"trainer.grad_checkpointing=true: transformers' {name} has no activation checkpointing.")
         if enable:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.model.gradient_checkpointing_disable()
+            self.model.activation_checkpointing_disable()
 
     @property
     def _reads_segments(self) -> bool:

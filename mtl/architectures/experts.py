@@ -76,7 +76,7 @@ class Upper(nn.Module):
 def _split(backbone: nn.Module, from_stage: int) -> tuple[Stem, nn.Module]:
     if from_stage == 0:
         return Stem(), backbone
-    units, read, last_axis_is_channels = stages(backbone)
+    units, read, last_axis_is_channels = stages(backbone, texts=True)
     if not 0 < from_stage < len(units):
         raise ValueError(f"from_stage={from_stage} must be from 0 to {len(units) - 1}: of {len(units)} stages.")
     stem = Stem(units[:from_stage], last_axis_is_channels, whole=isinstance(read, Pyramid))

@@ -28,8 +28,8 @@ class Concatenated(nn.Module):
     """A backbone that runs once over the inputs of ``tasks``, concatenated along the first axis.
 
     The input is a dict task -> ``[B_task, ...]``, or a nesting of such tensors; texts, dicts with a ``mask``
-    ``[B_task, T]``, are padded to one length. The output is the features of all samples, and the bounds of each task in them. Batch
-    statistics, as in batch normalisation, are those of all tasks together.
+    ``[B_task, T]``, are padded to one length. The output is the features of all samples, and the bounds of each task
+    in them. Batch statistics, as in batch normalisation, are those of all tasks together.
     """
 
     def __init__(self, backbone: nn.Module, tasks: Sequence[str]) -> None:

@@ -43,13 +43,14 @@ def channel_axis(x: Tensor, last_axis_is_channels: bool) -> int:
     return 1 if x.dim() == 4 and not last_axis_is_channels else x.dim() - 1
 
 
-def stages(backbone: nn.Module) -> Stages:
+def stages(backbone: nn.Module, texts: bool = False) -> Stages:
     """The stages of a backbone, made of its own modules.
 
     - timm's ResNet, ConvNeXt and Swin: their four, the first with the stem; ViT: quarters of the blocks, the first with
       the embedding.
     - ``features=pyramid`` of any timm model that is a chain: a stage for each level.
-    - ``backbone=text`` of BERT's kind: quarters of the layers, the first with the embedding.
+    - ``backbone=text`` of BERT's kind: quarters of the layers, the first with the embedding. What lies between them
+      are dicts, tokens with their mask: only for those who say by ``texts`` that they take them.
     - ``torch.nn.Sequential``: each layer with parameters, and what follows it without; a normalisation follows, too.
 
     ValueError for any other.
@@ -57,6 +58,11 @@ def stages(backbone: nn.Module) -> Stages:
     if isinstance(backbone, Timm):
         return _of_timm(backbone)
     if isinstance(backbone, Text):
+        if not texts:
+            raise ValueError(
+                "between the stages of backbone=text are texts with their mask, which this architecture does not mix; "
+                "use mmoe, cgc, omoe or dselect_k with architecture.from_stage=1, or ensemble."
+            )
         return _of_text(backbone)
     if isinstance(backbone, nn.Sequential):
         return Stages(_layers(backbone), Last())

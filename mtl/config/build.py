@@ -132,7 +132,7 @@ def build_trained(cfg: DictConfig, description: Description) -> Trained:
         inputs = tensors_like(description["sample"]["inputs"])
     except ValueError as error:
         raise ConfigError(f"the model cannot be built without its data: {error}.") from error
-    architecture = Architecture(cfg, data)
+    architecture = Architecture(cfg, data, description.get("backbone"))
     _, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
     model = _make_model(cfg, architecture, _make_heads(cfg, data, architecture, read))
     if data.inputs_per_task:

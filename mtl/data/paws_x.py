@@ -54,7 +54,7 @@ class PawsX:
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         from mtl.data.own_inputs import OwnInputs
-        from mtl.data.tokenizer import make_tokenizer
+        from mtl.data.tokenizer import Tokenizer, tokenizer_content
 
         require_positive(batch_size=batch_size)
         require("languages", list(languages), "a list of one name or more", bool(languages))
@@ -65,15 +65,17 @@ class PawsX:
             for split in FILES
         }
         train = [pair for own in pairs["train"].values() for pair, _ in own]
-        sentences = (sentence for pair in train for sentence in pair)
-        self.tokenizer = make_tokenizer(tokenizer, length, sentences, metadata)
-        self.tokenizer.say_cut(train)
+        sentences = [sentence for pair in train for sentence in pair]
+        content = metadata["tokenizer"] if metadata else tokenizer_content(tokenizer, sentences)
+        self.preprocess = Tokenizer(content, length, HEADER[1:3])
+        if not metadata:
+            self.preprocess.say_cut(train)
         self.targets, self.batch_size = tuple(languages), batch_size
-        self.input_info = self.tokenizer.input_info
-        self.metadata = self.tokenizer.metadata | {"classes": CLASSES}
+        self.input_info = self.preprocess.input_info
+        self.metadata = {"tokenizer": self.preprocess.content, "classes": CLASSES}
         self.class_names = dict.fromkeys(languages, CLASSES)
         self.train, self.val, self.test = (
-            OwnInputs(own, self.tokenizer, _names(own), seed if split == "train" else None)
+            OwnInputs(own, self.preprocess.encode, _names(own), seed if split == "train" else None)
             for split, own in pairs.items()
         )
 
