@@ -7,11 +7,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mtl.backbones import Tabular
 from mtl.errors import first_line, require, suggestion
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ class Text(nn.Module):
     than the encoder knows, and texts longer than its positions. Source: Devlin et al. 2019; the mean is that of Reimers
     and Gurevych 2019 (Sentence-BERT).
     """
+
+    reads_text = True
+    first_expert_stage = 1  # experts of a mixture share the embedding, and gates read what comes of it
 
     def __init__(
         self,
@@ -121,6 +125,44 @@ class Text(nn.Module):
     @property
     def _reads_segments(self) -> bool:
         return getattr(self.model.config, "type_vocab_size", 0) > 1
+
+
+class TableText(nn.Module):
+    """For rows of a table with free text: the text's vector is among the numbers of a Tabular; -> ``[B, hidden[-1]]``.
+
+    ``numbers``, ``categories``, ``hidden``, ``dropout`` and ``embedding`` are those of mtl.backbones.Tabular, and the
+    others those of Text.
+    """
+
+    reads_text = True
+
+    def __init__(
+        self,
+        vocabulary: int,
+        context: int,
+        numbers: int,
+        categories: Sequence[int],
+        path: str | None = None,
+        pretrained: bool = True,
+        pool: Literal["mean", "cls", "pooler"] = "mean",
+        hidden: Sequence[int] = (256, 128),
+        dropout: float = 0.0,
+        embedding: int | Sequence[int] | None = None,
+        width: int = 128,
+        depth: int = 2,
+        num_heads: int = 2,
+        options: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.text = Text(vocabulary, context, path, pretrained, pool, None, width, depth, num_heads, options, config)
+        self.config = self.text.config
+        self.tabular = Tabular(numbers + self.text.model.config.hidden_size, categories, hidden, dropout, embedding)
+
+    def forward(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The features of a batch of rows."""
+        numbers = torch.cat([inputs["numbers"], self.text(inputs)], 1)
+        return self.tabular({"numbers": numbers, "categories": inputs["categories"]})
 
 
 class Embedding(nn.Module):

@@ -30,8 +30,8 @@ class InputTable:
     """What mtl.data.table.Table knows of its table; the arguments and the errors are described there.
 
     ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why.
-    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers`` and ``categories`` the inputs, and
-    ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers``, ``categories`` and ``texts`` the
+    inputs, and ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
     """
 
     def __init__(
@@ -48,9 +48,10 @@ class InputTable:
         test: float = 0.15,
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        reads_text: bool = False,
     ) -> None:
         table, self.files = read_files(folder, file, missing or ())
-        self._table, self._kinds = table, dict(kinds or {})
+        self._table, self._kinds, self._reads_text = table, dict(kinds or {}), reads_text
         wanted = self._wanted(targets, metadata)
         self.content = hash_rows(table)
         self.hashes = self.content if key is None else hash_column(table[self._check(key, "key")])
@@ -69,6 +70,7 @@ class InputTable:
             self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
             warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
         self.numbers, self.categories = self.rows.encode(table, self.files)
+        self.texts = self.rows.find_texts(table)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class InputTable:
             if inputs is None and column in {*exclude, *used, *apart}:
                 continue
             try:
-                kind = self._input_kind(column) or infer_input(self._table, column, self.files)
+                kind = self._input_kind(column) or infer_input(self._table, column, self.files, self._reads_text)
                 if kind not in INPUT_KINDS:
                     raise ValueError(f"kinds.{column}={kind} must be one of {', '.join(INPUT_KINDS)}: it is an input.")
                 found.append(learn(column, self._table[column], kind, train, self.files))
