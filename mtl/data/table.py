@@ -124,7 +124,7 @@ class Table:
             raise ValueError(f"kinds.{named[0]}=text needs a backbone that reads text: table_text or text.")
         if reads and not named:
             raise ValueError(
-                f"the backbone reads text, and no input of {table.files} is free text; +data.kinds.COLUMN=text names it."
+                f"the backbone reads text, and no input of {table.files} is free text; name it by +data.kinds."
             )
         if not named:
             return
