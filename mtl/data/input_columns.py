@@ -114,7 +114,7 @@ def learn(name: str, own: pd.Series, kind: str, train: NDArray[np.bool_], file: 
     seen = own[train].dropna()
     if not len(seen):
         raise LeftOut("it has no value in the training rows")
-    gaps = len(seen) < train.sum()
+    gaps = len(seen) < int(train.sum())
     if kind == "text":
         return InputColumn(name, kind)
     if kind == "category":

@@ -22,6 +22,7 @@ from mtl.data.input_table import InputTable
 from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_left_out, show_targets, show_written
 from mtl.data.table_configuration import write_files
 from mtl.data.table_rows import one, raw_texts
+from mtl.data.table_targets import class_names_of, scales_of
 from mtl.data.tokenizer import Tokenizer, tokenizer_content
 from mtl.errors import require_positive
 
@@ -59,8 +60,9 @@ class Table:
     ``split`` is the column with ``train``, ``val`` or ``test``. Without it a hash decides, of the column ``key``, such
     as a customer's number, or without one of the whole row: rows with the same key are in one split, whatever the seed
     and the other rows. About the shares ``validation`` and ``test`` are held out. ``missing`` are further values that
-    stand for none, in inputs and targets. ``metadata``, another run's, reads the table with the inputs, kinds, classes
-    and statistics that its model learnt.
+    stand for none, in inputs and targets. ``cache`` is a folder for the numbers that the table becomes: they are read
+    from there and not from memory, also by the next run, and a text is read a block at a time. ``metadata``, another
+    run's, reads the table with the inputs, kinds, classes and statistics that its model learnt.
 
     Inputs: ``numbers`` ``[B, p]`` and ``categories`` ``[B, q]``, int64; with texts also ``text``, of ``tokens``, int64,
     and ``mask`` ``[B, length]``, see mtl.data.tokenizer. ``preprocess`` makes them of a row or of many.
@@ -83,12 +85,15 @@ class Table:
         test: float = 0.15,
         batch_size: int = 256,
         missing: Sequence[Any] | None = None,
+        cache: str | None = None,
         tokenizer: str | None = None,
         length: int = 128,
         reads_text: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size)
+        if reads_text and cache is not None:
+            raise ValueError(f"cache={cache} is for numbers, and the backbone reads text: leave it out.")
         names = [file] if isinstance(file, str) else list(file.values())
         folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE)
         table = InputTable(
@@ -104,12 +109,14 @@ class Table:
             test,
             missing,
             metadata,
+            cache,
             reads_text,
         )
         for column, reason in table.left_out.items():
             log.warning("%s is left out of the inputs: %s", column, reason)
         self.columns, self.counts = table.columns, table.counts
         self.targets = tuple(self.columns)
+        self.class_names, self.scales = class_names_of(self.columns), scales_of(self.columns)
         self.preprocess, self.metadata = table.rows, dict(table.metadata)
         self._read_texts(table, reads_text, tokenizer, length, metadata)
         self.batch_size, self.input_info = batch_size, table.rows.input_info
