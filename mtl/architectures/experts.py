@@ -84,7 +84,7 @@ def _split(backbone: nn.Module, from_stage: int | None) -> tuple[Stem, nn.Module
     from_stage = first_stage(backbone, from_stage)
     if from_stage == 0:
         return Stem(), backbone
-    units, read, last_axis_is_channels = stages(backbone)
+    units, read, last_axis_is_channels = stages(backbone, texts=True)
     if not 0 < from_stage < len(units):
         raise ValueError(f"from_stage={from_stage} must be from 0 to {len(units) - 1}: of {len(units)} stages.")
     stem = Stem(units[:from_stage], last_axis_is_channels, whole=isinstance(read, Pyramid))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mtl.text import masked_mean
 
 
 class Gate(nn.Module):
@@ -46,7 +48,12 @@ def flattened(x: Any) -> Tensor:
 
 
 def pooled(x: Any, last_axis_is_channels: bool = False) -> Tensor:
-    """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened."""
+    """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened.
+
+    Of tokens with their mask, the padding is left out.
+    """
+    if isinstance(x, Mapping) and x.keys() == {"tokens", "mask"}:
+        return masked_mean(_checked(x["tokens"]), x["mask"])
     axis = 1 if _checked(x).dim() == 4 and not last_axis_is_channels else x.dim() - 1
     positions = [i for i in range(1, x.dim()) if i != axis]
     return x.mean(positions) if positions else x

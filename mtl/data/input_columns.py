@@ -1,4 +1,4 @@
-"""The columns of a table as inputs: numbers, categories and dates; without torch."""
+"""The columns of a table as inputs: numbers, categories, dates and texts; without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_
 from mtl.data.columns import FEW, infer, is_boolean, to_numbers
 from mtl.data.tables import Files, first_row, row_of
 
-INPUT_KINDS = ("number", "category", "date")
+INPUT_KINDS = ("number", "category", "date", "text")
+WORDS = 3  # most values of a column of free text have as many or more
 # One of them for all rows of a column: which of day and month comes first cannot be told from every row.
 DATE_FORMATS = ("ISO8601", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y", "%d.%m.%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y")
 TRUE = ("true", "1", "1.0")
@@ -47,6 +48,8 @@ class InputColumn:
     gaps: bool = False
 
     def __str__(self) -> str:
+        if self.kind == "text":
+            return "text"
         if self.kind == "category":
             more = f" and {len(self.values) - FEW} more" if len(self.values) > FEW else ""
             return f"category of {', '.join(self.values[:FEW])}{more}"
@@ -59,8 +62,8 @@ class InputColumn:
         return len(self.mean) + self.gaps
 
     def numbers(self, own: pd.Series, file: Path | Files) -> NDArray[np.float32]:
-        """Standardised numbers ``[N, width]``, 0 where there is none; of a category ``[N, 0]``."""
-        if self.kind == "category":
+        """Standardised numbers ``[N, width]``, 0 where there is none; of a category or a text ``[N, 0]``."""
+        if self.kind in ("category", "text"):
             return np.empty((len(own), 0), np.float32)
         found = self._parts(own, file)
         missing = np.isnan(found)
@@ -83,8 +86,11 @@ class InputColumn:
         return np.stack([date_parts(_dates(own, self.format, file))[part] for part in self.parts], 1)
 
 
-def infer_input(table: Any, name: str, file: Path | Files) -> str:
-    """The kind of an input column; LeftOut for one that is none, ValueError for one of several kinds."""
+def infer_input(table: Any, name: str, file: Path | Files, reads_text: bool = False) -> str:
+    """The kind of an input column; LeftOut for one that is none, ValueError for one of several kinds.
+
+    ``reads_text``: the model reads free text, which otherwise is no input.
+    """
     own = table[name]
     known = own.dropna()
     if not len(known):
@@ -92,10 +98,14 @@ def infer_input(table: Any, name: str, file: Path | Files) -> str:
     if is_datetime64_any_dtype(own) or (_is_text(known) and find_format(own, file)):
         return "date"
     different = known.nunique()
+    if _is_text(known) and len(known) > FEW and different > len(known) / 2 and _has_words(known):
+        if reads_text:
+            return "text"
+        raise LeftOut("it is free text, which backbone=table_text and backbone=text read")
     if _is_text(known) and different == len(known) > FEW:
         raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
     if _is_text(known) and len(known) > FEW and different > len(known) / 2 and not _mostly_numbers(known):
-        raise LeftOut(f"it has {different} different texts in {len(known)} rows: free text, or too many categories")
+        raise LeftOut(f"it has {different} different texts in {len(known)} rows, too many for categories")
     return "number" if infer(table, (name,), file) == "number" else "category"
 
 
@@ -105,6 +115,8 @@ def learn(name: str, own: pd.Series, kind: str, train: NDArray[np.bool_], file: 
     if not len(seen):
         raise LeftOut("it has no value in the training rows")
     gaps = len(seen) < int(train.sum())
+    if kind == "text":
+        return InputColumn(name, kind)
     if kind == "category":
         column = InputColumn(name, kind, numeric=_is_number(own), boolean=is_boolean(own.dropna()))
         values = sorted(seen.unique().tolist(), key=lambda value: (isinstance(value, str), value))
@@ -214,6 +226,11 @@ def _is_number(own: pd.Series) -> bool:
 
 def _is_text(known: pd.Series) -> bool:
     return not is_numeric_dtype(known) and not is_bool_dtype(known) and not is_boolean(known)
+
+
+def _has_words(known: pd.Series) -> bool:
+    """Whether most of a column's first values are of several words, as names and identifiers are not."""
+    return bool(known[:1000].astype(str).str.split().str.len().median() >= WORDS)
 
 
 def _mostly_numbers(known: Sequence[Any]) -> bool:

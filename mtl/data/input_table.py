@@ -32,8 +32,8 @@ class InputTable:
     """What mtl.data.table.Table knows of its table; the arguments and the errors are described there.
 
     ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why.
-    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers`` and ``categories`` the inputs, and
-    ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers``, ``categories`` and ``texts`` the
+    inputs, and ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
     """
 
     def __init__(
@@ -51,9 +51,10 @@ class InputTable:
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         cache: str | None = None,
+        reads_text: bool = False,
     ) -> None:
         arguments = (file, targets, inputs, exclude, kinds, split, key, validation, test, missing, metadata)
-        self._file, self._kinds = file, dict(kinds or {})
+        self._file, self._kinds, self._reads_text = file, dict(kinds or {}), reads_text
         self._table: Any = None  # only while it is read
         paths = paths_of(folder, file)
         before = stamps(paths)
@@ -112,6 +113,7 @@ class InputTable:
             self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
             warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
         self._encode(cache)
+        self.texts = self.rows.find_texts(table)
 
     def _encode(self, cache: Path | None) -> None:
         """The inputs of all rows, a block of rows at a time."""
@@ -142,6 +144,7 @@ class InputTable:
         self.parts = np.array(SPLITS, object)[arrays["parts"]]
         self.content, self.hashes = arrays["content"], arrays["hashes"]
         self.values = {name: arrays[f"target {name}"] for name in self.columns}
+        self.texts = np.empty((len(self.parts), 0), object)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -202,7 +205,7 @@ class InputTable:
             if inputs is None and column in {*exclude, *used, *apart}:
                 continue
             try:
-                kind = self._input_kind(column) or infer_input(self._table, column, self.files)
+                kind = self._input_kind(column) or infer_input(self._table, column, self.files, self._reads_text)
                 if kind not in INPUT_KINDS:
                     raise ValueError(f"kinds.{column}={kind} must be one of {', '.join(INPUT_KINDS)}: it is an input.")
                 found.append(learn(column, self._table[column], kind, train, self.files))

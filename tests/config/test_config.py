@@ -28,7 +28,7 @@ THIRD = [
 
 
 # The data of the backbones that do not read images.
-DATA = {"theta": "toy", "causal_transformer": "stdlib"}
+DATA = {"theta": "toy", "causal_transformer": "stdlib", "text": "paws_x"}
 
 
 def built(*overrides):
@@ -53,14 +53,19 @@ def test_every_option_is_built_and_takes_a_step(group):
 @pytest.mark.parametrize("data", [data for data in options("data") if data != "dataset"])
 def test_every_data_set_alone_is_a_run(data, tmp_path):
     """No other group is named: backbone, heads and losses fit."""
-    cfg = load([f"data={data}", "device=cpu"])
+    one_step(*build(of_data(data, tmp_path)))
+
+
+def of_data(data, folder, *overrides):
+    """The configuration of a data set, of its fixture where it is one of files."""
+    cfg = load([f"data={data}", "device=cpu", *overrides])
     if OmegaConf.is_missing(cfg.data, "root"):
         domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
-        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(tmp_path / data, **domains)
-        cfg.data.root = str(tmp_path / data)
+        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder / data, **domains)
+        cfg.data.root = str(folder / data)
     if "image_size" in cfg.data:
         cfg.data.image_size = min(cfg.data.image_size, 64)  # a step on the papers' sizes takes twenty seconds
-    one_step(*build(cfg))
+    return cfg
 
 
 def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
@@ -77,8 +82,8 @@ def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
 
 
 @pytest.mark.parametrize("backbone", options("backbone"))
-def test_every_backbone_takes_a_step(backbone):
-    one_step(*build(load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])))
+def test_every_backbone_takes_a_step(backbone, tmp_path):
+    one_step(*build(of_data(DATA.get(backbone, "digits"), tmp_path, f"backbone={backbone}")))
 
 
 STUDY = "experiment/digits_strategies"
@@ -134,8 +139,6 @@ def test_one_head_of_a_set_alone_sees_the_same_data():
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_every_head_on_its_kind_of_features(features, head, backbone):
     overrides = [f"backbone.name={backbone}"]
-    if features == "tokens":  # timm's attention pooling cannot say what it reads
-        overrides.append("backbone.features=tokens")
     if head == "attention_pool" and backbone == "test_resnet":
         overrides.append("data.image_size=64")
     heads = [f"head@heads.{side}={head}" for side in ("left", "right")]
