@@ -264,7 +264,7 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
     weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=batches_per_epoch, seed=cfg.seed)
     offered = {"weighting": weighting, "tasks": names, **comparable}
     if "rule" in cfg.strategy:
-        offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
+        offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), tasks=names, seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
     shared = parts.engine.trained_shared_parameters() + parts.engine.trained_common_parameters()

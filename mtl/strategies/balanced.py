@@ -34,6 +34,7 @@ class Balanced(Strategy):
       trunk, K trunk backwards and K copies of the trunk's gradient. There the rows, and the direction, are over the
       parameters that several heads hold as well.
     - ``every``: batches between two runs of the rule; its last weights stay in between.
+    - ``smoothing``: the share of the last weights in the rule's new ones, see RuleCall.
     - ``scale``: the factor that puts the rule's weights on the scale where weights of one give the gradient of the sum
       of the losses; ``tasks`` is the number of tasks in the batch.
     - ``head_scale``: ``unit``, a head gets the gradient of its own weighted loss, or ``weights``, that times the rule's
@@ -50,6 +51,7 @@ class Balanced(Strategy):
         tasks: Sequence[str],
         space: str = "features",
         every: int = 1,
+        smoothing: float = 0.0,
         scale: float | str = 1.0,
         head_scale: str = "unit",
         on_solver_failure: str = "raise",
@@ -64,7 +66,7 @@ class Balanced(Strategy):
                 f"{type(rule).__name__} works on the rows themselves: it needs space=features or parameters, and "
                 f"every=1, not space={space} and every={every}."
             )
-        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale), head_scale
+        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale, smoothing), head_scale
         self._skips, self.skipped = on_solver_failure == "skip", 0
         self._rows = Rows()
 
