@@ -1,10 +1,10 @@
 """Does a part of the trunk tell what the whole of it says? Gram matrices over layers, and what a step over them costs.
 
-    python experiments/feature_vs_parameter/parts.py            # three trunks, three seeds: parts.csv and the table
-    python experiments/feature_vs_parameter/parts.py --cost     # seconds of a step of ResNet-18 over the number of tasks
+    python experiments/feature_vs_parameter/parts.py          # three trunks, three seeds: parts.csv and the table
+    python experiments/feature_vs_parameter/parts.py --cost   # a step of ResNet-18 over the number of tasks
 
-The runs are those of run.py along the trajectory of equal weighting. Every 20 steps the tasks' Gram matrix over a part's
-parameters is compared with that over all of the trunk's, as is the one at the features.
+The runs are those of run.py along the trajectory of equal weighting. Every 20 steps the Gram matrix over a part's
+parameters is compared with that over all of the trunk's, and so is the one at the features.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from mtl.data.loader import Batches, EndlessSampler
 from mtl.gradients.cut import Cut
 from mtl.gradients.rows import Rows
 from mtl.gradients.spaces import PartSpace
-from mtl.heads import Linear
 from mtl.model import MultiTaskModel
 from mtl.rules import MGDA
 from mtl.strategies import Balanced, Detached
@@ -119,7 +118,7 @@ def cost(counts: tuple[int, ...] = (2, 4, 8), rounds: int = 9) -> str:
     text = ["| K | detached | `features` | last stage | last two stages | `parameters` |", "|---" * 6 + "|"]
     for count in counts:
         names = [f"task{i}" for i in range(count)]
-        model = MultiTaskModel(Timm("resnet18"), {name: Linear(512, 10) for name in names})
+        model = MultiTaskModel(Timm("resnet18"), {name: torch.nn.Linear(512, 10) for name in names})
         tasks = [Task(name, torch.nn.CrossEntropyLoss()) for name in names]
         batch = torch.randn(16, 3, 96, 96), {name: torch.randint(10, (16,)) for name in names}
         strategies = {
