@@ -80,6 +80,7 @@ class Balance(nn.Module):
       of the losses; ``tasks`` is the number of tasks that are present. conf/strategy has that of each rule's paper: the
       weights of MGDA, UPGrad and CAGrad, which are those of a mean, have ``tasks``.
     - ``every``: backward passes between two runs of the rule, whose last weights stay in between.
+    - ``smoothing``: the share of the last weights in the rule's new ones, 0 to below 1 (CR-MOGM, Zhou et al. 2022).
     - ``loss_scale``: what all losses are multiplied by before the backward: a GradScaler, or a number, as 1 / N where N
       micro-batches are accumulated. The rule, ``last`` and ``log_to`` see the gradients without it. Only rules whose
       weights depend on the size of the gradients, as NashMTL's, care. It may be set later, as an attribute.
@@ -108,6 +109,7 @@ class Balance(nn.Module):
         scale: float | str = 1.0,
         every: int = 1,
         loss_scale: LossScaler | float = 1.0,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         _check_tasks(tasks)
@@ -117,7 +119,7 @@ class Balance(nn.Module):
         self.loss_scale: LossScaler | float | None = loss_scale
         # The rule is no submodule: DistributedDataParallel and FSDP would broadcast or move its buffers, which belong
         # to the CPU. get_extra_state has its state.
-        self._call = RuleCall(Sum() if rule is None else rule, self.tasks, every, scale)
+        self._call = RuleCall(Sum() if rule is None else rule, self.tasks, every, scale, smoothing)
         self._only_measures = rule is None
         self._rows = Rows()
         self._losses: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,6 +70,12 @@ class MultiTaskModel(nn.Module):
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The backbone's parameters: the tasks share them."""
         return self.backbone.parameters()
+
+    def shared_parameters_of(self, part: Sequence[str]) -> Iterator[nn.Parameter]:
+        """The backbone's parameters in ``part``: submodules, parameters, or patterns of their names (``blocks.1*``)."""
+        for name, parameter in self.backbone.named_parameters():
+            if any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in part):
+                yield parameter
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The heads' parameters; one that several heads share comes once."""

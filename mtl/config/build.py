@@ -35,7 +35,7 @@ from mtl.distributed.data_parallel import broadcast_parameters
 from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
-from mtl.errors import ConfigError, first_line
+from mtl.errors import ConfigError, first_line, suggestion
 from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics
 from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task
@@ -309,13 +309,21 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
     weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=batches_per_epoch, seed=cfg.seed)
     offered = {"weighting": weighting, "tasks": names, **comparable}
     if "rule" in cfg.strategy:
-        offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), seed=cfg.seed)
+        offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), tasks=names, seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
     strategy = make("strategy", own, **offered).to(parts.device)
     shared = parts.engine.trained_shared_parameters() + parts.engine.trained_common_parameters()
     if cfg.strategy.get("space") == "parameters" and not shared:
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
+    if strategy.part and not parts.engine.trained_shared_parameters_of(strategy.part):
+        raise ConfigError(_no_such_part(cfg.strategy.part, parts.model.backbone))
     return strategy
+
+
+def _no_such_part(part: Any, backbone: nn.Module) -> str:
+    names = [name for name, module in backbone.named_modules() if name and any(True for _ in module.parameters())]
+    close = suggestion(str(part), names if len(names) < 12 else [n for n in names if n.count(".") < 2])
+    return f"strategy.part={part} matches no parameter of the backbone that is trained; {close}."
 
 
 def _prepare(cfg: DictConfig, parts: Parts, strategy: Any) -> None:

@@ -24,7 +24,7 @@ def check_common_features(cfg: DictConfig, parts: Any, strategy: Any) -> None:
 
     Their Gram matrix is diagonal whatever the tasks demand of the trunk.
     """
-    if strategy.space == "parameters" or not have_nothing_in_common(parts.model, parts.example):
+    if strategy.space in ("parameters", "part") or not have_nothing_in_common(parts.model, parts.example):
         return
     if "rule" in cfg.strategy:
         raise ConfigError(

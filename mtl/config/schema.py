@@ -53,7 +53,11 @@ class TrainerConfig:
     checkpoint_every: int | None = option(None, changeable=True, irrelevant=True)
     # numbered checkpoints that stay beside last.pt and best.pt: the latest so many
     keep: int = option(0, minimum=0, changeable=True, irrelevant=True)
-    monitor: str = "loss/total"  # the metric of the val split that decides which checkpoint is best.pt
+    # the metric of the val split that decides which checkpoint is best.pt; or a formula, as 2*left/f1 - size/rmse; or
+    # delta_m, the mean relative change against baselines
+    monitor: str = "loss/total"
+    # the folder of single-task runs that trainer.monitor=delta_m compares with
+    baselines: str | None = None
     # whether its lowest or its highest value is the best; null: what the metric says of itself
     mode: str | None = option(None, choices=("min", "max", None))
     # processes, each with a part of every batch and, on GPUs, a device of its own

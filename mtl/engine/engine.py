@@ -92,6 +92,10 @@ class Engine:
         """The backbone's parameters that are trained."""
         return [p for p in self.model.shared_parameters() if p.requires_grad]
 
+    def trained_shared_parameters_of(self, part: Sequence[str]) -> list[nn.Parameter]:
+        """Those of a part of the backbone, by names or patterns."""
+        return [p for p in self.model.shared_parameters_of(part) if p.requires_grad]
+
     def trained_common_parameters(self) -> list[nn.Parameter]:
         """The parameters that several heads hold and that are trained."""
         return [p for p in self.model.common_parameters() if p.requires_grad]

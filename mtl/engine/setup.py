@@ -161,7 +161,7 @@ class RecompileWarning:
 
 def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
     """Shard the parameters, their gradients and the optimizer's state over the ranks (FSDP2)."""
-    if getattr(strategy, "space", None) == "parameters":
+    if getattr(strategy, "space", None) in ("parameters", "part"):
         raise ValueError(
             f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use strategy.space=features "
             "or trainer.shard=null."

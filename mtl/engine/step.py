@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class Settings(Protocol):
 
     weighting: Weighting
     space: str
+    part: Sequence[str]
     token_chunks: int
     audit: Audit
 
@@ -116,7 +117,10 @@ class Step:
     def compare(self, cut: Cut | Tap, keep_graph: bool = False) -> FeatureSpace | ParameterSpace:
         """The tasks' gradients in the strategy's space; ``keep_graph``: the trunk's backward is still to come."""
         engine = self.engine
-        parameters = engine.trained_shared_parameters() if self.strategy.space == "parameters" else []
+        parameters = {
+            "parameters": engine.trained_shared_parameters,
+            "part": lambda: engine.trained_shared_parameters_of(self.strategy.part),
+        }.get(self.strategy.space, list)()
         return SPACES[self.strategy.space](cut, parameters, engine.reducer.all_reduce, keep_graph)
 
     def measure_conflict(self, cut: Cut | Tap) -> None:

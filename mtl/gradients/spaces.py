@@ -1,4 +1,4 @@
-"""Where the tasks' gradients are compared: at the features, summed over the batch, or at the trunk's parameters.
+"""Where the tasks' gradients are compared: at the features, summed over the batch, or at parameters of the trunk.
 
 A space is made of a cut whose heads have all run. ``gram()`` is the Gram matrix [K, K] over all ranks' batches, float64
 on the CPU; ``combine(weights)`` the direction sum_i w_i g_i; ``send(direction)`` leaves the trunk's gradient.
@@ -27,7 +27,7 @@ class FeatureSpace:
         keep_graph: bool = False,
     ) -> None:
         assert cut.rows is not None
-        self.cut, self.rows, self._all_reduce = cut, cut.rows, all_reduce
+        self.cut, self.rows, self.parameters, self._all_reduce = cut, cut.rows, list(parameters), all_reduce
 
     def gram(self) -> Tensor:
         """The Gram matrix of all ranks' rows: each rank has the columns of its own samples."""
@@ -132,4 +132,27 @@ class ParameterSpace:
         return pushed.combine(torch.ones(1))
 
 
-SPACES = {"features": FeatureSpace, "features_sum": SummedSpace, "parameters": ParameterSpace}
+class PartSpace(FeatureSpace):
+    """Rows over the parameters of a part of the trunk, and one backward of the whole trunk.
+
+    Each row is pushed through the part alone: the layers above it, K times, and none below. As GradNorm's last shared
+    layer, and partial Jacobian descent.
+    """
+
+    def gram(self) -> Tensor:
+        """The Gram matrix at the part's ``parameters``, over all ranks' batches."""
+        pushed = ParameterRows(self.parameters)
+        for task in range(self.rows.count):
+            pushed.append(
+                trunk_vjp(self.cut.trunk, self.rows.row(task), self.parameters, loss_scale=self.cut.loss_scale)
+            )
+        pushed.all_reduce(self._all_reduce)
+        return pushed.gram()
+
+
+SPACES = {
+    "features": FeatureSpace,
+    "features_sum": SummedSpace,
+    "parameters": ParameterSpace,
+    "part": PartSpace,
+}

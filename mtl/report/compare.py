@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.report.delta_m import by_metric, by_task, relative_changes, task_of
+from mtl.delta_m import by_metric, by_task, relative_changes, task_of
 from mtl.report.names import class_name, differing_keys, interpolations_of, is_unbalanced, row_labels
 from mtl.report.notes import notes_on
 from mtl.report.runs import ReportError, Run

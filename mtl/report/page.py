@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from mtl.delta_m import task_of
 from mtl.descriptions import DESCRIPTIONS, SMALL_COSINES
 from mtl.report.compare import Comparison, Row
-from mtl.report.delta_m import task_of
 from mtl.report.runs import Run, flatten
 from mtl.report.tables import Table, finite_or_none, format_number, summary_line, tables
 from mtl.report.timing import SHARED

@@ -11,6 +11,7 @@ from mtl.rules.cagrad import CAGrad as CAGrad
 from mtl.rules.config import ConFIG as ConFIG
 from mtl.rules.db_mtl import DBMTL as DBMTL
 from mtl.rules.dualproj import DualProj as DualProj
+from mtl.rules.epo import EPO as EPO
 from mtl.rules.excess_mtl import ExcessMTL as ExcessMTL
 from mtl.rules.fairgrad import FairGrad as FairGrad
 from mtl.rules.graddrop import GradDrop as GradDrop

@@ -21,17 +21,33 @@ class RuleCall:
 
     ``every``: batches between two runs of the rule; its last weights stay in between. ``scale``: the factor that puts
     the rule's weights on the scale where weights of one give the gradient of the sum of the losses; ``tasks`` is the
-    number of tasks in the batch.
+    number of tasks in the batch. ``smoothing``: the share alpha of the last weights in the new ones,
+    ``alpha w_{t-1} + (1 - alpha) rule(G)``. The average begins anew, with the rule's own weights, where the tasks in
+    the batch change.
+
+    Source: Zhou et al. 2022, "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond",
+    algorithm 1 (CR-MOGM), with a constant alpha. With ``every`` it is PSMGD (Xu et al. 2025).
     """
 
-    def __init__(self, rule: nn.Module, tasks: Sequence[str], every: int = 1, scale: float | str = 1.0) -> None:
+    def __init__(
+        self,
+        rule: nn.Module,
+        tasks: Sequence[str],
+        every: int = 1,
+        scale: float | str = 1.0,
+        smoothing: float = 0.0,
+    ) -> None:
         if every < 1:
             raise ValueError(f"every={every} must be 1 or more.")
         if isinstance(scale, str) and scale != "tasks":
             raise ValueError(f"scale={scale} must be a number or tasks.")
         self.rule: Any = rule
-        self.tasks, self.every, self.scale = list(tasks), every, scale
+        self.tasks, self.every, self.scale, self.smoothing = list(tasks), every, scale, smoothing
         self.needs_rows: bool = getattr(rule, "needs_rows", False)
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing={smoothing} must be 0 or more and below 1.")
+        if smoothing and self.needs_rows:
+            raise ValueError(f"smoothing={smoothing} averages weights, but {type(rule).__name__} gives a direction.")
         called: Any = self.rule.combine if self.needs_rows else self.rule.forward
         arguments = inspect.signature(called).parameters
         self._takes = set(arguments)
@@ -53,6 +69,8 @@ class RuleCall:
     def solve(self, gram: Tensor, names: Sequence[str], losses: Losses) -> Tensor:
         """The rule's ``weights``, which stay until it runs the next time; one batch where a gradient was not finite."""
         weights = self.weights(gram, names, losses)
+        if self.smoothing and list(names) == self.solved:
+            weights = self.smoothing * self.last(names) + (1 - self.smoothing) * weights
         found = dict(zip(names, weights.tolist(), strict=True))
         self.last_weights |= found
         self.solved = list(names) if all(map(math.isfinite, found.values())) else []  # else it runs anew at once

@@ -14,12 +14,13 @@ Array = NDArray[np.float64]
 STATIONARY = 1e-6
 
 
-def fair_weights(rows: UnitRows, alpha: float) -> Array:
-    """The ``w > 0`` with ``(G w)_i = w_i^(-1/alpha)``, for nonzero ``rows``; alpha = 1 is the equation of Nash-MTL.
+def fair_weights(rows: UnitRows, alpha: float, preference: Array | float = 1.0) -> Array:
+    """The ``w > 0`` with ``(G w)_i = (q_i / w_i)^(1/alpha)``, for nonzero ``rows``; alpha = 1 and q = 1 is Nash-MTL's.
 
-    Let n be the norms in units of the largest, and ``w_i = b_i x_i / n_i`` with
-    ``b_i = n_i^((1 - alpha) / (1 + alpha))``, so that x = 1 is the solution for orthogonal rows. The equation is the
-    stationarity condition of a strictly convex potential over x > 0, which damped Newton steps minimise::
+    q is the ``preference``. Let n be the norms in units of the largest, and ``w_i = b_i x_i / n_i`` with
+    ``b_i = q_i^(1 / (1 + alpha)) n_i^((1 - alpha) / (1 + alpha))``, so that x = 1 is the solution for orthogonal rows.
+    The equation is the stationarity condition of a strictly convex potential over x > 0, which damped Newton steps
+    minimise::
 
         1/2 (b x)' C (b x) + sum_i b_i^2 p(x_i),   p'(x) = -x^(-1/alpha)
 
@@ -29,7 +30,7 @@ def fair_weights(rows: UnitRows, alpha: float) -> Array:
     """
     exponent = (1 - alpha) / (1 + alpha)
     unit = rows.norms.max()
-    base = (rows.norms / unit) ** exponent
+    base = (rows.norms / unit) ** exponent * preference ** (1 / (1 + alpha))
     scaled = _newton(rows, base, 1 / alpha)
     if scaled is None or _is_stationary(rows, scaled):
         hull = shortest_combination(rows._replace(norms=np.ones_like(rows.norms)))

@@ -24,7 +24,7 @@ class IMTLG(Rule):
         rows = unit_rows(gram)
         if not len(rows.norms):
             return np.zeros(len(gram))
-        coefficients, kernel = equal_projections(rows.factor)
+        coefficients, kernel = projections_onto(rows.factor, np.ones_like(rows.norms))
         if np.linalg.norm(kernel) > 1e-6 * np.sqrt(len(kernel)):
             coefficients = kernel
         weights = coefficients * (rows.norms.min() / rows.norms)
@@ -32,9 +32,9 @@ class IMTLG(Rule):
         return rows.scatter(weights / (total if abs(total) > 1e-12 * size else size))
 
 
-def equal_projections(factor: Array) -> tuple[Array, Array]:
-    """``C^+ 1`` and the projection of 1 onto the kernel of C, for ``C = F'F`` with orthogonal rows of F."""
+def projections_onto(factor: Array, wanted: Array) -> tuple[Array, Array]:
+    """``C^+ p`` and the projection of p, ``wanted``, onto the kernel of ``C = F'F``, with orthogonal rows of F."""
     eigenvalues = np.einsum("rk,rk->r", factor, factor)
     vectors = factor / np.sqrt(eigenvalues)[:, None]
-    parts = vectors.sum(1)
-    return (parts / eigenvalues) @ vectors, 1 - parts @ vectors
+    parts = vectors @ wanted
+    return (parts / eigenvalues) @ vectors, wanted - parts @ vectors

@@ -1,11 +1,15 @@
+from collections.abc import Sequence
+
 import numpy as np
 
+from mtl.preference import Preference
 from mtl.rules.fair import fair_weights
-from mtl.rules.rule import Array, Rule
+from mtl.rules.preference import PreferenceRule
+from mtl.rules.rule import Array
 from mtl.rules.solvers import unit_rows
 
 
-class NashMTL(Rule):
+class NashMTL(PreferenceRule):
     """Nash's bargaining solution: the weights ``w > 0`` with ``G w = 1 / w``, elementwise.
 
     Every task improves by ``<g_i, d> = 1 / w_i``, and ``|d| = sqrt(K)`` whatever the norms of the gradients. The paper
@@ -20,20 +24,29 @@ class NashMTL(Rule):
     that are scaled by the weights independent of the size of the shared gradients. The official code divides too, but
     only inside its solver: its weights are those of G.
 
+    ``preference`` q, see :class:`PreferenceRule`: the asymmetric bargaining solution ``(G w)_i = q_i / w_i``, which
+    maximises ``prod_i <g_i, d>^q_i``.
+
     Source: Navon et al. 2022, equation 2 (claim 3.2). Solved to rounding errors by Newton's method. The official code
     linearises and stops after 20 rounds of cvxpy; it and LibMTL fall back to equal weights without their solver.
     """
 
-    def __init__(self, normalize: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, normalize: bool = False, preference: Preference | None = None, tasks: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(preference, tasks)
         self.normalize = normalize
 
     def weigh(self, gram: Array) -> Array:
         """Return the bargaining weights."""
+        return self.weigh_preferred(gram, np.ones(len(gram)))
+
+    def weigh_preferred(self, gram: Array, preference: Array) -> Array:
+        """Return the bargaining weights of tasks with the bargaining powers ``preference``."""
         rows = unit_rows(gram)
         if not len(rows.norms):
             return np.zeros(len(gram))
-        weights = fair_weights(rows, 1.0)
+        weights = fair_weights(rows, 1.0, preference[rows.alive])
         if self.normalize:
             largest = rows.norms.max()  # divided out first, because its fourth power may overflow
             weights = weights * largest * np.sqrt(np.linalg.norm(gram / largest / largest))

@@ -1,15 +1,17 @@
 import numpy as np
 
-from mtl.rules.rule import Array, Rule
+from mtl.rules.preference import PreferenceRule
+from mtl.rules.rule import Array
 from mtl.rules.solvers import UnitRows, dual_cone_multipliers, unit_rows
 
 
-class UPGrad(Rule):
+class UPGrad(PreferenceRule):
     """Project each task gradient onto the directions that conflict with no task; then average.
 
     ``d = (1/K) sum_i p_i`` with ``p_i = argmin_p |p - g_i|`` subject to ``<p, g_j> >= 0`` for all j. So d conflicts
     with no task; with two tasks, ``2 d`` is PCGrad's direction. At a Pareto-stationary point d may be zero. A zero
-    gradient has weight 1/K and adds no constraint.
+    gradient has weight 1/K and adds no constraint. ``preference`` p, see :class:`PreferenceRule`: the mean becomes
+    ``(1/K) sum_i p_i proj(g_i)``; no preference makes the direction conflict with a task.
 
     Source: Quinton & Rey 2024, "Jacobian descent for multi-objective optimization", equation 5. Solved exactly; TorchJD
     adds 1e-4 to the diagonal, so conflicts remain if norms differ.

@@ -13,7 +13,7 @@ from mtl.engine.result import AuditResult
 from mtl.engine.step import Step
 from mtl.gradients.cut import Cut, Direction
 from mtl.gradients.rows import Rows
-from mtl.gradients.spaces import SPACES, FeatureSpace, ParameterSpace
+from mtl.gradients.spaces import FeatureSpace, ParameterSpace
 from mtl.model import graph_tensors
 from mtl.rules.call import RuleCall
 from mtl.rules.solvers import SolverError
@@ -33,7 +33,11 @@ class Balanced(Strategy):
       one trunk backward. ``features_sum``: summed over the batch first. ``parameters``: each row pushed through the
       trunk, K trunk backwards and K copies of the trunk's gradient. There the rows, and the direction, are over the
       parameters that several heads hold as well.
+    - ``part``: with ``space=parameters``, submodules of the backbone, or patterns of its parameters' names, as
+      ``model.layer4`` or ``blocks.1*``. The rows are over these parameters alone: K backwards through the part and what
+      is above it, and one of the weighted sum through the whole trunk.
     - ``every``: batches between two runs of the rule; its last weights stay in between.
+    - ``smoothing``: the share of the last weights in the rule's new ones, see RuleCall.
     - ``scale``: the factor that puts the rule's weights on the scale where weights of one give the gradient of the sum
       of the losses; ``tasks`` is the number of tasks in the batch.
     - ``head_scale``: ``unit``, a head gets the gradient of its own weighted loss, or ``weights``, that times the rule's
@@ -49,14 +53,16 @@ class Balanced(Strategy):
         rule: nn.Module,
         tasks: Sequence[str],
         space: str = "features",
+        part: str | Sequence[str] | None = None,
         every: int = 1,
+        smoothing: float = 0.0,
         scale: float | str = 1.0,
         head_scale: str = "unit",
         on_solver_failure: str = "raise",
         token_chunks: int = 1,
     ) -> None:
-        super().__init__(weighting, space, token_chunks)
-        _check_choice("space", space, tuple(SPACES))
+        _check_choice("space", space, ("features", "features_sum", "parameters"))
+        super().__init__(weighting, space if part is None else "part", token_chunks)
         _check_choice("head_scale", head_scale, ("unit", "weights"))
         _check_choice("on_solver_failure", on_solver_failure, ("raise", "skip"))
         if getattr(rule, "needs_rows", False) and (space == "features_sum" or every != 1):
@@ -64,7 +70,13 @@ class Balanced(Strategy):
                 f"{type(rule).__name__} works on the rows themselves: it needs space=features or parameters, and "
                 f"every=1, not space={space} and every={every}."
             )
-        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale), head_scale
+        if part is not None and (space != "parameters" or getattr(rule, "needs_rows", False)):
+            raise ValueError(
+                f"part={part} needs space=parameters and a rule on the Gram matrix, not space={space} and "
+                f"{type(rule).__name__}."
+            )
+        self.part = [part] if isinstance(part, str) else list(part or ())
+        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale, smoothing), head_scale
         self._skips, self.skipped = on_solver_failure == "skip", 0
         self._rows = Rows()
 

@@ -28,6 +28,7 @@ class Strategy(nn.Module):
         if token_chunks < 1:
             raise ValueError(f"token_chunks={token_chunks} must be 1 or more.")
         self.weighting, self.space, self.token_chunks = weighting, space, token_chunks
+        self.part: Sequence[str] = ()
         self.audit = Audit("features_sum" if space == "features_sum" else "features")
 
     def step(

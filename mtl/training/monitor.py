@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from mtl.errors import ConfigError
 from mtl.metrics import higher_is_better
 from mtl.tasks import Task
+from mtl.training.baselines import DeltaM
+from mtl.training.formula import Formula
 
 WORDS = {"min": "lower", "max": "higher"}
 
@@ -18,11 +21,13 @@ WORDS = {"min": "lower", "max": "higher"}
 class Monitor:
     """A metric of the val split and its direction, ``mode``: ``min`` if a lower value is better, or ``max``.
 
-    An evaluation at which the metric is absent, NaN or infinite has no value, and decides nothing.
+    ``made``: what makes the metric of others, a formula or Δm; it is then logged by its ``name``. An evaluation at
+    which the metric is absent, NaN or infinite has no value, and decides nothing.
     """
 
     name: str = "loss/total"
     mode: str = "min"
+    made: Formula | DeltaM | None = None
 
     @classmethod
     def from_config(cls, trainer: Any, tasks: Sequence[Task]) -> Monitor:
@@ -33,6 +38,10 @@ class Monitor:
         directions = _directions(tasks)
         monitor, mode = trainer.monitor, trainer.mode
         name = monitor if monitor in directions else monitor.removeprefix("val/")
+        if name == "delta_m":
+            return cls(name, _only("min", trainer), DeltaM.from_runs(trainer.baselines, directions))
+        if name not in directions and re.search(r"[-+*()\s]", name):
+            return _of_formula(name, directions, trainer)
         if name not in directions:
             split, _, rest = name.partition("/")
             other = split in ("train", "test") and rest in directions
@@ -46,17 +55,16 @@ class Monitor:
                 f"trainer.monitor={monitor}: the metric does not say whether higher is better; "
                 "give trainer.mode=min or trainer.mode=max."
             )
-        if known is not None and mode not in (None, known):
-            raise ConfigError(
-                f"trainer.mode={mode}: trainer.monitor={monitor} is better where it is {WORDS[known]}; "
-                f"use trainer.mode={known}, or leave it null."
-            )
-        return cls(name, known or mode)
+        return cls(name, mode if known is None else _only(known, trainer))
 
     @property
     def better(self) -> str:
         """The direction in a word: ``lower`` or ``higher``."""
         return WORDS[self.mode]
+
+    def complete(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of an evaluation with the one that is made of them."""
+        return dict(metrics) if self.made is None else {**metrics, self.name: self.made.value(metrics)}
 
     def value(self, metrics: Mapping[str, float]) -> float | None:
         """The monitored value of an evaluation; None if it has none."""
@@ -66,6 +74,31 @@ class Monitor:
     def improves(self, value: float, best: float | None) -> bool:
         """Whether ``value`` is better than ``best``; of two equal ones the first stays the best."""
         return best is None or (value < best if self.mode == "min" else value > best)
+
+
+def _only(known: str, trainer: Any) -> str:
+    """The direction that is known; ConfigError where ``trainer.mode`` contradicts it."""
+    if trainer.mode not in (None, known):
+        raise ConfigError(
+            f"trainer.mode={trainer.mode}: trainer.monitor={trainer.monitor} is better where it is {WORDS[known]}; "
+            f"use trainer.mode={known}, or leave it null."
+        )
+    return known
+
+
+def _of_formula(text: str, directions: Mapping[str, str | None], trainer: Any) -> Monitor:
+    try:
+        formula = Formula(text, directions)
+    except ValueError as error:
+        raise ConfigError(f"trainer.monitor={text}: {error}.") from error
+    if formula.mode is not None:
+        return Monitor("monitor", _only(formula.mode, trainer), formula)
+    if trainer.mode is None:
+        raise ConfigError(
+            f"trainer.monitor={text}: its metrics do not all pull the same way, so that higher may be better or worse; "
+            "give trainer.mode=min or trainer.mode=max."
+        )
+    return Monitor("monitor", trainer.mode, formula)
 
 
 def _directions(tasks: Sequence[Task]) -> dict[str, str | None]:

@@ -38,7 +38,7 @@ class Validation:
         A learning rate schedule that follows the monitored value sees it here.
         """
         state = self._state
-        metrics = evaluate(state.evaluated, self._batches, self._device)
+        metrics = state.monitor.complete(evaluate(state.evaluated, self._batches, self._device))
         if step == min(self._plan.val_every, self._plan.steps):  # the first one
             warn_of_unmeasured("val", [task.name for task in state.tasks], metrics)
         self._tracker.log("val", step, self._plan.epoch(step), metrics)

@@ -28,6 +28,8 @@ FAST = {
         strategy="MGDA", kind="equal", count=7, absent=True, space="features_sum", weighting="uw"
     ),
     "MGDA-every": dict(strategy="MGDA", every=2),
+    "MGDA-part": dict(strategy="MGDA", space="parameters", part="4", absent=True),
+    "MGDA-part-every-audit": dict(strategy="MGDA", space="parameters", part="4", every=2, audit=True),
     **{f"{s}-sharded": dict(strategy=s, shard="backbone", max_norm=0.1) for s in ("naive", "detached", "MGDA")},
     **{f"{s}-all-sharded": dict(strategy=s, shard="all", absent=True) for s in ("detached", "MGDA")},
     **{

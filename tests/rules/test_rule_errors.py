@@ -38,6 +38,15 @@ BAD = [
     (lambda: rules.Krum(byzantine=-1), "byzantine=-1 must be 0 or more."),
     (lambda: rules.Krum(selected=0), "selected=0 must be 1 or more."),
     (lambda: rules.TrimmedMean(trim=-1), "trim=-1 must be 0 or more."),
+    (lambda: rules.EPO(2, epsilon=-1), "epsilon=-1 must be 0 or more."),
+    (
+        lambda: rules.EPO(2, [1, 2, 3], ["left", "right"]),
+        "preference has 3 numbers, but there are 2 tasks: left, right.",
+    ),
+    (lambda: rules.UPGrad({"lef": 2}, ["left", "right"]), "preference.lef names no task; did you mean left."),
+    (lambda: rules.MGDA({"left": 0}), "preference.left=0 must be a finite number above 0."),
+    (lambda: rules.ConFIG([1, -2]), "preference.1=-2 must be a finite number above 0."),
+    (lambda: rules.NashMTL(preference=[1, float("inf")]), "preference.1=inf must be a finite number above 0."),
 ]
 
 

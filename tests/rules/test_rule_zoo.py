@@ -30,8 +30,8 @@ def test_directions_are_finite_in_the_rows_dtype(name, dtype):
         assert weights.isfinite().all(), matrix
 
 
-# PCD names its primary task by its index, so it does know the order.
-@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name != "PCD"])
+# PCD names its primary task by its index, so it does know the order; EPO's linear program may have many solutions.
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name not in ("PCD", "EPO")])
 def test_a_rule_does_not_know_the_order_of_the_tasks(name):
     # Where several answers are right, which one is taken may depend on the order: those are left out.
     unique = [

@@ -67,6 +67,10 @@ WEIGHTINGS = {
     "gls": lambda tasks: weightings.GLS(),
     "imtl_l": weightings.IMTLL,
     "stch": lambda tasks: weightings.STCH(tasks, steps_per_epoch=1),
+    "uw_so": lambda tasks: weightings.UWSO(),
+    "tchebycheff": weightings.Tchebycheff,
+    "pbi": weightings.PBI,
+    "cosmos": weightings.COSMOS,
 }
 RULES = {
     name: value

@@ -82,7 +82,22 @@ ROUNDED: dict[str, Tensor] = {
     "float32 Gram matrix, opposite": GRAMS["opposite"].float(),
 }
 
+
 # Rules without random draws, made for a number of tasks.
+class WithLosses(rules.Rule):
+    """A rule that needs losses, with some: large for short gradients, so that they do not depend on the order."""
+
+    per_task_state = True
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, gram, present=None):
+        squares = gram.diagonal().double()
+        return self.rule(gram, 1 / (1 + squares / squares.max().clamp(min=1e-300)), present)
+
+
 DETERMINISTIC: dict[str, Callable[[int], nn.Module]] = {
     "Sum": lambda k: rules.Sum(),
     "Mean": lambda k: rules.Mean(),
@@ -106,6 +121,7 @@ DETERMINISTIC: dict[str, Callable[[int], nn.Module]] = {
     "PCD": lambda k: rules.PCD(k),
     "Krum": lambda k: rules.Krum(),
     "RotoGradScale": lambda k: rules.RotoGradScale(k),
+    "EPO": lambda k: WithLosses(rules.EPO(k)),
 }
 DRAWING: dict[str, Callable[[int], nn.Module]] = {
     "PCGrad": lambda k: rules.PCGrad(),

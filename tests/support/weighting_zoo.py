@@ -19,6 +19,10 @@ BUILD = {
     "famo": lambda tasks: weightings.FAMO(tasks),
     "stch": lambda tasks: weightings.STCH(tasks, steps_per_epoch=3, warmup_epochs=2),
     "gradnorm": lambda tasks: weightings.GradNorm(tasks),
+    "uw_so": lambda tasks: weightings.UWSO(),
+    "tchebycheff": lambda tasks: weightings.Tchebycheff(tasks, {tasks[0]: 2.0}),
+    "pbi": lambda tasks: weightings.PBI(tasks, preference={tasks[0]: 2.0}),
+    "cosmos": lambda tasks: weightings.COSMOS(tasks, preference={tasks[0]: 2.0}),
 }
 LEARNED = ("uw", "imtl_l")
 STATEFUL = ("random", "dwa", "uw", "imtl_l", "famo", "stch", "gradnorm")

@@ -38,7 +38,9 @@ class Undecided(Metric):
 
 
 def monitor(metric, mode=None, name="a/it"):
-    return Monitor.from_config(SimpleNamespace(monitor=name, mode=mode), [Task("a", nn.MSELoss(), {"it": metric})])
+    return Monitor.from_config(
+        SimpleNamespace(monitor=name, mode=mode, baselines=None), [Task("a", nn.MSELoss(), {"it": metric})]
+    )
 
 
 @pytest.mark.parametrize(

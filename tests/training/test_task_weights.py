@@ -109,6 +109,10 @@ OUTSIDE = {
     "equal": ("", []),
     "static": ("", []),
     "random": ("", []),
+    "uw_so": ("has no inverse", [0.0, -1.0]),
+    "tchebycheff": ("", []),
+    "pbi": ("", []),
+    "cosmos": ("", []),
 }
 
 

@@ -26,6 +26,14 @@ MISTAKES = [
     ("STCH", {"steps_per_epoch": 4, "epsilon": 0}, "epsilon=0 must be above 0."),
     ("GradNorm", {"alpha": -1}, "alpha=-1 must be 0 or more."),
     ("GradNorm", {"lr": float("inf")}, "lr=inf must be above 0."),
+    ("PBI", {"theta": -1}, "theta=-1 must be 0 or more."),
+    ("COSMOS", {"lamda": float("nan")}, "lamda=nan must be 0 or more."),
+    ("Tchebycheff", {"preference": {"left": 1.0}}, "preference.left names no task; accepted: a, b, c."),
+    ("Tchebycheff", {"preference": {"a": 0}}, "preference.a=0 must be a finite number above 0."),
+    ("PBI", {"preference": {"b": -2.0}}, "preference.b=-2.0 must be a finite number above 0."),
+    ("COSMOS", {"preference": {"b": "much"}}, "preference.b=much must be a finite number above 0."),
+    ("COSMOS", {"preference": [1, 2]}, "preference has 2 numbers, but there are 3 tasks: a, b, c."),
+    ("Tchebycheff", {"reference": {"left": 1.0}}, "reference.left names no task; the tasks are a, b, c."),
 ]
 
 
@@ -59,6 +67,10 @@ def test_tasks_must_have_names_of_their_own(tasks):
         ("famo", "FAMO"),
         ("stch", "STCH"),
         ("gradnorm", "GradNorm"),
+        ("uw_so", "UWSO"),
+        ("tchebycheff", "Tchebycheff"),
+        ("pbi", "PBI"),
+        ("cosmos", "COSMOS"),
     ],
 )
 def test_every_option_builds_its_weighting_with_what_the_build_offers(option, name):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.weighting_zoo import BUILD, TASKS, scalars
 
-from mtl.weightings import DWA, FAMO, GLS, IMTLL, STCH, UW, Log, Random, weight_of
+from mtl.weightings import COSMOS, DWA, FAMO, GLS, IMTLL, PBI, STCH, UW, UWSO, Log, Random, Tchebycheff, weight_of
 
 LOSSES = [0.03, 1.7, 240.0]
 
@@ -248,3 +248,71 @@ def test_what_the_weights_of_all_tasks_sum_to(name):
         weights = drive(weighting, None, step, absent=["b"] if step == 5 else ())
         if len(weights) == 3:
             assert sum(weights.values()) == pytest.approx(1 if name == "random" else 3, rel=1e-5)
+
+
+PREFERENCE = {"a": 2.0, "c": 0.5}  # 1 for b
+SHARES = torch.tensor([2.0, 1.0, 0.5]).double() / 3.5
+
+
+@pytest.mark.parametrize("temperature", [0.5, 20.0])
+def test_the_softmax_of_inverse_losses(temperature):
+    inverse = (1 / (temperature * torch.tensor(LOSSES).double())).exp()
+    weights = late_weights(UWSO(temperature), LOSSES)
+    torch.testing.assert_close(weights, inverse / inverse.sum(), rtol=1e-5, atol=0)
+    assert late_weights(UWSO(1e9), LOSSES).tolist() == pytest.approx([1 / 3] * 3)
+    assert late_weights(UWSO(), [0.0, 1.0, 1.0]).tolist() == pytest.approx([0, 0.5, 0.5])
+    assert late_weights(UWSO(), [0.0, -1.0, 0.0]).tolist() == [0, 0, 0]
+
+
+SCALARIZATIONS = {
+    "tchebycheff": (
+        lambda **own: Tchebycheff(TASKS, **own),
+        lambda L, r: (r * L).max(),
+    ),
+    "pbi": (
+        lambda **own: PBI(TASKS, theta=0.7, **own),
+        lambda L, r: (L @ (1 / r)) / (1 / r).norm() + 0.7 * (L - (L @ (1 / r)) / (r**-2).sum() / r).norm(),
+    ),
+    "cosmos": (
+        lambda **own: COSMOS(TASKS, lamda=0.3, **{k: v for k, v in own.items() if k == "preference"}),
+        lambda L, r: r @ L - 0.3 * torch.nn.functional.cosine_similarity(r, L, dim=0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCALARIZATIONS)
+def test_a_scalarization_has_its_derivatives_as_weights(name):
+    build, objective = SCALARIZATIONS[name]
+    expected = derivatives(lambda L: objective(L, SHARES), LOSSES)
+    torch.testing.assert_close(late_weights(build(preference=PREFERENCE), LOSSES), expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(late_weights(build(preference=[2.0, 1.0, 0.5]), LOSSES), expected, rtol=1e-6, atol=1e-12)
+    plain = derivatives(lambda L: objective(L, torch.full((3,), 1 / 3).double()), LOSSES)
+    torch.testing.assert_close(late_weights(build(), LOSSES), plain, rtol=1e-6, atol=1e-12)
+    assert not torch.allclose(plain, expected)
+
+
+@pytest.mark.parametrize("name", ["tchebycheff", "pbi"])
+def test_a_scalarization_above_its_reference(name):
+    build, objective = SCALARIZATIONS[name]
+    reference = torch.tensor([0.0, 1.5, 0.0]).double()
+    expected = derivatives(lambda L: objective(L - reference, SHARES), LOSSES)
+    weights = late_weights(build(preference=PREFERENCE, reference={"b": 1.5}), LOSSES)
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCALARIZATIONS)
+def test_a_scalarization_of_the_present_tasks(name):
+    build, objective = SCALARIZATIONS[name]
+    two = scalars(["a", "c"], [LOSSES[0], LOSSES[2]], torch.float64)
+    weights = torch.stack(list(build(preference=PREFERENCE).weights(two).values())).double()
+    shares = torch.tensor([2.0, 0.5]).double() / 2.5
+    expected = derivatives(lambda L: objective(L, shares), [LOSSES[0], LOSSES[2]])
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("build", [lambda: Tchebycheff(TASKS, [1, 2, 4]), lambda: PBI(TASKS, preference=[1, 2, 4])])
+def test_losses_on_the_preferred_ray(build):
+    """Where preference times loss is the same for all tasks, neither has more to balance."""
+    weights = late_weights(build(), [4.0, 2.0, 1.0])
+    assert weights.isfinite().all() and (weights > 0).all()
+    assert late_weights(build(), [0.0, 0.0, 0.0]).isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.weighting_zoo import TASKS, scalars
 
-from mtl.weightings import DWA, FAMO, GLS, IMTLL, UW, weight_of
+from mtl.weightings import COSMOS, DWA, FAMO, GLS, IMTLL, PBI, UW, weight_of
 from mtl.weightings.stch import STCH
 
 scalarization = pytest.importorskip("torchjd.scalarization")
@@ -74,3 +74,17 @@ def test_stch_of_the_relative_log_losses(mu):
     smooth = scalarization.STCH(mu, weights=torch.ones(3))
     expected = theirs(lambda L: 3 * smooth((L / nadir).log()), losses_of(0))
     torch.testing.assert_close(ours(mine, losses_of(0)), expected)
+
+
+def test_the_scalarizations_of_a_preference():
+    preference = torch.tensor([2.0, 1.0, 0.5])
+    shares = preference / preference.sum()
+    torch.testing.assert_close(
+        ours(COSMOS(TASKS, 0.3, preference.tolist()), losses_of(0)),
+        theirs(scalarization.COSMOS(0.3, shares), losses_of(0)),
+    )
+    # theirs goes along the given direction, ours along the one where preference times loss is the same
+    torch.testing.assert_close(
+        ours(PBI(TASKS, 0.7, preference.tolist()), losses_of(0)),
+        theirs(scalarization.PBI(0.7, 1 / preference), losses_of(0)),
+    )

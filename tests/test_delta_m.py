@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mtl.report.delta_m import by_metric, by_task, relative_changes
+from mtl.delta_m import by_metric, by_task, relative_changes
 
 NAMES = (
     "seg/mIoU",
