@@ -20,6 +20,7 @@ from mtl.data import SPLITS, fixtures
 from mtl.data.files import height_and_width, imagenet, read_image
 from mtl.data.folder import errors_named_by, find_root
 from mtl.data.metadata import digest
+from mtl.data.mixture import Mixture
 from mtl.errors import require, require_positive
 
 SOURCE = (
@@ -40,7 +41,8 @@ class Office:
     Inputs: a dict domain -> ``[B, 3, *image_size]``, normalised as the backbone wants. Targets: a
     dict domain -> classes. A training batch has ``batch_size`` images of every domain. An epoch is one pass over the
     largest domain; smaller domains start over when they end, so that each of their images is used equally often, and a
-    batch may have an image twice. Validation and test use every image once.
+    batch may have an image twice. ``sampling`` and ``temperature`` draw smaller domains less often: see
+    mtl.data.mixture, also for what that means for the losses. Validation and test use every image once.
 
     Raises ValueError for missing files and malformed lines; when a sample is read, for an unreadable image. The message
     names the file. Source: Saenko et al. 2010; Venkateswara et al. 2017; the splits are LibMTL's.
@@ -56,6 +58,8 @@ class Office:
         lists: str | None = None,
         batch_size: int = 64,
         image_size: int | Sequence[int] = 224,
+        sampling: str = "equal",
+        temperature: float | None = None,
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -80,8 +84,11 @@ class Office:
             "transform": {"resize": size},
         }
         self.normalize = imagenet()
+        sizes = {domain: len(own) for domain, own in lists_of["train"].items()}
+        mixture = Mixture(sizes, sampling, temperature, seed)
+        mixture.log_batch(batch_size)
         self.train, self.val, self.test = (
-            OwnImages(images, own, size, self.normalize, seed if split == "train" else None)
+            OwnImages(images, own, size, self.normalize, mixture if split == "train" else None)
             for split, own in lists_of.items()
         )
 
@@ -91,7 +98,7 @@ class Office:
 
 
 class OwnImages(Dataset):
-    """One split: sample i has an image of every domain, or, with ``seed=None``, of those with more than i images."""
+    """One split: sample i has an image of those domains that the ``mixture`` says, or that have more than i images."""
 
     def __init__(
         self,
@@ -99,17 +106,12 @@ class OwnImages(Dataset):
         images: dict[str, Images],
         image_size: list[int],
         normalize: v2.Normalize,
-        seed: int | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         self._root, self._images, self._image_size, self._normalize = root, images, image_size, normalize
+        self._mixture = mixture
         every = [item for own in images.values() for item in own]
         self.names, self.digest = [path for path, _ in every], digest([label for _, label in every])
-        self._order = None
-        if seed is not None:
-            rngs = (np.random.default_rng((seed, number)) for number in range(len(images)))
-            self._order = {
-                domain: rng.permutation(len(images[domain])) for domain, rng in zip(images, rngs, strict=True)
-            }
 
     def __len__(self) -> int:
         return max(map(len, self._images.values()))
@@ -120,7 +122,9 @@ class OwnImages(Dataset):
 
     def samples(self, task: str, indices: Sequence[int]) -> list[int]:
         """The ``indices`` for which a domain has an image."""
-        return list(indices) if self._order is not None else [i for i in indices if i < len(self._images[task])]
+        if self._mixture is not None:
+            return self._mixture.places(task, indices)
+        return [i for i in indices if i < len(self._images[task])]
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The images of ``indices`` in this epoch, for each domain that has one."""
@@ -133,12 +137,7 @@ class OwnImages(Dataset):
         return inputs, targets
 
     def _position(self, domain: str, index: int, epoch: int) -> int:
-        if self._order is None:
-            return index
-        # A smaller domain continues over epochs: the next epoch starts with the first image that this one did not
-        # reach.
-        order = self._order[domain]
-        return int(order[(epoch * len(self) + index) % len(order)])
+        return index if self._mixture is None else self._mixture.sample(domain, index, epoch)
 
     def _read(self, path: str) -> Tensor:
         image = F.resize(read_image(self._root / path), self._image_size, antialias=True)
