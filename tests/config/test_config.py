@@ -54,7 +54,7 @@ def test_every_option_is_built_and_takes_a_step(group):
 def test_every_data_set_alone_is_a_run(data, tmp_path):
     """No other group is named: backbone, heads and losses fit."""
     cfg = load([f"data={data}", "device=cpu"])
-    if OmegaConf.is_missing(cfg.data, "root"):
+    if OmegaConf.is_missing(cfg.data, "root") or data == "flights":  # whose package may not be installed
         domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
         importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(tmp_path / data, **domains)
         cfg.data.root = str(tmp_path / data)
