@@ -73,9 +73,9 @@ def joined(root):
         found.append(
             (
                 f"2013-{int(row['month']):02}-{int(row['day']):02}", *minutes, row["carrier"], row["origin"],
-                row["dest"], int(row["distance"]), number(hour.get("temp")), number(hour.get("wind_gust")), plane.get("model"),
-                number(plane.get("year")), number(plane.get("seats")), float(number(row["dep_time"]) is None), *late, delays[1],
-                number(row["air_time"]),
+                row["dest"], int(row["distance"]), number(hour.get("temp")), number(hour.get("wind_gust")),
+                plane.get("model"), number(plane.get("year")), number(plane.get("seats")),
+                float(number(row["dep_time"]) is None), *late, delays[1], number(row["air_time"]),
             )
         )  # fmt: skip
     return sorted(found, key=str)
