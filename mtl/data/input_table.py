@@ -27,17 +27,18 @@ Targets = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
 class InputTable:
-    """What mtl.data.table.Table knows of its table; the arguments and the errors are described there.
+    """What mtl.data.table.Table knows of its ``table``; the arguments and the errors are described there.
 
-    ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why.
-    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers`` and ``categories`` the inputs, and
-    ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+    ``files`` are what its rows come from, and ``parts`` says of which split each file is. ``columns`` are the targets
+    and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why. Of each row, ``parts`` has
+    the split, ``values[target]`` the label, ``numbers`` and ``categories`` the inputs, and ``hashes`` a number for its
+    key or content. ``counts`` says in words how many labels each split has.
     """
 
     def __init__(
         self,
-        folder: Path,
-        file: str | Mapping[str, str],
+        table: pd.DataFrame,
+        files: Files,
         targets: Targets,
         inputs: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
@@ -48,13 +49,13 @@ class InputTable:
         test: float = 0.15,
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        parts: Sequence[str] = ("train",),
     ) -> None:
-        table, self.files = read_files(folder, file, missing or ())
-        self._table, self._kinds = table, dict(kinds or {})
+        self.files, self._table, self._kinds = files, table, dict(kinds or {})
         wanted = self._wanted(targets, metadata)
         self.content = hash_rows(table)
         self.hashes = self.content if key is None else hash_column(table[self._check(key, "key")])
-        self.parts = self._assign_splits(file, split, validation, test)
+        self.parts = self._assign_splits(parts, split, validation, test)
         self.left_out: dict[str, str] = {}
         train = self.parts == "train"
         known = known_columns(metadata, wanted, self._target_kinds(wanted)) if metadata else {}
@@ -67,8 +68,12 @@ class InputTable:
             self.rows = Rows(metadata["inputs"])
         else:
             self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
-            warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
         self.numbers, self.categories = self.rows.encode(table, self.files)
+
+    def warn_of_leaks(self) -> None:
+        """Warn of every input that gives a target away; see mtl.data.table_leaks."""
+        train = self.parts == "train"
+        warn_of_leaks(self._table, self.rows.inputs, self.columns, self.values, train, self.files)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -96,15 +101,12 @@ class InputTable:
     def _target_kinds(self, wanted: Mapping[str, Any]) -> dict[str, str]:
         return {name: kind for name, kind in self._kinds.items() if name in wanted}
 
-    def _assign_splits(
-        self, file: str | Mapping[str, str], split: str | None, validation: float, test: float
-    ) -> NDArray[Any]:
+    def _assign_splits(self, named: Sequence[str], split: str | None, validation: float, test: float) -> NDArray[Any]:
         if split is not None:
-            if not isinstance(file, str):
+            if len(named) > 1:
                 raise ValueError(f"split={split}: the files say already which rows are train, val and test.")
             parts = splits_of(self._table[self._check(split, "split")], self.files)
         else:
-            named = ["train"] if isinstance(file, str) else list(file)
             parts = np.repeat(np.array(named, object), list(self.files.sizes.values()))
             if shares := {part: share for part, share in check_shares(validation, test).items() if part not in named}:
                 rows = parts == "train"
@@ -148,7 +150,7 @@ class InputTable:
 
     def _check_kinds(self, used: set[str], inputs: set[str]) -> None:
         for name in self._kinds:
-            if name not in {*self.columns, *inputs}:
+            if name not in {*self.columns, *inputs, *self.left_out}:
                 raise ValueError(
                     f"kinds.{name} names neither a target nor an input; a target is {', '.join(KINDS)}, and an input "
                     f"{', '.join(INPUT_KINDS)}."

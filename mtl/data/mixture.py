@@ -76,6 +76,6 @@ def _exponent(sampling: str, temperature: float | None) -> float:
     if sampling != "temperature":
         require("temperature", temperature, f"null with sampling={sampling}", temperature is None)
         return float(sampling == "proportional")
-    is_number = isinstance(temperature, int | float)
-    require("temperature", temperature, "a number of 1 or more", is_number and temperature >= 1)
-    return 1 / temperature  # type: ignore[operator]
+    if not isinstance(temperature, int | float) or not temperature >= 1:  # NaN neither
+        raise ValueError(f"temperature={temperature} must be a number of 1 or more.")
+    return 1 / temperature

@@ -18,7 +18,7 @@ from mtl.data import SPLITS, fixtures
 from mtl.data.columns import KINDS, target_name
 from mtl.data.folder import find_root
 from mtl.data.input_columns import INPUT_KINDS
-from mtl.data.input_table import InputTable
+from mtl.data.input_table import InputTable, read_files
 from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_left_out, show_targets, show_written
 from mtl.data.table_configuration import write_files
 from mtl.errors import require_positive
@@ -82,9 +82,17 @@ class Table:
         require_positive(batch_size=batch_size)
         names = [file] if isinstance(file, str) else list(file.values())
         folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE)
+        frame, files = read_files(folder, file, missing or ())
+        named = ["train"] if isinstance(file, str) else list(file)
         table = InputTable(
-            folder, file, targets or (), inputs, exclude, kinds, split, key, validation, test, missing, metadata
+            frame, files, targets or (), inputs, exclude, kinds, split, key, validation, test, missing, metadata, named
         )
+        if metadata is None:
+            table.warn_of_leaks()
+        self._use(table, batch_size)
+
+    def _use(self, table: InputTable, batch_size: int) -> None:
+        """Become the data set of a table that is read."""
         for column, reason in table.left_out.items():
             log.warning("%s is left out of the inputs: %s", column, reason)
         self.columns, self.counts = table.columns, table.counts
@@ -187,15 +195,16 @@ def main() -> None:
     arguments |= {"split": given.split, "key": given.key}
     if given.missing is not None:
         arguments["missing"] = given.missing
-    own = {key: value for key, value in arguments.items() if key != "root"}
+    own = {key: value for key, value in arguments.items() if key not in ("root", "file")}
     try:
         data = InputTable(
-            given.file.absolute().parent,
+            *read_files(given.file.absolute().parent, given.file.name, given.missing or ()),
             targets=given.targets,
             exclude=given.exclude,
             kinds=kinds_of(given.kinds),
             **own,
         )
+        data.warn_of_leaks()
         print(f"{count_rows(data.parts)}; targets:")
         show_targets(data.columns, data.counts)
         print("inputs:")
