@@ -34,6 +34,8 @@ class InputTable:
     ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why.
     Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers``, ``categories`` and ``texts`` the
     inputs, and ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+
+    ``frame`` has the rows already, made of the file. Its inputs are known not to give a target away: no leak is sought.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class InputTable:
         metadata: Mapping[str, Any] | None = None,
         cache: str | None = None,
         reads_text: bool = False,
+        frame: pd.DataFrame | None = None,
     ) -> None:
         arguments = (file, targets, inputs, exclude, kinds, split, key, validation, test, missing, metadata)
-        self._file, self._kinds, self._reads_text = file, dict(kinds or {}), reads_text
+        self._file, self._kinds, self._reads_text, self._frame = file, dict(kinds or {}), reads_text, frame
         self._table: Any = None  # only while it is read
         paths = paths_of(folder, file)
         before = stamps(paths)
@@ -89,11 +92,7 @@ class InputTable:
         metadata: Mapping[str, Any] | None,
     ) -> None:
         """Everything from the files; the inputs in the folder ``cache``, if there is one."""
-        columns = open_columns(paths, missing or (), cache)
-        if columns is None:
-            self._table, self.files = read_files(paths, missing or ())
-        else:
-            self._table, self.files = columns, Files(columns.sizes)
+        self._table, self.files = self._open(paths, missing or (), cache)
         table = self._table
         wanted = self._wanted(targets, metadata)
         self.content = hash_rows(table)
@@ -111,9 +110,17 @@ class InputTable:
             self.rows = Rows(metadata["inputs"])
         else:
             self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
-            warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
+            if self._frame is None:
+                warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
         self._encode(cache)
         self.texts = self.rows.find_texts(table)
+
+    def _open(self, paths: Sequence[Path], missing: Sequence[Any], cache: Path | None) -> tuple[Any, Files]:
+        """The rows, and the files that they are from."""
+        if self._frame is not None:
+            return self._frame, Files({Path(f"the rows made of {paths[0]}"): len(self._frame)})
+        columns = open_columns(paths, missing, cache)
+        return read_files(paths, missing) if columns is None else (columns, Files(columns.sizes))
 
     def _encode(self, cache: Path | None) -> None:
         """The inputs of all rows, a block of rows at a time."""
@@ -223,7 +230,7 @@ class InputTable:
 
     def _check_kinds(self, used: set[str], inputs: set[str]) -> None:
         for name in self._kinds:
-            if name not in {*self.columns, *inputs}:
+            if name not in {*self.columns, *inputs, *self.left_out}:
                 raise ValueError(
                     f"kinds.{name} names neither a target nor an input; a target is {', '.join(KINDS)}, and an input "
                     f"{', '.join(INPUT_KINDS)}."

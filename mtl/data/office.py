@@ -17,6 +17,7 @@ from mtl import metrics
 from mtl.data import SPLITS, fixtures
 from mtl.data.files import height_and_width
 from mtl.data.folder import errors_named_by, find_root
+from mtl.data.mixture import Mixture
 from mtl.data.own_inputs import OwnInputs
 from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require, require_positive
@@ -39,7 +40,8 @@ class Office:
     Inputs: a dict domain -> ``[B, 3, *image_size]``, normalised as the backbone wants. Targets: a
     dict domain -> classes. A training batch has ``batch_size`` images of every domain. An epoch is one pass over the
     largest domain; smaller domains start over when they end, so that each of their images is used equally often, and a
-    batch may have an image twice. Validation and test use every image once.
+    batch may have an image twice. ``sampling`` and ``temperature`` draw smaller domains less often: see
+    mtl.data.mixture, also for what that means for the losses. Validation and test use every image once.
 
     Raises ValueError for missing files and malformed lines; when a sample is read, for an unreadable image. The message
     names the file. Source: Saenko et al. 2010; Venkateswara et al. 2017; the splits are LibMTL's.
@@ -55,6 +57,8 @@ class Office:
         lists: str | None = None,
         batch_size: int = 64,
         image_size: int | Sequence[int] = 224,
+        sampling: str = "equal",
+        temperature: float | None = None,
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -82,12 +86,15 @@ class Office:
         self.normalize = self.preprocess.normalize
         names = [index if name is None else name for index, name in enumerate(self.metadata["classes"])]
         self.class_names = dict.fromkeys(domains, names)
+        sizes = {domain: len(own) for domain, own in lists_of["train"].items()}
+        mixture = Mixture(sizes, sampling, temperature, seed)
+        mixture.log_batch(batch_size)
         self.train, self.val, self.test = (
             OwnInputs(
                 own,
                 partial(_read, images, self.preprocess),
                 [path for items in own.values() for path, _ in items],
-                seed if split == "train" else None,
+                mixture if split == "train" else None,
             )
             for split, own in lists_of.items()
         )

@@ -36,7 +36,8 @@ class PawsX:
     training sentences. Pairs of more than ``length`` tokens are cut.
 
     Inputs: a dict language -> ``{"tokens": [B, length], "mask": [B, length], "segments": [B, length]}``. Targets: a
-    dict language -> classes, -100 where the file has none. A training batch has ``batch_size`` pairs of every language.
+    dict language -> classes, -100 where the file has none. A training batch has ``batch_size`` pairs of every language;
+    ``sampling`` and ``temperature`` draw smaller ones less often, see mtl.data.mixture.
 
     Raises ValueError for missing files and malformed lines. Source: Yang et al. 2019.
     """
@@ -50,9 +51,12 @@ class PawsX:
         tokenizer: str | None = None,
         length: int = 128,
         batch_size: int = 32,
+        sampling: str = "equal",
+        temperature: float | None = None,
         seed: int = 0,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        from mtl.data.mixture import Mixture
         from mtl.data.own_inputs import OwnInputs
         from mtl.data.tokenizer import Tokenizer, tokenizer_content
 
@@ -74,8 +78,10 @@ class PawsX:
         self.input_info = self.preprocess.input_info
         self.metadata = {"tokenizer": self.preprocess.content, "classes": CLASSES}
         self.class_names = dict.fromkeys(languages, CLASSES)
+        mixture = Mixture({language: len(own) for language, own in pairs["train"].items()}, sampling, temperature, seed)
+        mixture.log_batch(batch_size)
         self.train, self.val, self.test = (
-            OwnInputs(own, self.preprocess.encode, _names(own), seed if split == "train" else None)
+            OwnInputs(own, self.preprocess.encode, _names(own), mixture if split == "train" else None)
             for split, own in pairs.items()
         )
 

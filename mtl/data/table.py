@@ -112,6 +112,10 @@ class Table:
             cache,
             reads_text,
         )
+        self._use(table, batch_size)
+
+    def _use(self, table: InputTable, batch_size: int) -> None:
+        """Become the data set of a table that is read."""
         for column, reason in table.left_out.items():
             log.warning("%s is left out of the inputs: %s", column, reason)
         self.columns, self.counts = table.columns, table.counts

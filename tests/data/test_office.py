@@ -285,9 +285,29 @@ def test_the_space_is_said_once(root, caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("choice", "rates"),
+    [(["proportional"], [1, 5 / 12, 7 / 12]), (["temperature", "data.temperature=2"], [1, 8 / 12, 9 / 12])],
+    ids=["proportional", "temperature"],
+)
+def test_smaller_domains_are_drawn_less_often(root, tmp_path, choice, rates):
+    """And the run goes through batches of two images, of which some have none of a domain."""
+    from mtl.runs.files import read_metrics
+
+    data = office(root, sampling=choice[0], **({"temperature": 2} if len(choice) > 1 else {}))
+    inputs, targets = data.train.batch([*range(12)], epoch=0)
+    assert [len(x) / 12 for x in inputs.values()] == [len(y) / 12 for y in targets.values()] == rates
+    options = settings(root, f"data.sampling={choice[0]}", *choice[1:], "data.batch_size=2", "trainer.max_steps=6")
+    train(load(options), tmp_path)
+    losses = [{name for name in row if name.startswith("loss/")} for row in read_metrics(tmp_path, "train")]
+    assert len(losses) == 6 and all("loss/amazon" in row for row in losses)
+    assert any("loss/dslr" not in row for row in losses) and any("loss/dslr" in row for row in losses)
+
+
 @pytest.mark.slow
-def test_resumed_is_never_stopped(root, tmp_path):
-    options = settings(root, "trainer.num_workers=2", "trainer.max_steps=5", "trainer.checkpoint_every=1")
+@pytest.mark.parametrize("choice", [[], ["data.sampling=proportional"]], ids=["equal", "proportional"])
+def test_resumed_is_never_stopped(root, tmp_path, choice):
+    options = settings(root, *choice, "trainer.num_workers=2", "trainer.max_steps=5", "trainer.checkpoint_every=1")
     train(load(options), tmp_path / "whole")
     answers = iter([False, False, False, True])
     with pytest.raises(Preempted):
