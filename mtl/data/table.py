@@ -112,6 +112,7 @@ class Table:
             cache,
             reads_text,
         )
+        _read_texts(table, reads_text, tokenizer, length, metadata)
         self._use(table, batch_size)
 
     def _use(self, table: InputTable, batch_size: int) -> None:
@@ -122,30 +123,10 @@ class Table:
         self.targets = tuple(self.columns)
         self.class_names, self.scales = class_names_of(self.columns), scales_of(self.columns)
         self.preprocess, self.metadata = table.rows, dict(table.metadata)
-        self._read_texts(table, reads_text, tokenizer, length, metadata)
+        if table.rows.tokenizer is not None:
+            self.metadata["tokenizer"] = table.rows.tokenizer.content
         self.batch_size, self.input_info = batch_size, table.rows.input_info
         self.train, self.val, self.test = (Part(table, part) for part in SPLITS)
-
-    def _read_texts(
-        self, table: InputTable, reads: bool, path: str | None, length: int, metadata: Mapping[str, Any] | None
-    ) -> None:
-        """Give the table's rows the tokenizer of their texts; ValueError where they or a backbone for them lack."""
-        named = table.rows.texts
-        if named and not reads:
-            raise ValueError(f"kinds.{named[0]}=text needs a backbone that reads text: table_text or text.")
-        if reads and not named:
-            raise ValueError(
-                f"the backbone reads text, and no input of {table.files} is free text; name it by +data.kinds."
-            )
-        if not named:
-            return
-        texts = table.texts[table.parts == "train"]
-        content = metadata["tokenizer"] if metadata else tokenizer_content(path, texts.ravel().tolist())
-        table.rows.tokenizer = Tokenizer(content, length)
-        self.metadata["tokenizer"] = table.rows.tokenizer.content
-        if not metadata:
-            log.info("free text: %s", ", ".join(named))
-            table.rows.tokenizer.say_cut(raw_texts(texts))
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """Of a class ``accuracy``, ``log_loss``, and of two classes ``auc`` and ``average_precision``.
@@ -165,6 +146,27 @@ class Table:
         if column.kind == "count":
             return metrics.counts(endings)
         return metrics.standardised(column.std, endings) | metrics.determination(endings)
+
+
+def _read_texts(
+    table: InputTable, reads: bool, path: str | None, length: int, metadata: Mapping[str, Any] | None
+) -> None:
+    """Give the table's rows the tokenizer of their texts; ValueError where they or a backbone for them lack."""
+    named = table.rows.texts
+    if named and not reads:
+        raise ValueError(f"kinds.{named[0]}=text needs a backbone that reads text: table_text or text.")
+    if reads and not named:
+        raise ValueError(
+            f"the backbone reads text, and no input of {table.files} is free text; name it by +data.kinds."
+        )
+    if not named:
+        return
+    texts = table.texts[table.parts == "train"]
+    content = metadata["tokenizer"] if metadata else tokenizer_content(path, texts.ravel().tolist())
+    table.rows.tokenizer = Tokenizer(content, length)
+    if not metadata:
+        log.info("free text: %s", ", ".join(named))
+        table.rows.tokenizer.say_cut(raw_texts(texts))
 
 
 class Part:
