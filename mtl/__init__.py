@@ -7,6 +7,7 @@ The library in one import; a name is loaded when it is first used, so that ``imp
 - in a loop that calls ``strategy.step``: :class:`Naive`, :class:`Detached`, :class:`Balanced` on a
   :class:`MultiTaskModel` and its :class:`Task` list
 - the Gram matrix alone: :mod:`rules`, :func:`conflict_metrics`, :func:`cosines`
+- of a trained model: :func:`load`, which gives a :class:`Predictor`
 - :mod:`weightings`, :mod:`losses` and :mod:`metrics`, whose classes configurations name
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mtl.gradients.cut import Cut, Direction
     from mtl.gradients.rows import Rows
     from mtl.model import MultiTaskModel
+    from mtl.prediction.predictor import Predictor, load
     from mtl.strategies import Balanced, Detached, Naive, StepResult, Strategy
     from mtl.tasks import Task
 
@@ -37,6 +39,7 @@ __all__ = [
     "Direction",
     "MultiTaskModel",
     "Naive",
+    "Predictor",
     "Rows",
     "StepResult",
     "Strategy",
@@ -44,6 +47,7 @@ __all__ = [
     "backward",
     "conflict_metrics",
     "cosines",
+    "load",
     "losses",
     "metrics",
     "rules",
@@ -58,6 +62,7 @@ _MODULES = {
     "mtl.gradients.cut": ("Cut", "Direction"),
     "mtl.gradients.rows": ("Rows",),
     "mtl.model": ("MultiTaskModel",),
+    "mtl.prediction.predictor": ("Predictor", "load"),
     "mtl.strategies": ("Balanced", "Detached", "Naive", "StepResult", "Strategy"),
     "mtl.tasks": ("Task",),
 }

@@ -84,7 +84,7 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     cfg = OmegaConf.create(completed(content["config"]))
     _take_moved_data(cfg, path)
     _override(cfg, overrides)
-    _without_other_weights(cfg.backbone)
+    without_other_weights(cfg.backbone)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
     parts = build_parts(cfg, content["data"])
     if changes := meaning_changes(content["data"], parts.description):
@@ -137,7 +137,7 @@ def _override(cfg: Any, overrides: Sequence[str]) -> None:
         OmegaConf.update(cfg, key, override.value(), force_add=True)
 
 
-def _without_other_weights(backbone: Any) -> None:
+def without_other_weights(backbone: Any) -> None:
     """The weights come from the checkpoint: those that the backbone began with need not be there any more."""
     if "pretrained" in backbone:
         backbone.pretrained = False

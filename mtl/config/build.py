@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from mtl.config.optimizer import make_optimizer
 from mtl.config.rehearsal import rehearse
 from mtl.config.remedies import unread
 from mtl.data.loader import Batches, DataError
-from mtl.data.metadata import Description, describe
+from mtl.data.metadata import Description, describe, describe_sample, one_sample, tensors_like
+from mtl.data.preprocess import TensorPreprocess
 from mtl.distributed.collectives import get_rank
 from mtl.distributed.data_parallel import broadcast_parameters
 from mtl.engine.engine import Engine
@@ -87,6 +89,7 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     _normalize(data, architecture.plain, read_as)
     description = _describe(data)
     inputs, targets = _read_two(cfg, data, "val")
+    description |= {"sample": describe_sample(inputs, targets)}
     features, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
     heads = _make_heads(cfg, data, architecture, read)
     model = _make_model(cfg, architecture, heads)
@@ -101,6 +104,44 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     _place(model, device, cfg.trainer)
     engine = Engine(model, tasks, _make_precision(cfg.trainer.precision, device))
     return Parts(data, engine, device, to_device(inputs, device), description)
+
+
+class Trained(NamedTuple):
+    """What :func:`build_trained` makes: ``outputs`` are the model's for two samples of zeros."""
+
+    model: MultiTaskModel
+    losses: dict[str, Any]
+    preprocess: Any
+    outputs: dict[str, Any]
+
+
+def build_trained(cfg: DictConfig, description: Description) -> Trained:
+    """The model that a checkpoint's weights are for, its tasks' losses, and the data's preprocess: without the data.
+
+    ``description`` is the checkpoint's, of the data; the model's parts see zeros in the shapes of its samples. A data
+    set without a preprocess takes tensors of these shapes. ConfigError where the description is older than these, where
+    the inputs were no tensors, and for every mistake.
+    """
+    if "sample" not in description:
+        raise ConfigError(
+            "its description of the data is of an older version, and lacks the preprocess, the classes and the shapes "
+            "of the inputs; mtl-eval reads it, and mtl-train resume=… with a longer run writes them."
+        )
+    data = SimpleNamespace(**{key: description[key] for key in ("input_info", "inputs_per_task")})
+    try:
+        inputs = tensors_like(description["sample"]["inputs"])
+    except ValueError as error:
+        raise ConfigError(f"the model cannot be built without its data: {error}.") from error
+    architecture = Architecture(cfg, data)
+    _, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
+    model = _make_model(cfg, architecture, _make_heads(cfg, data, architecture, read))
+    if data.inputs_per_task:
+        read_own_samples(model)
+    with torch.no_grad():
+        outputs = model.eval()(inputs)  # a lazy head finds its width
+    state = description["preprocess"] or TensorPreprocess(one_sample(description["sample"]["inputs"])).state()
+    losses = {task: _make_loss(cfg.losses, task) for task in model.heads}
+    return Trained(model, losses, make("preprocess", state), outputs)
 
 
 # ------------------------------------------------------------------------------------------- data, model, tasks
@@ -135,7 +176,7 @@ def _normalize(data: Any, backbone: nn.Module | None, read_as: Description | Non
         )  # fmt: skip
 
 
-def _describe(data: Any) -> Description:
+def _describe(data: Any) -> dict[str, Any]:
     try:
         return describe(data)
     except ValueError as error:

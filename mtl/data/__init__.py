@@ -10,8 +10,12 @@ The object that ``data`` in the configuration names has
 - ``input_info``: arguments for the backbone's constructor, such as ``in_channels`` and ``image_size`` of images, or
   ``vocabulary`` and ``context`` of text;
 - ``batch_size``;
-- ``kinds``, for images: target -> how ``examples/`` shows it; optional beside it ``class_names`` (target -> names by
-  index) and ``scales`` (target -> mean and deviation of standardised numbers); see mtl.training.examples;
+- ``kinds``, for images: target -> how ``examples/`` shows it; see mtl.training.examples. Optional, also without images:
+  ``class_names`` (target -> names by index, of classes, labels or several numbers) and ``scales`` (target -> mean and
+  deviation of standardised numbers);
+- ``units``, optional: target -> the unit of its numbers, as ``m``;
+- ``preprocess``, optional: turns one raw input of a user into what the evaluation's splits give; the splits use the
+  same object. See mtl.data.preprocess;
 - ``metadata``, where it learns from its files: a dict of plain types and tensors with everything that the numbers mean,
   as the names of classes in the order of their indices, means and deviations, or a vocabulary. The constructor then
   takes ``metadata=None``: that of another run, with which the files are to be read. Checkpoints carry it;

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torchmetrics import Metric
-from torchvision.transforms import v2
 
 from mtl import metrics
 from mtl.data import fixtures
-from mtl.data.files import Read, Samples, height_and_width, imagenet, read_image
+from mtl.data.files import Read, Samples, height_and_width, read_image
 from mtl.data.folder import errors_named_by, find_root
 from mtl.data.metadata import digest
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require_positive
 
 IMAGES, LABELS, PARTITION = "Img/img_align_celeba", "Anno/list_attr_celeba.txt", "Eval/list_eval_partition.txt"
@@ -60,13 +60,14 @@ class CelebA:
         self._folder = folder / IMAGES
         labels = _read_labels(folder / LABELS)
         partition = _read_partition(folder / PARTITION, labels)
-        resize = v2.Resize(size)
-        self.normalize, self.metadata = imagenet(), {"transform": {"resize": size}}
+        self.preprocess = ImagePreprocess(size)
+        self.normalize, self.metadata = self.preprocess.normalize, {"transform": {"resize": size}}
 
         def samples(split: int) -> Samples:
             names = partition.index[partition == split]
             own = labels.loc[names].to_numpy()
-            return Samples(list(zip(names, own, strict=True)), self._read, self.normalize, resize, digest(own))
+            items = list(zip(names, own, strict=True))
+            return Samples(items, self._read, self.preprocess, self.preprocess.resize, digest(own))
 
         self.train, self.val, self.test = map(samples, range(3))
 

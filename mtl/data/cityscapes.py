@@ -12,11 +12,18 @@ from torchmetrics import Metric
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import Depth, Disparity, scale_crop_flip
-from mtl.data.files import Read, as_classes, as_depth, imagenet, split_samples, splits
+from mtl.data.files import Read, as_classes, as_depth, split_samples, splits
 from mtl.data.mtan import Arrays, Item
 from mtl.errors import require_positive
 
 IGNORED = -1
+CLASSES = {
+    7: ("flat", "construction", "object", "nature", "sky", "human", "vehicle"),
+    19: (
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+}  # fmt: skip
 SOURCE = (
     "the preprocessed Cityscapes (2975 and 500 samples of 128×256) is linked from github.com/lorenmt/mtan, and "
     "python -m mtl.data.cityscapes --make-fixture DIR writes a tiny one."
@@ -53,19 +60,21 @@ class Cityscapes:
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size)
-        if classes not in (7, 19):
+        if classes not in CLASSES:
             raise ValueError(f"classes={classes} must be 7 or 19.")
         if disparity not in ("multiplied", "inherited"):
             raise ValueError(f"disparity={disparity} must be multiplied or inherited.")
         self.batch_size, self._classes, self._label = batch_size, classes, f"label_{classes}"
         self._disparity = Disparity if disparity == "multiplied" else Depth
         self.kinds = dict(segmentation="segmentation", depth="depth")
+        self.class_names = {"segmentation": CLASSES[classes]}
         self._arrays = Arrays(root, ("image", self._label, "depth"), SOURCE, metadata)
-        self.metadata, self.normalize = self._arrays.metadata, imagenet()
+        self.metadata, self.preprocess = self._arrays.metadata, self._arrays.preprocess
+        self.normalize = self.preprocess.normalize
         self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
         items = splits(self._arrays.train, self._arrays.val, validation)
         self.train, self.val, self.test = split_samples(
-            items, self._read, self.normalize, scale_crop_flip() if augment else None
+            items, self._read, self.preprocess, scale_crop_flip() if augment else None
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:

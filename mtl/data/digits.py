@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from mtl.data.metadata import digest
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require, require_positive
 from mtl.metrics import classification
 
@@ -22,6 +23,7 @@ SIDE = 8  # pixels of the UCI digits
 BRIGHTEST = 16
 MEAN, STD = 0.33, 0.37  # pixel statistics of the pairs at the default offset
 CLASSES = {"left": 10, "right": 10, "sum": 19, "parity": 2, "left_parity": 2, "right_parity": 2}
+NAMES = {target: ["even", "odd"] if count == 2 else list(range(count)) for target, count in CLASSES.items()}
 
 
 class Digits:
@@ -50,8 +52,9 @@ class Digits:
         require_positive(batch_size=batch_size, image_size=image_size, pairs_per_digit=pairs_per_digit)
         accepted = f"from 0 (the digits cover each other) to {SIDE} (they touch)"
         require("offset", offset, accepted, 0 <= offset <= SIDE)
-        self.batch_size, self.kinds = batch_size, dict.fromkeys(CLASSES, "class")
+        self.batch_size, self.kinds, self.class_names = batch_size, dict.fromkeys(CLASSES, "class"), NAMES
         self.input_info = {"in_channels": 1, "image_size": image_size}
+        self.preprocess = ImagePreprocess([image_size] * 2, fit="exact", channels=1, mean=[MEAN], std=[STD])
         scans, labels = _load()
         scans = scans.reshape(-1, SIDE, SIDE).astype(np.float32) / BRIGHTEST
         train, rest = _stratified_halves(labels, 0.7)
@@ -60,7 +63,7 @@ class Digits:
         def pairs(split: np.ndarray, fixed: int | None) -> Pairs:
             source = torch.from_numpy(scans[split]), torch.from_numpy(labels[split])
             own, redraw = (seed, True) if fixed is None else (fixed, False)
-            return Pairs(*source, offset, image_size, pairs_per_digit, mean=MEAN, std=STD, seed=own, redraw=redraw)
+            return Pairs(*source, offset, pairs_per_digit, self.preprocess, seed=own, redraw=redraw)
 
         self.train, self.val, self.test = pairs(train, None), pairs(val, 1), pairs(test, 2)
 
@@ -114,7 +117,7 @@ class Pairs(Dataset):
     """The pairs of one split; sample ``i`` has scan ``i mod n`` on the left.
 
     ``scans`` is ``[n, side, side]``, from 0 to 1 or uint8. ``margin`` is the empty space to the right of both digits
-    and below them; ``mode`` is the interpolation of the resize to ``image_size``.
+    and below them; ``mode`` is the interpolation of the resize to the size of ``preprocess``.
     """
 
     def __init__(
@@ -122,21 +125,18 @@ class Pairs(Dataset):
         scans: Tensor,
         labels: Tensor,
         offset: int,
-        image_size: int,
         repeats: int,
+        preprocess: ImagePreprocess,
         *,
-        mean: float,
-        std: float,
         seed: int,
         redraw: bool,
         margin: int = 0,
         mode: str = "bilinear",
     ) -> None:
-        self._scans, self._labels, self._image_size = scans[:, None], labels, image_size
+        self._scans, self._labels, self._preprocess = scans[:, None], labels, preprocess
         self._left = (0, offset + margin, 0, offset + margin)  # padding: left, right, above, below
         self._right = (offset, margin, offset, margin)
-        self._mean, self._std, self._mode = mean, std, mode
-        self._repeats, self._seed, self._redraw = repeats, seed, redraw
+        self._mode, self._repeats, self._seed, self._redraw = mode, repeats, seed, redraw
         self._partners: tuple[int, Tensor] = (-1, torch.empty(0))
         self.digest = digest(scans, labels)
 
@@ -155,10 +155,10 @@ class Pairs(Dataset):
         if not images.is_floating_point():
             images = images / 255
         align = False if self._mode == "bilinear" else None
-        images = interpolate(images, size=self._image_size, mode=self._mode, align_corners=align)
+        images = interpolate(images, size=self._preprocess.size, mode=self._mode, align_corners=align)
         a, b = self._labels[left], self._labels[right]
         targets = dict(left=a, right=b, sum=a + b, parity=(a + b) % 2, left_parity=a % 2, right_parity=b % 2)
-        return (images - self._mean) / self._std, targets
+        return self._preprocess.finish(images), targets
 
     def _right_digits(self, epoch: int) -> Tensor:
         if self._partners[0] != epoch:

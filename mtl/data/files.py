@@ -14,18 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from mtl.data.augment import Depth, Normals
 from mtl.data.folder import errors_named_by
 from mtl.data.pixels import to_rgb
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require
 
 log = logging.getLogger(__name__)
-
-# Pixel statistics of ImageNet, for backbones that do not say which they want.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Item = TypeVar("Item")
 # Modes of a map that is stored as an image, for read_png. A palette's colours are for the eye: its numbers are classes.
@@ -39,19 +35,18 @@ class Samples(Dataset):
     """Samples that are read one by one: ``read(item)`` returns an image ``[3, H, W]`` and its targets, as tv_tensors.
 
     ``transform`` is applied to both together; it draws from torch's global generator, which the loader seeds by seed,
-    epoch and sample. Then the image is a float, and goes through ``normalize``. ``digest`` is one of the labels, where
-    they are at hand.
+    epoch and sample. Then ``preprocess`` normalises the image. ``digest`` is one of the labels, where they are at hand.
     """
 
     def __init__(
         self,
         items: Sequence[Any],
         read: Callable[[Any], Read],
-        normalize: v2.Normalize,
+        preprocess: ImagePreprocess,
         transform: Transform | None = None,
         digest: str | None = None,
     ) -> None:
-        self._items, self._read, self._normalize, self._transform = items, read, normalize, transform
+        self._items, self._read, self._preprocess, self._transform = items, read, preprocess, transform
         self.digest = digest
 
     def __len__(self) -> int:
@@ -61,8 +56,7 @@ class Samples(Dataset):
         image, targets = self._read(self._items[index])
         if self._transform is not None:
             image, targets = self._transform(image, targets)
-        image = self._normalize(F.to_dtype(image, torch.float32, scale=True))
-        return image.as_subclass(Tensor), {name: target.as_subclass(Tensor) for name, target in targets.items()}
+        return self._preprocess.finish(image), {name: target.as_subclass(Tensor) for name, target in targets.items()}
 
     @property
     def names(self) -> list[str]:
@@ -72,11 +66,6 @@ class Samples(Dataset):
 
 def _words(item: Sequence[Any]) -> list[str]:
     return [str(part) for part in item if isinstance(part, str | int)]
-
-
-def imagenet() -> v2.Normalize:
-    """A data set's normalisation, until the backbone says what its weights want."""
-    return v2.Normalize(list(MEAN), list(STD))
 
 
 # ------------------------------------------------------------------------------------------ at the start
@@ -116,16 +105,16 @@ def splits(
 def split_samples(
     items: tuple[Sequence[Item], Sequence[Item], Sequence[Item]],
     read: Callable[[Item], Read],
-    normalize: v2.Normalize,
+    preprocess: ImagePreprocess,
     training: Transform | None = None,
     evaluation: Transform | None = None,
 ) -> tuple[Samples, Samples, Samples]:
     """Training, validation and test samples of the items in the three splits, with the transforms of each."""
     train, val, test = items
     return (
-        Samples(train, read, normalize, training),
-        Samples(val, read, normalize, evaluation),
-        Samples(test, read, normalize, evaluation),
+        Samples(train, read, preprocess, training),
+        Samples(val, read, preprocess, evaluation),
+        Samples(test, read, preprocess, evaluation),
     )
 
 

@@ -78,7 +78,8 @@ class ImageTable:
     ) -> None:
         from torchvision.transforms import v2
 
-        from mtl.data.files import height_and_width, imagenet
+        from mtl.data.files import height_and_width
+        from mtl.data.preprocess import ImagePreprocess
 
         require_positive(batch_size=batch_size)
         size = height_and_width(image_size)
@@ -89,15 +90,15 @@ class ImageTable:
         self.targets = tuple(self.columns)
         self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
         self.class_names = {
-            name: c.columns if c.kind == "labels" else c.classes
+            name: c.classes if c.kind == "class" else c.columns
             for name, c in self.columns.items()
             if c.classes or c.width > 1
         }
         self.scales = {name: (c.mean, c.std) for name, c in self.columns.items() if c.kind == "number"}
         self.batch_size = batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
-        self.normalize = imagenet()
-        resize: v2.Transform = v2.Resize(size)
+        self.preprocess = ImagePreprocess(size)
+        self.normalize, resize = self.preprocess.normalize, self.preprocess.resize
         crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0))
         training = v2.Compose([crop, v2.RandomHorizontalFlip()]) if augment else resize
         self.train, self.val, self.test = (
@@ -119,7 +120,7 @@ class ImageTable:
         labels = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         items = [*zip(table.paths[rows], labels, strict=True)]
         read = partial(read_labelled, table.folder)
-        return Samples(items, read, self.normalize, transform, digest(*values.values()))
+        return Samples(items, read, self.preprocess, transform, digest(*values.values()))
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """``accuracy`` for classes; mean ``f1`` and ``accuracy`` for labels; ``abs_err`` and ``rmse`` for numbers.

@@ -4,6 +4,9 @@ The description is made of plain types and tensors:
 
 - ``targets``, ``kinds``, ``input_info`` and ``metadata`` of the data set, and the mean and deviation of ``normalize``:
   what the model's inputs and outputs mean;
+- ``preprocess``, the plain values of which it is made; ``class_names``, ``scales`` and ``units`` of the targets;
+  ``inputs_per_task``; and ``sample``, the shapes and types of two samples: what :func:`mtl.load` needs besides, to
+  predict without the data. Older checkpoints lack them;
 - ``splits``: of each split its ``size``; ``names``, a number ``[N]`` for each sample's name; and its ``digest``.
 """
 
@@ -35,7 +38,7 @@ def digest(*arrays: Any) -> str:
     return found.hexdigest()
 
 
-def describe(data: Any) -> Description:
+def describe(data: Any) -> dict[str, Any]:
     """The description of a data set. ValueError for metadata that a checkpoint cannot hold."""
     normalize = getattr(data, "normalize", None)
     pixels = normalize if isinstance(normalize, v2.Normalize) else None
@@ -45,8 +48,39 @@ def describe(data: Any) -> Description:
         "input_info": _plain("input_info", data.input_info),
         "metadata": _plain("metadata", getattr(data, "metadata", None) or {}),
         "normalize": None if pixels is None else {"mean": list(pixels.mean), "std": list(pixels.std)},
+        "preprocess": _plain("preprocess", own.state() if (own := getattr(data, "preprocess", None)) else None),
+        **{key: _plain(key, getattr(data, key, None) or {}) for key in ("class_names", "scales", "units")},
+        "inputs_per_task": bool(getattr(data, "inputs_per_task", False)),
         "splits": {split: _describe_split(getattr(data, split)) for split in SPLITS},
     }
+
+
+def describe_sample(inputs: Any, targets: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes and types of two samples, in plain values; None stands for what is no tensor."""
+    return {"inputs": _shapes(inputs), "targets": _shapes(targets)}
+
+
+def tensors_like(shapes: Any) -> Any:
+    """Tensors of the shapes and types that :func:`describe_sample` gives: zeros, or true.
+
+    ValueError where the inputs were no nesting of tensors.
+    """
+    if isinstance(shapes, Mapping) and shapes.keys() == {"shape", "dtype"}:
+        return torch.full(shapes["shape"], shapes["dtype"] == "bool", dtype=getattr(torch, shapes["dtype"]))
+    if isinstance(shapes, Mapping):
+        return {key: tensors_like(own) for key, own in shapes.items()}
+    if isinstance(shapes, list):
+        return [tensors_like(own) for own in shapes]
+    raise ValueError("its inputs are not tensors, nor lists and dicts of tensors")
+
+
+def one_sample(shapes: Any) -> Any:
+    """The shapes of one sample, of those of a batch: without the first axis."""
+    if isinstance(shapes, Mapping) and shapes.keys() == {"shape", "dtype"}:
+        return {**shapes, "shape": shapes["shape"][1:]}
+    if isinstance(shapes, Mapping):
+        return {key: one_sample(own) for key, own in shapes.items()}
+    return [one_sample(own) for own in shapes]
 
 
 def meaning_changes(stored: Description, now: Description) -> list[str]:
@@ -58,6 +92,14 @@ def meaning_changes(stored: Description, now: Description) -> list[str]:
 def split_changes(stored: Description, now: Description, splits: Iterable[str] = SPLITS) -> list[str]:
     """Which samples of ``splits`` were in another split, are new or are gone; or that their order or labels differ."""
     return [text for split in splits for text in _split_changes(split, stored["splits"], now["splits"])]
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {str(key): _shapes(own) for key, own in value.items()}
+    return [_shapes(own) for own in value] if isinstance(value, list | tuple) else None
 
 
 def _describe_split(split: Any) -> dict[str, Any]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from mtl.data.files import check_shape, read_array
 from mtl.data.folder import find_root
+from mtl.data.preprocess import ImagePreprocess
 
 Item = tuple[str, int]  # the name of a split's folder, and a number
 
@@ -34,6 +33,7 @@ class Arrays:
         seen = 255 if first.dtype.kind != "f" or first.max() > 1 else 1
         self._brightest = metadata["brightest"] if metadata else seen
         self.metadata = {"brightest": self._brightest}
+        self.preprocess = ImagePreprocess(self.size, fit="exact", brightest=self._brightest)
 
     def file(self, item: Item, kind: str) -> Path:
         """The path of an array."""
@@ -49,13 +49,11 @@ class Arrays:
     def image(self, item: Item) -> tv_tensors.Image:
         """The image ``[3, H, W]``, scaled to 0 to 1; ValueError with the file for values out of range."""
         array = self.read(item, "image", 3)
-        wrong = ~((array >= 0) & (array <= self._brightest))
-        if wrong.any():
-            raise ValueError(
-                f"{self.file(item, 'image')} has the value {array[wrong][0]:g}; it must be from 0 to "
-                f"{self._brightest}, as in the first training image."
-            )
-        return tv_tensors.Image(torch.from_numpy(array.astype(np.float32) / self._brightest).permute(2, 0, 1))
+        try:
+            return self.preprocess.of_array(array)
+        except ValueError as error:
+            words = str(error).rstrip(".")
+            raise ValueError(f"{self.file(item, 'image')} {words}, as in the first training image.") from error
 
     def _numbered(self, split: str, kinds: Sequence[str]) -> list[Item]:
         """The samples of a split, sorted by number; every kind must have the same numbers."""

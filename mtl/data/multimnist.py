@@ -12,8 +12,10 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from mtl.data import fixtures
 from mtl.data.digits import CLASSES, Pairs
+from mtl.data.digits import NAMES as CLASS_NAMES
 from mtl.data.files import splits
 from mtl.data.folder import errors_named_by, find_root
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require_positive
 from mtl.metrics import classification
 
@@ -48,16 +50,16 @@ class MultiMNIST:
         require_positive(batch_size=batch_size, image_size=image_size)
         files = [_file(split, what) for split in NAMES for what in ("images-idx3", "labels-idx1")]
         folder = find_root(root, dict.fromkeys(map(str, files), "of MNIST, unpacked"), SOURCE)
-        self.batch_size, self.kinds = batch_size, dict.fromkeys(CLASSES, "class")
+        self.batch_size, self.kinds, self.class_names = batch_size, dict.fromkeys(CLASSES, "class"), CLASS_NAMES
         self.input_info = {"in_channels": 1, "image_size": image_size}
+        self.preprocess = ImagePreprocess([image_size] * 2, fit="exact", channels=1, mean=[MEAN], std=[STD])
         digits = {split: _read(folder, split) for split in NAMES}
         train, val, test = splits(range(len(digits["train"][1])), range(len(digits["test"][1])), validation)
 
         def pairs(part: Sequence[int], source: str, seed: int) -> Pairs:
             scans, labels = (values[list(part)] for values in digits[source])
             return Pairs(
-                scans, labels, OFFSET, image_size, 1,
-                mean=MEAN, std=STD, seed=seed, redraw=False, margin=MARGIN, mode="nearest",
+                scans, labels, OFFSET, 1, self.preprocess, seed=seed, redraw=False, margin=MARGIN, mode="nearest",
             )  # fmt: skip
 
         self.train, self.test = pairs(train, "train", 0), pairs(test, "test", 2)

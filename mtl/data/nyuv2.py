@@ -12,11 +12,15 @@ from torchmetrics import Metric
 from mtl import metrics
 from mtl.data import fixtures
 from mtl.data.augment import scale_crop_flip
-from mtl.data.files import Read, as_classes, as_depth, as_normals, imagenet, split_samples, splits
+from mtl.data.files import Read, as_classes, as_depth, as_normals, split_samples, splits
 from mtl.data.mtan import Arrays, Item
 from mtl.errors import require_positive
 
-CLASSES, IGNORED = 13, -1
+IGNORED = -1
+CLASSES = (
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "television",
+    "wall", "window",
+)  # fmt: skip
 SOURCE = (
     "the preprocessed NYUv2 (795 and 654 samples of 288×384) is linked from github.com/lorenmt/mtan, and "
     "python -m mtl.data.nyuv2 --make-fixture DIR writes a tiny one."
@@ -52,25 +56,27 @@ class NYUv2:
         require_positive(batch_size=batch_size)
         self.batch_size = batch_size
         self.kinds = dict(segmentation="segmentation", depth="depth", normals="normals")
+        self.class_names, self.units = {"segmentation": CLASSES}, {"depth": "m"}
         self._arrays = Arrays(root, ("image", "label", "depth", "normal"), SOURCE, metadata)
-        self.metadata, self.normalize = self._arrays.metadata, imagenet()
+        self.metadata, self.preprocess = self._arrays.metadata, self._arrays.preprocess
+        self.normalize = self.preprocess.normalize
         self.input_info = {"in_channels": 3, "image_size": self._arrays.size}
         items = splits(self._arrays.train, self._arrays.val, validation)
         self.train, self.val, self.test = split_samples(
-            items, self._read, self.normalize, scale_crop_flip() if augment else None
+            items, self._read, self.preprocess, scale_crop_flip() if augment else None
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """The papers' metrics, by pixel as in LibMTL and by batch as in MTAN; see mtl.metrics."""
         if target == "segmentation":
-            return metrics.segmentation(CLASSES, IGNORED)
+            return metrics.segmentation(len(CLASSES), IGNORED)
         return metrics.depth(batch_mean=True) if target == "depth" else metrics.normals(batch_mean=True)
 
     def _read(self, item: Item) -> Read:
         arrays = self._arrays
         label, depth, normal = (arrays.file(item, kind) for kind in ("label", "depth", "normal"))
         return arrays.image(item), {
-            "segmentation": as_classes(label, arrays.read(item, "label"), CLASSES, IGNORED),
+            "segmentation": as_classes(label, arrays.read(item, "label"), len(CLASSES), IGNORED),
             "depth": as_depth(depth, arrays.read(item, "depth", 1)[..., 0]),
             "normals": as_normals(normal, arrays.read(item, "normal", 3)),
         }
@@ -81,7 +87,7 @@ def make_fixture(root: Path, height: int = 24, width: int = 32, train: int = 10,
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
-            made = fixtures.scene(rng, height, width, CLASSES)
+            made = fixtures.scene(rng, height, width, len(CLASSES))
             arrays = {
                 "image": made["image"] / 255,
                 "label": fixtures.corner(made["classes"], IGNORED, 3, 3).astype(np.float64),

@@ -12,14 +12,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from mtl import metrics
 from mtl.data import SPLITS, fixtures
-from mtl.data.files import height_and_width, imagenet, read_image
+from mtl.data.files import height_and_width
 from mtl.data.folder import errors_named_by, find_root
 from mtl.data.metadata import digest
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require, require_positive
 
 SOURCE = (
@@ -79,9 +78,12 @@ class Office:
             "classes": _class_folders(every, classes, known),
             "transform": {"resize": size},
         }
-        self.normalize = imagenet()
+        self.preprocess = ImagePreprocess(size)
+        self.normalize = self.preprocess.normalize
+        names = [index if name is None else name for index, name in enumerate(self.metadata["classes"])]
+        self.class_names = dict.fromkeys(domains, names)
         self.train, self.val, self.test = (
-            OwnImages(images, own, size, self.normalize, seed if split == "train" else None)
+            OwnImages(images, own, self.preprocess, seed if split == "train" else None)
             for split, own in lists_of.items()
         )
 
@@ -97,11 +99,10 @@ class OwnImages(Dataset):
         self,
         root: Path,
         images: dict[str, Images],
-        image_size: list[int],
-        normalize: v2.Normalize,
+        preprocess: ImagePreprocess,
         seed: int | None = None,
     ) -> None:
-        self._root, self._images, self._image_size, self._normalize = root, images, image_size, normalize
+        self._root, self._images, self._preprocess = root, images, preprocess
         every = [item for own in images.values() for item in own]
         self.names, self.digest = [path for path, _ in every], digest([label for _, label in every])
         self._order = None
@@ -128,7 +129,7 @@ class OwnImages(Dataset):
         for domain, images in self._images.items():
             own = [images[self._position(domain, index, epoch)] for index in self.samples(domain, indices)]
             if own:
-                inputs[domain] = torch.stack([self._read(path) for path, _ in own])
+                inputs[domain] = torch.stack([self._preprocess(self._root / path) for path, _ in own])
                 targets[domain] = torch.tensor([label for _, label in own])
         return inputs, targets
 
@@ -139,10 +140,6 @@ class OwnImages(Dataset):
         # reach.
         order = self._order[domain]
         return int(order[(epoch * len(self) + index) % len(order)])
-
-    def _read(self, path: str) -> Tensor:
-        image = F.resize(read_image(self._root / path), self._image_size, antialias=True)
-        return self._normalize(F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True))
 
 
 def _class_folders(

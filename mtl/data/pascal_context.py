@@ -25,18 +25,25 @@ from mtl.data.files import (
     Read,
     as_classes,
     check_shape,
-    imagenet,
     read_image,
     read_png,
     split_samples,
     splits,
 )
 from mtl.data.folder import errors_named_by, find_root
+from mtl.data.preprocess import ImagePreprocess
 from mtl.data.scenes import borders
 from mtl.errors import require_positive
 
 IGNORED = 255
-CLASSES = {"segmentation": 21, "human_parts": 7}
+NAMES = {
+    "segmentation": (
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+        "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
+    ),
+    "human_parts": ("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs"),
+}  # fmt: skip
+CLASSES = {target: len(names) for target, names in NAMES.items()}
 PERSON = 15  # the class index of persons in VOC
 # Head, torso, upper arms, lower arms, upper legs, lower legs; 0 is everything else.
 PARTS = dict.fromkeys(["hair", "head", "lear", "lebrow", "leye", "mouth", "nose", "rear", "rebrow", "reye"], 1) | {
@@ -99,11 +106,12 @@ class PascalContext:
         self.kinds = dict(
             segmentation="segmentation", human_parts="segmentation", normals="normals", saliency="mask", edges="mask"
         )
-        self.input_info = {"in_channels": 3, "image_size": image_size}
+        self.input_info, self.class_names = {"in_channels": 3, "image_size": image_size}, NAMES
         items = splits(_names(self._root / train_list), _names(self._root / test_list), validation)
-        self.normalize, self.metadata = imagenet(), {"transform": {"pad": [image_size, image_size]}}
+        self.preprocess = ImagePreprocess([image_size, image_size], fit="pad")
+        self.normalize, self.metadata = self.preprocess.normalize, {"transform": {"pad": self.preprocess.size}}
         self.train, self.val, self.test = split_samples(
-            items, self._read, self.normalize, v2.RandomHorizontalFlip() if augment else None
+            items, self._read, self.preprocess, v2.RandomHorizontalFlip() if augment else None
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:
@@ -127,8 +135,7 @@ class PascalContext:
             ("saliency", self._saliency(name, size), np.nan),
             ("edges", tv_tensors.Mask(torch.from_numpy(borders(context[None]))), np.nan),
         ]
-        image = tv_tensors.Image(pad(image, (0, right, 0, below)))
-        return image, {
+        return self.preprocess.fitted(image), {
             key: tv_tensors.wrap(pad(value, (0, right, 0, below), value=mark), like=value) for key, value, mark in made
         }
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from mtl import metrics
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require
 
 CLASSES = ("floor", "wall", "ceiling", "sphere", "box", "cylinder")
@@ -47,10 +48,12 @@ class Scenes:
             require(name, value, f"{least} or more", isinstance(value, int) and value >= least)
         self.batch_size = batch_size
         self.kinds = {"segmentation": "segmentation", "depth": "depth", "normals": "normals", "edges": "mask"}
+        self.class_names, self.units = {"segmentation": CLASSES}, {"depth": "m"}
         self.input_info = {"in_channels": 3, "image_size": image_size}
+        self.preprocess = ImagePreprocess([image_size] * 2, fit="exact", mean=[MEAN] * 3, std=[STD] * 3)
         sizes = size, size // 5, size // 5
         self.train, self.val, self.test = (
-            Rendered((seed, split), length, image_size) for split, length in enumerate(sizes)
+            Rendered((seed, split), length, self.preprocess) for split, length in enumerate(sizes)
         )
 
     def metrics(self, target: str) -> dict[str, Metric]:
@@ -67,8 +70,8 @@ class Scenes:
 class Rendered(Dataset):
     """The scenes of one split, rendered on access."""
 
-    def __init__(self, seed: Sequence[int], length: int, image_size: int) -> None:
-        self._seed, self._length, self._image_size = tuple(seed), length, image_size
+    def __init__(self, seed: Sequence[int], length: int, preprocess: ImagePreprocess) -> None:
+        self._seed, self._length, self._preprocess = tuple(seed), length, preprocess
 
     def __len__(self) -> int:
         return self._length
@@ -81,7 +84,9 @@ class Rendered(Dataset):
         """The scenes of ``indices``, the same in every epoch."""
         generators = [np.random.default_rng((*self._seed, index)) for index in indices]
         scenes = [draw(generator) for generator in generators]
-        view = render({name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}, self._image_size)
+        view = render(
+            {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}, self._preprocess.size[0]
+        )
         noise = np.stack([g.standard_normal(view["image"].shape[1:], np.float32) for g in generators])
         image = np.clip(view["image"] + np.float32(0.02) * noise, 0, 1)
         targets = {
@@ -90,7 +95,7 @@ class Rendered(Dataset):
             "normals": torch.from_numpy(view["normals"]),
             "edges": torch.from_numpy(borders(view["surface"])[:, None]),
         }
-        return torch.from_numpy((image - np.float32(MEAN)) / np.float32(STD)), targets
+        return self._preprocess.finish(torch.from_numpy(image)), targets
 
 
 def draw(generator: np.random.Generator) -> dict[str, Array]:

@@ -11,24 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from mtl.data import SPLITS
 from mtl.data.metadata import digest
+from mtl.data.preprocess import BYTES, Codes, TextPreprocess
 from mtl.errors import require
 from mtl.metrics import BitsPerByte
 
 log = logging.getLogger(__name__)
 
-BYTES = 256
 TESTS = {"test", "tests", "idle_test"}
 INSTALLED = {"site-packages", "dist-packages"}
 PIECES = 20  # one piece of this many is for validation, and one for the test
 
-Codes = NDArray[np.int32]
 Texts = dict[str, bytes]  # by the file's name
 
 
@@ -72,7 +70,8 @@ class Stdlib:
         parts = _kept_split(texts, metadata["files"]) if metadata else _split(texts)
         train, val, test = (b"".join(part.values()) for part in parts)
         pairs = metadata["pairs"] if metadata else _frequent_pairs(train, vocabulary - BYTES)
-        self.pairs = np.asarray(pairs, np.int32)
+        self.preprocess = TextPreprocess(pairs, context)
+        self.pairs = self.preprocess.pairs
         files = {split: list(part) for split, part in zip(SPLITS, parts, strict=True)}
         self.metadata = {"pairs": self.pairs.tolist(), "files": metadata["files"] if metadata else files}
         self.vocabulary = BYTES + len(self.pairs)
@@ -94,25 +93,11 @@ class Stdlib:
 
     def encode(self, text: bytes) -> Codes:
         """The tokens of a text."""
-        codes = np.frombuffer(text, np.uint8).astype(np.int32)
-        if not len(self.pairs):
-            return codes
-        token = np.full(BYTES * BYTES, -1, np.int32)
-        token[self.pairs] = BYTES + np.arange(len(self.pairs))
-        joined = np.append(token[codes[:-1] * BYTES + codes[1:]], -1)[: len(codes)]
-        # In a run of positions where a pair could begin, every second one begins a pair, starting with the first.
-        place = np.arange(len(codes), dtype=np.int32)
-        free = joined < 0
-        run = np.maximum.accumulate(np.where(free, place, -1)) + 1
-        begins = ~free & ((place - run) % 2 == 0)
-        second = np.append(False, begins[:-1])
-        return np.where(begins, joined, codes)[~second]
+        return self.preprocess.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """The text of some tokens."""
-        return b"".join(
-            bytes([t]) if t < BYTES else bytes(divmod(int(self.pairs[t - BYTES]), BYTES)) for t in map(int, tokens)
-        )
+        return self.preprocess.decode(tokens)
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """``bits_per_byte``, which is comparable between vocabularies."""

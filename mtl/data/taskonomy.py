@@ -26,19 +26,20 @@ from mtl.data.files import (
     as_classes,
     check_shape,
     height_and_width,
-    imagenet,
     read_image,
     read_png,
     split_samples,
     splits,
 )
 from mtl.data.folder import find_root
+from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require_positive
 
 log = logging.getLogger(__name__)
 
 CLASSES, IGNORED = 18, 0
-FARTHEST = 2**13  # largest known depth, in units of 1/512 m
+PER_METRE = 512  # units of depth
+FARTHEST = 2**13  # largest known depth
 # Each target is (raw - shift) / scale.
 SCALES = {"depth_zbuffer": (1500, 1000), "keypoints2d": (50, 100), "edge_texture": (718, 1070)}
 TRAIN, TEST = "train_models.txt", "val_models.txt"
@@ -84,14 +85,18 @@ class Taskonomy:
         self._root = find_root(root, needed | {TRAIN: "buildings", TEST: "buildings"}, SOURCE)
         self.batch_size = batch_size
         self.kinds = dict.fromkeys(self.targets, "depth") | {"segment_semantic": "segmentation", "normal": "normals"}
+        shift, scale = SCALES["depth_zbuffer"]
+        self.scales = SCALES | {"depth_zbuffer": (shift / PER_METRE, scale / PER_METRE)}
+        self.units = {"depth_zbuffer": "m"}
         self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
         buildings = splits(self._buildings(TRAIN), self._buildings(TEST), validation)
         train, val, test = ([item for building in part for item in self._views(building)] for part in buildings)
-        resize = v2.Resize(size)
+        self.preprocess = ImagePreprocess(size)
+        resize = self.preprocess.resize
         training = v2.Compose([resize, v2.RandomHorizontalFlip()]) if augment else resize
-        self.normalize, self.metadata = imagenet(), {"transform": {"resize": size}}
+        self.normalize, self.metadata = self.preprocess.normalize, {"transform": {"resize": size}}
         items = train, val, test
-        self.train, self.val, self.test = split_samples(items, self._read, self.normalize, training, resize)
+        self.train, self.val, self.test = split_samples(items, self._read, self.preprocess, training, resize)
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """Metrics besides the task's loss, which is the metric in the papers; see mtl.metrics."""

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mtl.data.celeba import ATTRIBUTES, IMAGES, LABELS, PARTITION, CelebA
-from mtl.data.files import MEAN, STD
+from mtl.data.preprocess import MEAN, STD
 
 
 def test_it_is_what_its_files_hold(fixture_root):

@@ -6,8 +6,8 @@ import torch
 
 from mtl.data.augment import Depth, Disparity
 from mtl.data.cityscapes import Cityscapes
-from mtl.data.files import MEAN, STD
 from mtl.data.nyuv2 import NYUv2
+from mtl.data.preprocess import MEAN, STD
 from mtl.metrics import depth, normals, segmentation
 
 

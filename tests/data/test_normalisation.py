@@ -7,7 +7,7 @@ import torch
 from support.composing import configuration
 
 from mtl.config.build import build_parts
-from mtl.data.files import MEAN, STD
+from mtl.data.preprocess import MEAN, STD
 
 SIZES = {"celeba": 32, "taskonomy": 32, "pascal_context": 28, "image_table": 32, "office": 32}
 NAMES = [*SIZES, "nyuv2", "cityscapes"]

@@ -1,0 +1,1 @@
+"""mtl.load and mtl-predict: what a trained model says of new inputs, in the terms of its user."""
