@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,7 +46,13 @@ def flattened(x: Any) -> Tensor:
 
 
 def pooled(x: Any, last_axis_is_channels: bool = False) -> Tensor:
-    """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened."""
+    """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened.
+
+    Of a dict with ``tokens`` and their ``mask``, as of atoms, where the mask is true.
+    """
+    if isinstance(x, Mapping) and x.keys() >= {"tokens", "mask"}:
+        shares = x["mask"] / x["mask"].sum(1, keepdim=True)
+        return torch.einsum("bt,btd->bd", shares.to(x["tokens"].dtype), x["tokens"])
     axis = 1 if _checked(x).dim() == 4 and not last_axis_is_channels else x.dim() - 1
     positions = [i for i in range(1, x.dim()) if i != axis]
     return x.mean(positions) if positions else x

@@ -61,8 +61,9 @@ class Embedding(nn.Module):
 class Rounds(nn.Module):
     """Rounds of messages between the atoms: the state with new ``tokens``.
 
-    The message to atom i is ``W h_i + b + mean_j A(e_ij) h_j``, and A(e) is linear in the edge network's hidden units. So
-    the sum over them is taken first, and no matrix is made for a pair: 64 times fewer operations than with one.
+    The message to atom i is ``W h_i + b + mean_j A(e_ij) h_j``. A(e) is linear in the edge network's hidden units, so
+    that h_j is multiplied once for each of them, and no matrix is made for a pair: at a width of 64 a tenth of the
+    operations, and 4,096 numbers a pair less to keep.
     """
 
     def __init__(self, width: int, edge_width: int, rounds: int) -> None:

@@ -30,6 +30,8 @@ class Molecules:
     molecule's in Ångström.
     """
 
+    takes = "molecule"
+
     def __call__(self, molecule: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of one molecule."""
         charges, positions = _read(molecule)
@@ -79,7 +81,7 @@ def _by_number(values: Mapping[str, float]) -> Tensor:
     return table
 
 
-def _read(molecule: str | Path | Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _read(molecule: Any) -> tuple[Tensor, Tensor]:
     """Atomic numbers ``[N]`` and positions ``[N, 3]``."""
     if isinstance(molecule, Mapping):
         if missing := {"charges", "positions"} - set(molecule):
@@ -88,41 +90,48 @@ def _read(molecule: str | Path | Mapping[str, Any]) -> tuple[Tensor, Tensor]:
                 "it must have charges, the atomic numbers, and positions, in Å."
             )
         return _numbers(molecule["charges"]), _positions(molecule["positions"])
-    if isinstance(molecule, Path) or "\n" not in molecule.strip():
-        file = Path(molecule)
-        with errors_named_by(file):
-            return _parse(file.read_text())
-    return _parse(molecule)
+    if not isinstance(molecule, str | Path):
+        raise ValueError(
+            "a molecule must be an .xyz file, its text, or a dict of charges and positions, not a "
+            f"{type(molecule).__name__}."
+        )
+    if isinstance(molecule, str) and "\n" in molecule.strip():
+        return _parse(molecule)
+    with errors_named_by(Path(molecule)):
+        return _parse(Path(molecule).read_text())
 
 
 def _parse(text: str) -> tuple[Tensor, Tensor]:
     """The first frame of an .xyz file: the number of atoms, a line of comment, and a line an atom."""
-    first, _, *rest = [*text.splitlines(), ""]
+    first, _, *rest = [*text.splitlines(), "", ""]
     if not first.strip().isdigit():
         raise ValueError(f"the first line of an .xyz file must be the number of atoms, not {first.strip()!r}.")
     lines = [line.split() for line in rest[: int(first)] if line.strip()]
     if len(lines) != int(first):
         raise ValueError(f"an .xyz file of {int(first)} atoms has {len(lines)} lines of them.")
-    if wrong := next((line for line in lines if len(line) < 4), None):
-        raise ValueError(f"a line of an .xyz file must be an element and three numbers, not {' '.join(wrong)!r}.")
-    # QM9's own files write 10^-6 as *^-6.
-    places = [[word.replace("*^", "e") for word in line[1:4]] for line in lines]
-    return _numbers([line[0] for line in lines]), _positions([list(map(float, place)) for place in places])
+    return _numbers([line[0] for line in lines]), _positions([_place(line) for line in lines])
+
+
+def _place(line: list[str]) -> list[float]:
+    """The position in a line of an .xyz file."""
+    try:
+        x, y, z = (float(word.replace("*^", "e")) for word in line[1:4])  # QM9's own files write 1e-6 as 1.*^-6
+    except ValueError:
+        raise ValueError(
+            f"a line of an .xyz file must be an element and three numbers, not {' '.join(line)!r}."
+        ) from None
+    return [x, y, z]
 
 
 def _numbers(charges: Any) -> Tensor:
     """Atomic numbers ``[N]`` of numbers or of symbols."""
     known = NUMBERS | {str(number): number for number in NUMBERS.values()}
-    names = [str(charge) for charge in torch.as_tensor(charges).tolist()] if not _are_text(charges) else list(charges)
+    names = list(map(str, charges if isinstance(charges, list | tuple) else torch.as_tensor(charges).tolist()))
     for name in names:
         if name not in known:
             accepted = ", ".join(f"{element} ({number})" for element, number in NUMBERS.items())
             raise ValueError(f"a molecule has the element {name}; QM9 has {accepted}.")
-    return torch.tensor([known[name] for name in names])
-
-
-def _are_text(charges: Any) -> bool:
-    return isinstance(charges, list | tuple) and all(isinstance(charge, str) for charge in charges)
+    return torch.tensor([known[name] for name in names], dtype=torch.int64)
 
 
 def _positions(positions: Any) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,7 +115,7 @@ def _charges(symbols: str) -> NDArray[np.uint8]:
     return table[np.frombuffer(symbols.encode(), np.uint8)]
 
 
-def make_fixture(root: Path, count: int = 48) -> None:
+def make_fixture(root: Path, count: int = 64) -> None:
     """Write a tiny QM9: zigzag chains of C, N, O and F with their hydrogen, with properties to learn."""
     rng = np.random.default_rng(0)
     rows = []
@@ -131,8 +130,8 @@ def make_fixture(root: Path, count: int = 48) -> None:
             "zpve": 0.01 * len(charges), "cv": 1.5 * len(charges), **energies,
         }  # fmt: skip
         rows.append({
-            "XYZ_file": f"dsgdb9nsd_{number:06}.xyz", "Index": number, "N_atoms": len(symbols),
-            "Elements": str(symbols).replace(" ", ""), "XYZ_Ang": json.dumps(positions.round(8).tolist(), separators=(",", ":")),
+            "XYZ_file": f"dsgdb9nsd_{number:06}.xyz", "N_atoms": len(symbols),
+            "Elements": str(symbols).replace(" ", ""), "XYZ_Ang": str(positions.round(8).tolist()).replace(" ", ""),
             **{COLUMNS[target][0]: value + 0.001 * rng.normal() for target, value in values.items()},
         })  # fmt: skip
     root.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def network():
 
 
 def geometric(network, molecule):
-    """LibMTL's network of one molecule ``{"atoms": [N, F], "bonds": [N, N, E]}``, made of PyTorch Geometric's layers."""
+    """LibMTL's network of a molecule ``{"atoms": [N, F], "bonds": [N, N, E]}``, of PyTorch Geometric's layers."""
     pyg = pytest.importorskip("torch_geometric.nn")
     embedding, rounds, (set2set, last, _) = network
     count, width = len(molecule["atoms"]), 8

@@ -28,7 +28,7 @@ THIRD = [
 
 
 # The data of the backbones that do not read images.
-DATA = {"theta": "toy", "causal_transformer": "stdlib"}
+DATA = {"theta": "toy", "causal_transformer": "stdlib", "mpnn": "qm9"}
 
 
 def built(*overrides):
@@ -49,15 +49,20 @@ def test_every_option_is_built_and_takes_a_step(group):
         one_step(*built(f"{group}={option}"))
 
 
+def on_fixture(cfg, folder):
+    """The configuration, with a tiny set in the folder where it takes one."""
+    if "root" in cfg.data:
+        domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
+        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder, **domains)
+        cfg.data.root = str(folder)
+    return cfg
+
+
 # dataset takes one of the user's: tests/data/test_dataset.py
 @pytest.mark.parametrize("data", [data for data in options("data") if data != "dataset"])
 def test_every_data_set_alone_is_a_run(data, tmp_path):
     """No other group is named: backbone, heads and losses fit."""
-    cfg = load([f"data={data}", "device=cpu"])
-    if OmegaConf.is_missing(cfg.data, "root"):
-        domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
-        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(tmp_path / data, **domains)
-        cfg.data.root = str(tmp_path / data)
+    cfg = on_fixture(load([f"data={data}", "device=cpu"]), tmp_path / data)
     if "image_size" in cfg.data:
         cfg.data.image_size = min(cfg.data.image_size, 64)  # a step on the papers' sizes takes twenty seconds
     one_step(*build(cfg))
@@ -65,9 +70,9 @@ def test_every_data_set_alone_is_a_run(data, tmp_path):
 
 def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
     choices = {
-        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2] for data in ("digits", "stdlib", "toy")
+        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2] for data in ("digits", "stdlib", "toy", "qm9")
     }
-    assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta"}
+    assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta", "qm9": "MPNN"}
     assert load(["data=stdlib", "backbone=mlp"]).backbone == load(["backbone=mlp"]).backbone
     assert load(["data=toy", "~backbone", "+backbone._target_=mine.Backbone"]).backbone == {"_target_": "mine.Backbone"}
     with pytest.raises(ConfigError, match=r"^backbone: cannot take inputs of shape \[2, 128\]"):
@@ -77,8 +82,9 @@ def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
 
 
 @pytest.mark.parametrize("backbone", options("backbone"))
-def test_every_backbone_takes_a_step(backbone):
-    one_step(*build(load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])))
+def test_every_backbone_takes_a_step(backbone, tmp_path):
+    cfg = load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])
+    one_step(*build(on_fixture(cfg, tmp_path / "data")))
 
 
 STUDY = "experiment/digits_strategies"
