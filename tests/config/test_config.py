@@ -51,7 +51,7 @@ def test_every_option_is_built_and_takes_a_step(group):
 
 def on_fixture(cfg, folder):
     """The configuration, with a tiny set in the folder where it takes one."""
-    if "root" in cfg.data:
+    if "root" in list(cfg.data):  # also where its value is missing
         domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
         importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder, **domains)
         cfg.data.root = str(folder)
