@@ -50,9 +50,9 @@ def flattened(x: Any) -> Tensor:
 def pooled(x: Any, last_axis_is_channels: bool = False) -> Tensor:
     """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened.
 
-    Of tokens with their mask, the padding is left out.
+    Of a dict with ``tokens`` and their ``mask``, as of texts and atoms, where the mask is true.
     """
-    if isinstance(x, Mapping) and x.keys() == {"tokens", "mask"}:
+    if isinstance(x, Mapping) and x.keys() >= {"tokens", "mask"}:
         return masked_mean(_checked(x["tokens"]), x["mask"])
     axis = 1 if _checked(x).dim() == 4 and not last_axis_is_channels else x.dim() - 1
     positions = [i for i in range(1, x.dim()) if i != axis]

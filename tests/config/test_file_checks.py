@@ -24,7 +24,7 @@ def table(root, **keys):
 
 
 @pytest.mark.parametrize("name", ["nyuv2", "cityscapes", "celeba", "multimnist", "office", "taskonomy",
-                                  "pascal_context", "paws_x", "image_table"])  # fmt: skip
+                                  "pascal_context", "paws_x", "image_table", "qm9"])  # fmt: skip
 def test_a_missing_folder_is_named_with_where_to_get_the_data(name, tmp_path):
     data = load([f"data={name}", f"data.root={tmp_path / 'no'}"]).data
     with pytest.raises(ConfigError) as caught:
