@@ -67,6 +67,7 @@ def describe_checkpoint(path: Path, content: Mapping[str, Any]) -> str:
 def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Sequence[str]) -> dict[str, float]:
     from omegaconf import OmegaConf
 
+    from mtl.config.architecture import without_weights
     from mtl.config.build import build_parts
     from mtl.config.schema import completed
     from mtl.data.metadata import meaning_changes, split_changes
@@ -84,9 +85,8 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     cfg = OmegaConf.create(completed(content["config"]))
     _take_moved_data(cfg, path)
     _override(cfg, overrides)
-    _without_other_weights(cfg.backbone)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
-    parts = build_parts(cfg, content["data"])
+    parts = build_parts(without_weights(cfg), content["data"])
     if changes := meaning_changes(content["data"], parts.description):
         raise ValueError(f"the data are not those that {path} was trained on: {'; '.join(changes)}.")
     for change in split_changes(content["data"], parts.description, [split]):
@@ -135,14 +135,6 @@ def _override(cfg: Any, overrides: Sequence[str]) -> None:
                 f"data.root=FOLDER, and {', '.join(ACCEPTED[1:])}."
             )
         OmegaConf.update(cfg, key, override.value(), force_add=True)
-
-
-def _without_other_weights(backbone: Any) -> None:
-    """The weights come from the checkpoint: those that the backbone began with need not be there any more."""
-    if "pretrained" in backbone:
-        backbone.pretrained = False
-    if backbone.get("options"):
-        backbone.options.pop("checkpoint_path", None)
 
 
 def main() -> None:

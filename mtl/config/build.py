@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from mtl.architectures.multi_input import common_space, read_own_samples
 from mtl.architectures.read import Read
-from mtl.config.architecture import Architecture
+from mtl.config.architecture import Architecture, has_weights, without_weights
 from mtl.config.checks import check, chosen_tasks
 from mtl.config.common_features import check_common_features
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
@@ -46,11 +46,17 @@ from mtl.training.state import RUN_LENGTHS, Parts, TrainState
 log = logging.getLogger(__name__)
 
 
-def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
-    """Build everything that a run needs at its beginning. ConfigError for every mistake in the configuration."""
+def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, TrainState]:
+    """Build everything that a run needs at its beginning. ConfigError for every mistake in the configuration.
+
+    ``resumed``: the description of the data of the checkpoint that will be loaded. Then the weights that the backbone
+    began with are left out, and images are normalised as before.
+    """
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
-    parts = build_parts(cfg)
+    if resumed is not None:
+        cfg = without_weights(cfg)
+    parts = build_parts(cfg, normalize=resumed and resumed["normalize"])
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     _check_train_samples(cfg, parts)
     warn_of_moving_statistics(parts.model.train())
@@ -70,10 +76,11 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema, monitor)
 
 
-def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
+def build_parts(cfg: DictConfig, read_as: Description | None = None, normalize: Any = None) -> Parts:
     """Build data, model and tasks, and run them on two samples. ConfigError for every mistake.
 
-    ``read_as``: the description of a checkpoint's data; the files are read with its meaning.
+    ``read_as``: the description of a checkpoint's data; the files are read with its meaning. ``normalize``: the mean
+    and deviation of its pixels alone.
     """
     device = _find_device(cfg.device)
     data = _make_data(cfg, read_as)
@@ -84,7 +91,7 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
     architecture = Architecture(cfg, data)
-    _normalize(data, architecture.plain, read_as)
+    _normalize(cfg, data, architecture.plain, read_as["normalize"] if read_as else normalize)
     description = _describe(data)
     inputs, targets = _read_two(cfg, data, "val")
     features, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
@@ -119,19 +126,19 @@ def _make_data(cfg: DictConfig, read_as: Description | None) -> Any:
     return make("data", own, seed=cfg.seed, metadata=(read_as and read_as["metadata"]) or None)
 
 
-def _normalize(data: Any, backbone: nn.Module | None, read_as: Description | None) -> None:
+def _normalize(cfg: DictConfig, data: Any, backbone: nn.Module | None, checkpoints: Mapping[str, Any] | None) -> None:
     """Let the data set normalise images as the backbone's weights want, or as the checkpoint's data were."""
-    wanted = read_as["normalize"] if read_as else getattr(backbone, "data_config", None)
+    wanted = checkpoints or getattr(backbone, "data_config", None)
     normalize = getattr(data, "normalize", None)
     if isinstance(normalize, v2.Normalize):
         if wanted is not None:
             normalize.mean, normalize.std = list(wanted["mean"]), list(wanted["std"])
-        source = "ImageNet's" if wanted is None else "the checkpoint's" if read_as else "the backbone's own"
+        source = "ImageNet's" if wanted is None else "the checkpoint's" if checkpoints else "the backbone's own"
         log.info("images are normalised by mean %s, std %s: %s", normalize.mean, normalize.std, source)
-    elif wanted is not None:
-        log.info(
-            "images are normalised by the data set itself; the backbone's weights are for mean %s, std %s",
-            list(wanted["mean"]), list(wanted["std"]),
+    elif wanted is not None and has_weights(cfg):
+        log.warning(
+            "the backbone's weights are for images from 0 to 1, normalised by mean %s, std %s, and the data set (%s) "
+            "has no `normalize` to do so: see that its images are", *wanted.values(), type(data).__name__,
         )  # fmt: skip
 
 

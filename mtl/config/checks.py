@@ -17,7 +17,12 @@ from mtl.config.source import arguments_of, can_be_found
 from mtl.errors import ConfigError, suggestion
 
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
-OURS = {"data": ("on_error",), "optimizer": ("groups", "sharing")}  # keys beside the arguments of the class
+# Keys beside the arguments of the class.
+OURS = {
+    "data": ("on_error",),
+    "backbone": ("pretrained", "mapping"),  # where the class has no weights of its own
+    "optimizer": ("groups", "sharing", "layer_decay", "weight_decay_exclude_1d"),
+}
 OWN_CODE = "code of your own is found in the current folder, in the folder of -cd, or through PYTHONPATH."
 # What no optimizer takes a negative value of.
 NOT_NEGATIVE = (

@@ -64,7 +64,7 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     # Hydra cannot delete a key that is null, where another class takes the place of the one that had the argument.
     node = {name: value for name, value in node.items() if value is not None or not _refuses(target, name)}
     check_arguments(key, target, node, offered, raw)
-    filled = {name: value for name, value in offered.items() if node.get(name) is None and _takes(target, name)}
+    filled = {name: value for name, value in offered.items() if node.get(name) is None and takes(target, name)}
     try:
         filled |= _lists_as_tensors(target, node)
         made = instantiate(node, _partial_=True, _convert_="all")
@@ -199,7 +199,8 @@ def _refuses(target: Any, name: str) -> bool:
     return name not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
 
 
-def _takes(target: Any, name: str) -> bool:
+def takes(target: Any, name: str) -> bool:
+    """Whether a class or function names an argument."""
     try:
         return name in inspect.signature(target).parameters
     except (TypeError, ValueError):
