@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from mtl.errors import first_line
-from mtl.pretrained import Weights, named_for, read, report
+from mtl.pretrained import Weights, few, named_for, read, report
 
 TIMMS_LOG = logging.getLogger("timm.models._builder")  # of loading, of which mtl.pretrained.report says more in less
 FEATURES = ("pooled", "tokens", "pyramid")
@@ -280,8 +280,7 @@ def _reason(error: Exception) -> str:
     lines = str(error).split("\n")
     shapes = re.findall(r"size mismatch for (\S+): .*torch.Size\((\[.*?\])\).*torch.Size\((\[.*?\])\)", str(error))
     if shapes:
-        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-        return ", ".join(f"{key} is {there} in the file and {here} in the model" for key, there, here in shapes[:3]) + more
+        return few([f"{key} is {there} in the file and {here} in the model" for key, there, here in shapes])
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
         more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
         return lines[1].strip() + more

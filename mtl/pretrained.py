@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -84,16 +83,16 @@ def _read_file(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
-        if code is None:
-            raise ValueError(f"pretrained={file} cannot be read: it is no file of torch.save or safetensors.") from error
-        raise ValueError(
-            f"pretrained={file} holds more than tensors ({code[1]}), and reading it would run code from the file; save "
-            "the tensors alone, with torch.save(model.state_dict(), …)."
-        ) from error
     except Exception as error:
-        raise ValueError(f"pretrained={file} cannot be read: {first_line(error)}") from error
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):  # in the words of torch's unpickler
+            raise ValueError(
+                f"pretrained={file} holds more than tensors ({code[1]}), and reading it would run code from the file; "
+                "save the tensors alone, with torch.save(model.state_dict(), …)."
+            ) from error
+        words = first_line(error).partition(". This file can still be loaded")[0]
+        raise ValueError(
+            f"pretrained={file} cannot be read as a file of torch.save, or of safetensors by its ending: {words}."
+        ) from error
 
 
 def _tensors(content: Any, source: str) -> Weights:
@@ -106,7 +105,11 @@ def _tensors(content: Any, source: str) -> Weights:
         tensors = {WRAPPED.sub("", str(name)): x for name, x in content.items() if isinstance(x, Tensor)}
         if tensors:
             return Weights(tensors, source)
-    has = f"has the keys {_few([*map(str, content)])}" if isinstance(content, Mapping) else f"is a {type(content).__name__}"
+    has = (
+        f"has the keys {few([*map(str, content)])}"
+        if isinstance(content, Mapping)
+        else f"is a {type(content).__name__}"
+    )
     raise ValueError(f"pretrained={source} has no tensors by name, as a state_dict: it {has}.")
 
 
@@ -155,8 +158,8 @@ def _by_order(weights: Weights, own: Mapping[str, Tensor], head: tuple[str, ...]
     lacking = [name for name in names[len(theirs) :] if not name.startswith(head)]
     if lacking:
         raise ValueError(
-            f"mapping={BY_ORDER}: {weights.source} has {len(theirs)} tensors, but the model {len(names)}; there is none "
-            f"for {_few(lacking)}."
+            f"mapping={BY_ORDER}: {weights.source} has {len(theirs)} tensors, but the model {len(names)}; there "
+            f"is none for {few(lacking)}."
         )
     pairs = ", ".join(f"{key} → {name}" for key, name in list(zip(theirs, names, strict=False))[:2])
     log.info("%s: taken in its order, by which names and meaning are not compared: %s, …", weights.source, pairs)
@@ -199,7 +202,7 @@ def load(module: nn.Module, path: str, mapping: str | None = None) -> None:
     other = [k for k, x in own.items() if k in tensors and not is_lazy(x) and tensors[k].shape != x.shape]
     if other:
         shapes = [f"{k} is {list(tensors[k].shape)} in the file and {list(own[k].shape)} in the model" for k in other]
-        raise ValueError(f"the weights in {source} cannot be loaded into {name}: {_few(shapes)}.")
+        raise ValueError(f"the weights in {source} cannot be loaded into {name}: {few(shapes)}.")
     result = module.load_state_dict(tensors, strict=False)
     report(name, source, [*own], result.missing_keys, result.unexpected_keys)
 
@@ -214,18 +217,18 @@ def report(name: str, source: str, own: Sequence[str], missing: Sequence[str], l
     left_over = [key for key in left_over if not _is_count(key)]
     if own and len(missing) == len(own):
         raise ValueError(
-            f"none of the keys in {source} fits {name}: they are {_few(left_over)}, but it has {_few(own)}; "
+            f"none of the keys in {source} fits {name}: they are {few(left_over)}, but it has {few(own)}; "
             f"backbone.mapping={BY_ORDER} takes those of the same network under other names in their order."
         )
     parts = {key.partition(".")[0] for key in own if "." in key}
     inside = [key for key in left_over if key.partition(".")[0] in parts]
     words = f"{source}: {len(own) - len(missing)} of the {len(own)} tensors of {name} are loaded"
     if missing:
-        words += f"; MISSING, and so random: {len(missing)}, {_few(missing)}"
+        words += f"; MISSING, and so random: {len(missing)}, {few(missing)}"
     if left_over:
-        words += f"; left over: {len(left_over)}, {_few(left_over)}"
+        words += f"; left over: {len(left_over)}, {few(left_over)}"
     if inside:
-        words += f"; THE FILE IS OF ANOTHER NETWORK, with {len(inside)} more inside of {name}: {_few(inside)}"
+        words += f"; THE FILE IS OF ANOTHER NETWORK, with {len(inside)} more inside of {name}: {few(inside)}"
     log.log(logging.WARNING if missing or inside else logging.INFO, "%s", words)
 
 
@@ -233,5 +236,6 @@ def _is_count(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _few(keys: Sequence[str]) -> str:
+def few(keys: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

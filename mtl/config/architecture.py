@@ -71,12 +71,15 @@ def _make_backbone(node: DictConfig, **offered: Any) -> nn.Module:
     ours: dict[str, Any] = {}
     if not takes(import_target("backbone", node), "pretrained"):
         ours = {key: node[key] for key in OURS["backbone"] if key in node}
-    own = make("backbone", {key: value for key, value in node.items() if key not in ours}, **offered)
+    rest = {key: value for key, value in node.items() if key not in ours} if ours else node
+    own = make("backbone", rest, **offered)
     if not isinstance(own, nn.Module):
         raise ConfigError(f"backbone must be a torch.nn.Module, but its _target_ gives a {type(own).__name__}.")
     path, mapping = ours.get("pretrained"), ours.get("mapping")
     if path is True or (mapping is not None and not path):
-        raise ConfigError(f"backbone.pretrained={path}: {type(own).__name__} takes weights from a file, pretrained=FILE.")
+        raise ConfigError(
+            f"backbone.pretrained={path}: {type(own).__name__} takes weights from a file, pretrained=FILE."
+        )
     try:
         if path:
             load_weights(own, path, mapping)
