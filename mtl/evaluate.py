@@ -147,7 +147,11 @@ def main() -> None:
     parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, mps")
     arguments = parser.parse_intermixed_args()
     if not arguments.checkpoint.exists():  # answered without torch
-        sys.exit(f"mtl-eval: There is no checkpoint {arguments.checkpoint}.")
+        from mtl.errors import closest_path
+
+        place = arguments.checkpoint
+        where = "a run's folder is outputs/<name>/<date>/<time>"
+        sys.exit(f"mtl-eval: There is no checkpoint {place}{closest_path(place)}; {where}.")
     from mtl.runs import checkpoint
     from mtl.runs.terminal import task_table
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtl.errors import first_line, require
+from mtl.errors import closest_path, first_line, require
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ def read(path: str) -> Weights:
     if place.is_dir():
         return _read_folder(place)
     if not place.is_file():
-        raise ValueError(f"pretrained={path} is no file or folder; accepted are those, true and false.")
+        raise ValueError(
+            f"pretrained={path} is no file or folder; accepted are those, true and false{closest_path(place)}."
+        )
     content = _read_file(place)
     if isinstance(content, Mapping) and content.keys() >= OURS:
         return _of_run(place, content)

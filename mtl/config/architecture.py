@@ -20,8 +20,8 @@ from mtl.pretrained import load as load_weights
 class Architecture:
     """``trunk``, and by task its ``readers``, None where a head reads the trunk's features themselves.
 
-    ``plain``: the first backbone that the architecture has made, by itself. ConfigError for one without a trunk or
-    readers.
+    ``plain``: the first backbone that the architecture has made, by itself; ``has_one_backbone``: whether it is the
+    only one, and runs as it is. ConfigError for an architecture without a trunk or readers.
     """
 
     def __init__(self, cfg: DictConfig, data: Any) -> None:
@@ -41,6 +41,7 @@ class Architecture:
             raise ConfigError(f"{name} must have a method reader(task), which gives a torch.nn.Module or None.")
         self.readers: dict[str, nn.Module | None] = {task: _reader(name, built, task) for task in tasks}
         self.plain: nn.Module | None = made[0] if made else None
+        self.has_one_backbone = len(made) == 1 and any(module is made[0] for module in self.trunk.modules())
         self._concatenates = getattr(data, "inputs_per_task", False)
         if self._concatenates:
             self.trunk = Concatenated(self.trunk, tasks)

@@ -22,8 +22,10 @@ from mtl.config.checks import check, chosen_tasks
 from mtl.config.common_features import check_common_features
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
 from mtl.config.dry_run import describe_features, dry_run_chunks, dry_run_task, shape_of
+from mtl.config.freeze import freeze
 from mtl.config.instantiate import import_target, make
 from mtl.config.optimizer import make_optimizer
+from mtl.config.pairing import check_kind
 from mtl.config.rehearsal import rehearse
 from mtl.config.remedies import unread
 from mtl.data.loader import Batches, DataError
@@ -68,7 +70,8 @@ def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, T
     _prepare(cfg, parts, strategy)
     if ema is not None:
         broadcast_parameters(ema.module)
-    optimizer = make_optimizer(cfg.optimizer, parts, strategy)
+    later = set(parts.model.frozen_parameters() if cfg.trainer.unfreeze_at else ())
+    optimizer = make_optimizer(cfg.optimizer, parts, strategy, later)
     scheduler = _make_scheduler(cfg, optimizer, plan, monitor.mode)
     seed_python(cfg.seed)  # an import may draw numbers, as scikit-learn's does, and may have been done before
     if get_rank():  # each process draws its own dropout masks
@@ -98,7 +101,9 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None, normalize: 
     heads = _make_heads(cfg, data, architecture, read)
     model = _make_model(cfg, architecture, heads)
     tasks = [_make_task(cfg, data, task) for task in names]
+    columns = getattr(data, "columns", None) or {}
     for task in tasks:
+        check_kind(task, getattr(columns.get(task.name), "kind", None))
         task.labels = dry_run_task(task, heads[task.name], read[task.name], targets, cfg.heads[task.name])
     _dry_run_chunks(cfg, model, tasks, features, targets)
     for task in tasks:
@@ -194,12 +199,11 @@ def _make_model(cfg: DictConfig, architecture: Architecture, heads: Mapping[str,
     readers = architecture.readers
     behind = {task: head if (own := readers[task]) is None else Read(own, head) for task, head in heads.items()}
     try:
-        # An older checkpoint's configuration has no freeze.
-        return MultiTaskModel(architecture.trunk, behind, freeze=cfg.get("freeze") or ())
+        model = MultiTaskModel(architecture.trunk, behind)
     except KeyError as error:
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    freeze(model, list(cfg.get("freeze") or ()), architecture)  # an older checkpoint's configuration has none
+    return model
 
 
 def _make_head(cfg: DictConfig, task: str, known: dict[str, Any], features: Any) -> nn.Module:

@@ -135,7 +135,9 @@ def check_arguments(
         if not _accepts(hints.get(argument, Any), value):
             kind = str(hints[argument]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
             text = raw.get(argument, value) if isinstance(raw, dict) else value
-            component = isinstance(value, str) and kind not in ("int", "float", "bool")
+            if torch_number := float in typing.get_args(hints[argument]):
+                kind = "a number"
+            component = not torch_number and isinstance(value, str) and kind not in ("int", "float", "bool")
             remedy = f"; a class of yours is named as {key}.{argument}._target_={text}" if component else ""
             raise ConfigError(f"{key}.{argument}={text} has the wrong type: {name} takes {kind}{remedy}.")
         if isinstance(value, dict) and "_target_" in value:
