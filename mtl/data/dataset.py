@@ -154,7 +154,7 @@ def _split(size: int, shares: Mapping[str, float], seed: int) -> dict[str, list[
     for name, count in counts.items():
         if 0 < count < FEW and name != "train":
             log.warning(
-                "data: %s has %d of the %d samples, each of which counts for %.0f %% of an accuracy; data.%s=… is the share",
+                "data: %s has %d of the %d samples, each %.0f %% of an accuracy; data.%s=… is the share",
                 name, count, size, 100 / count, key[name],
             )  # fmt: skip
     order = np.random.default_rng(seed).permutation(size)

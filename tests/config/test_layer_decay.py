@@ -34,7 +34,12 @@ def timms(name, groups):
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
 @pytest.mark.parametrize("excluded", [False, True], ids=["all decay", "matrices decay"])
 def test_layers_are_timms(name, excluded):
-    overrides = [f"backbone.name={name}", "optimizer.layer_decay=0.5", "optimizer.weight_decay=0.1"]
+    overrides = [
+        f"backbone.name={name}",
+        "optimizer.layer_decay=0.5",
+        "optimizer.weight_decay=0.1",
+        "data.image_size=32",
+    ]
     _, state = build(load([*SMALL, *overrides, f"optimizer.weight_decay_exclude_1d={excluded}".lower()]))
     theirs = timms(
         name,
@@ -129,8 +134,8 @@ def test_a_step_is_that_of_torch_with_the_same_groups():
         (["optimizer.layer_decay=much"], "optimizer.layer_decay=much must be above 0 and at most 1"),
         (["optimizer.weight_decay_exclude_1d=norms"], "optimizer.weight_decay_exclude_1d=norms must be true or false."),
         (
-            ["optimizer.layer_decay=0.5", "~backbone", "+backbone._target_=support.networks.Tiny"],
-            "optimizer.layer_decay=0.5: the stages of Tiny are not known; use a timm ResNet",
+            ["optimizer.layer_decay=0.5", "~backbone", "+backbone._target_=support.data_parts.Trunk"],
+            "optimizer.layer_decay=0.5: the stages of Trunk are not known; use a timm ResNet",
         ),
         (
             ["optimizer=sgd", "optimizer._target_=torch.optim.Rprop", "~optimizer.momentum", "~optimizer.weight_decay",
