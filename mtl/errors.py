@@ -17,6 +17,10 @@ class ConfigError(ValueError):
     """A mistake in the configuration: one sentence with the key, its value, and what is accepted."""
 
 
+class RunError(RuntimeError):
+    """What stops a run in one sentence, the first line, that says what to do; a traceback is of no help."""
+
+
 def require(name: str, value: Any, accepted: str, holds: bool) -> None:
     """Raise ``ValueError``, one sentence with name, value and what is accepted, unless ``holds``.
 
@@ -61,6 +65,13 @@ def own_line(error: BaseException) -> str:
             here = Path.cwd()
             return f"{file.relative_to(here) if file.is_relative_to(here) else file}, line {frame.lineno}"
     return ""
+
+
+def closest_path(path: Path) -> str:
+    """``; did you mean …``, the closest name beside a path that is not there; else empty."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {path.parent / close[0]}" if close else ""
 
 
 def suggestion(key: str, accepted: Iterable[str]) -> str:

@@ -67,6 +67,7 @@ def describe_checkpoint(path: Path, content: Mapping[str, Any]) -> str:
 def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Sequence[str]) -> dict[str, float]:
     from omegaconf import OmegaConf
 
+    from mtl.config.architecture import without_weights
     from mtl.config.build import build_parts
     from mtl.config.schema import completed
     from mtl.data.metadata import meaning_changes, split_changes
@@ -84,9 +85,8 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     cfg = OmegaConf.create(completed(content["config"]))
     _take_moved_data(cfg, path)
     _override(cfg, overrides)
-    without_other_weights(cfg.backbone)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
-    parts = build_parts(cfg, content["data"])
+    parts = build_parts(without_weights(cfg), content["data"])
     if changes := meaning_changes(content["data"], parts.description):
         raise ValueError(f"the data are not those that {path} was trained on: {'; '.join(changes)}.")
     for change in split_changes(content["data"], parts.description, [split]):
@@ -137,14 +137,6 @@ def _override(cfg: Any, overrides: Sequence[str]) -> None:
         OmegaConf.update(cfg, key, override.value(), force_add=True)
 
 
-def without_other_weights(backbone: Any) -> None:
-    """The weights come from the checkpoint: those that the backbone began with need not be there any more."""
-    if "pretrained" in backbone:
-        backbone.pretrained = False
-    if backbone.get("options"):
-        backbone.options.pop("checkpoint_path", None)
-
-
 def main() -> None:
     """Print what is measured, a table, and the metrics as one JSON object on the last line."""
     parser = argparse.ArgumentParser("mtl-eval", description=__doc__)
@@ -155,7 +147,11 @@ def main() -> None:
     parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, mps")
     arguments = parser.parse_intermixed_args()
     if not arguments.checkpoint.exists():  # answered without torch
-        sys.exit(f"mtl-eval: There is no checkpoint {arguments.checkpoint}.")
+        from mtl.errors import closest_path
+
+        place = arguments.checkpoint
+        where = "a run's folder is outputs/<name>/<date>/<time>"
+        sys.exit(f"mtl-eval: There is no checkpoint {place}{closest_path(place)}; {where}.")
     from mtl.runs import checkpoint
     from mtl.runs.terminal import task_table
 

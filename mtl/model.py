@@ -24,8 +24,8 @@ class MultiTaskModel(nn.Module):
     The backbone returns the shared features (a tensor, or a nesting of tuples, lists and dicts of tensors);
     each head is any module that maps them to a prediction. ``share`` names submodules that the heads have in common, as
     an unembedding: the first head's takes the place of the others'. ``freeze`` names submodules, as ``backbone.conv1``,
-    that are not trained: their parameters need no gradient, and they stay in evaluation mode, so that their batch
-    statistics stay as they are. ValueError where there is no such submodule, or a shared one of another kind or size.
+    or parameters that are not trained, see the method. ValueError where there is no such submodule, or a shared one of
+    another kind or size.
     """
 
     def __init__(
@@ -40,12 +40,40 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
         for name in share:
             share_submodule(heads, name)
-        self.frozen = tuple(freeze)
-        for name in self.frozen:
+        self.frozen: tuple[str, ...] = ()  # modules
+        self._held: tuple[str, ...] = ()  # parameters that would be trained otherwise
+        self.freeze(freeze)
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Do not train the named submodules and parameters.
+
+        The parameters need no gradient, and the submodules stay in evaluation mode, so that their batch statistics stay
+        as they are. ValueError for a name of neither.
+        """
+        before = {name for name, p in self.named_parameters() if p.requires_grad}
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        for name in names:
+            if name in parameters:
+                parameters[name].requires_grad_(False)
+                continue
             try:
                 find_submodule(self, name).requires_grad_(False).eval()
             except ValueError as error:
                 raise ValueError(f"freeze={name}: {error}") from error
+            self.frozen += (name,)
+        self._held += tuple(name for name, p in self.named_parameters() if name in before and not p.requires_grad)
+
+    def unfreeze(self) -> None:
+        """Train from now on what ``freeze`` has named."""
+        for parameter in self.frozen_parameters():
+            parameter.requires_grad_()
+        self.frozen = self._held = ()
+        self.train(self.training)
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters that ``unfreeze`` would train."""
+        own = dict(self.named_parameters())
+        return [own[name] for name in self._held]
 
     def train(self, mode: bool = True) -> MultiTaskModel:
         """Set the mode of all modules but the frozen ones, which stay in evaluation mode."""

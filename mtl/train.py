@@ -52,7 +52,7 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: S
         from mtl.training.size import multiply_adds
         from mtl.training.summary import run_summary
 
-    parts, state = build(cfg)
+    parts, state = build(cfg, found and found["data"])
     check_same_data(found, parts.description)
     restore(state, found, folder)
     operations = multiply_adds(parts.engine, parts.example)

@@ -581,7 +581,7 @@ def test_a_head_that_works_in_place_is_refused():
         (dict(rule=MGDA(), tasks=["a", "a"]), "tasks=.* must be a list of different names"),
         (dict(rule=MGDA(), tasks=["a", 1]), "tasks=.* must be a list of different names"),
         (dict(rule=MGDA(), tasks=["a"], every=0), "every=0 must be 1 or more"),
-        (dict(rule=MGDA(), tasks=["a"], scale="task"), "scale=task must be a number or tasks"),
+        (dict(rule=MGDA(), tasks=["a"], scale="task"), "scale=task must be a number, or the word"),
         (dict(rule=None, tasks=["a"], scale=2.0), "scale=2.0 must be 1 without a rule"),
         (dict(rule=MGDA(), tasks=["a"], loss_scale=0), "loss_scale=0 must be a number above 0, or a scaler"),
         (dict(rule=MGDA(), tasks=["a"], loss_scale="dynamic"), "loss_scale=dynamic must be a number above 0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from mtl.errors import first_line
+from mtl.pretrained import Weights, few, named_for, read, report
 
-log = logging.getLogger(__name__)
-
+TIMMS_LOG = logging.getLogger("timm.models._builder")  # of loading, of which mtl.pretrained.report says more in less
 FEATURES = ("pooled", "tokens", "pyramid")
 
 
@@ -33,9 +34,12 @@ class Timm(nn.Module):
     ``[B, N, C]`` (with the class token, where there is one), ``pyramid`` a list of maps ``[B, C_i, H_i, W_i]`` from
     fine to coarse; None is ``pooled``. ``in_channels`` and ``image_size``, a side or (height, width), are the data's.
     ``name`` may be of the hub or of a folder, as ``hf-hub:timm/resnet18.a1_in1k`` or ``local-dir:FOLDER``. ``options``
-    goes to ``timm.create_model``, as ``out_indices``, which levels a pyramid has. Its ``checkpoint_path`` is a file of
-    weights, which are then the pretrained ones: the classifier is left out, and the first layer fitted to
-    ``in_channels``. A warning counts the parameters that the file lacks, or has too many.
+    goes to ``timm.create_model``, as ``out_indices``, which levels a pyramid has.
+
+    ``pretrained``: timm's own weights, or those of a file or folder, see :func:`mtl.pretrained.read`; ``mapping``:
+    by_order where their names are of another code. The classifier is left out, and the first layer fitted to
+    ``in_channels``. A line says what was loaded, missing and left over. ``mean`` and ``std``, a number for each of
+    three channels, are those of the pixels that the weights are for; None: the file's own, else timm's for the model.
 
     Raises ValueError for a name that timm does not have (with the closest ones), for weights that cannot be
     loaded or of which none fits, and for a kind of features that the model does not give.
@@ -44,21 +48,29 @@ class Timm(nn.Module):
     def __init__(
         self,
         name: str,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         features: str | None = None,
         in_channels: int = 3,
         image_size: int | Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
+        mapping: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         features = features or "pooled"
         if features not in FEATURES:
             raise ValueError(f"features={features} must be one of {', '.join(FEATURES)}.")
         options = dict(options or {}, in_chans=in_channels)
+        if mapping is not None and not isinstance(pretrained, str):
+            raise ValueError(f"mapping={mapping} is for the weights of a file: pretrained=FILE, not {pretrained}.")
+        if pixels := _pixels(mean, std):
+            options["pretrained_cfg_overlay"] = {**(options.get("pretrained_cfg_overlay") or {}), **pixels}
         if image_size is not None and _has_fixed_input_size(name):
             options.setdefault("img_size", image_size)  # its position embedding has a size of its own
         self.features, self._in_channels = features, in_channels
-        self.model: Any = _create(name, pretrained, features, options)  # timm's models have more than nn.Module
+        # timm's models have more than nn.Module
+        self.model: Any = _create(name, pretrained, mapping, features, options)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images ``[B, C, H, W]`` to the features."""
@@ -245,7 +257,9 @@ def _has_fixed_input_size(name: str) -> bool:
     return config is not None and bool(config.fixed_input_size)
 
 
-def _create(name: str, pretrained: bool, features: str, options: dict[str, Any]) -> nn.Module:
+def _create(
+    name: str, pretrained: bool | str, mapping: str | None, features: str, options: dict[str, Any]
+) -> nn.Module:
     if features == "pyramid":
         options["features_only"] = True
     else:
@@ -257,14 +271,56 @@ def _create(name: str, pretrained: bool, features: str, options: dict[str, Any])
     file = (options.get("pretrained_cfg_overlay") or {}).get("file")
     if pretrained and file is not None and not Path(file).is_file():
         raise ValueError(f"the weights of {name} are to come from {file}, which is no file.")
+    if isinstance(pretrained, str):
+        weights = _named_for(name, read(pretrained), mapping, options)
+        own = {**(weights.data_config or {}), **(options.get("pretrained_cfg_overlay") or {})}
+        options["pretrained_cfg_overlay"] = {**own, "state_dict": weights.tensors, "source": ""}
+        file = weights.source
     try:
         with _recorded_loads() as loads:
-            model = timm.create_model(name, pretrained=pretrained, **options)
+            model = timm.create_model(name, pretrained=bool(pretrained), **options)
     except Exception as error:
-        raise _creation_error(error, name, pretrained, file, features, options) from error
+        raise _creation_error(error, name, bool(pretrained), file, features, options) from error
     if pretrained:
         _check_loads(loads, file or f"the pretrained weights of {name}", name)
+        _forget_tensors(model)
     return model
+
+
+def _named_for(name: str, weights: Weights, mapping: str | None, options: Mapping[str, Any]) -> Weights:
+    """The weights under timm's names, of the whole model with its classifier."""
+    others = ("features_only", "out_indices", "num_classes", "in_chans", "img_size", "pretrained_cfg_overlay")
+    if ":" not in name and weights.model not in (None, name.partition(".")[0]):
+        raise ValueError(f"the weights in {weights.source} are of {weights.model}, but backbone.name={name}.")
+    try:
+        with torch.device("meta"):
+            whole = timm.create_model(name, **{key: value for key, value in options.items() if key not in others})
+    except Exception:  # said where the model itself is made
+        return weights
+    return named_for(weights, whole.state_dict(), mapping, _classifier(whole))
+
+
+def _classifier(model: nn.Module) -> tuple[str, ...]:
+    """How the names of timm's classifier begin."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return tuple(f"{part}." for part in ([named] if isinstance(named, str) else named))
+
+
+def _forget_tensors(model: nn.Module) -> None:
+    """Leave the weights out of timm's description of the model, where they would be kept and copied with it."""
+    for module in model.modules():
+        for description in (getattr(module, key, None) for key in ("pretrained_cfg", "default_cfg")):
+            if isinstance(description, dict):
+                description.pop("state_dict", None)
+
+
+def _pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, list[float]]:
+    given = {key: list(value) for key, value in (("mean", mean), ("std", std)) if value is not None}
+    for key, value in given.items():
+        if len(value) != 3 or (key == "std" and min(value) <= 0):
+            above = " above 0" if key == "std" else ""
+            raise ValueError(f"{key}={value} must be three numbers{above}, of the channels of pixels from 0 to 1.")
+    return given
 
 
 def _creation_error(
@@ -287,6 +343,9 @@ def _creation_error(
 def _reason(error: Exception) -> str:
     """The first line of an error, or the first of the mismatches that torch lists below it."""
     lines = str(error).split("\n")
+    shapes = re.findall(r"size mismatch for (\S+): .*torch.Size\((\[.*?\])\).*torch.Size\((\[.*?\])\)", str(error))
+    if shapes:
+        return few([f"{key} is {there} in the file and {here} in the model" for key, there, here in shapes])
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
         more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
         return lines[1].strip() + more
@@ -298,7 +357,7 @@ Load = tuple[nn.Module, list[str], list[str]]  # a model, and the keys that the 
 
 @contextmanager
 def _recorded_loads() -> Iterator[list[Load]]:
-    """The state dicts that are loaded inside the context: timm does not return which keys fitted."""
+    """The state dicts that are loaded inside the context: timm does not return which keys fitted, and warns of all."""
     loads: list[Load] = []
     original = nn.Module.load_state_dict
 
@@ -307,33 +366,15 @@ def _recorded_loads() -> Iterator[list[Load]]:
         loads.append((module, list(result.missing_keys), list(result.unexpected_keys)))
         return result
 
-    with patch.object(nn.Module, "load_state_dict", record):
+    with patch.object(nn.Module, "load_state_dict", record), patch.object(TIMMS_LOG, "disabled", True):
         yield loads
 
 
 def _check_loads(loads: Sequence[Load], source: str, name: str) -> None:
-    """ValueError if no key of the weights fitted; a warning if some were missing or left over."""
+    """Say what the model has taken; ValueError if no key of the weights fitted."""
     for module, missing, left_over in loads[-1:]:  # a format of its own, loaded otherwise, is not recorded
-        named = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
-        classifier = tuple(f"{part}." for part in ([named] if isinstance(named, str) else named))
-        # torch takes a missing count of batches for 0.
-        own = [key for key in module.state_dict() if not key.startswith(classifier) and "num_batches" not in key]
-        missing = [key for key in missing if key in own]
-        if own and len(missing) == len(own):
-            raise ValueError(
-                f"none of the keys in {source} fits {name}: they are {_few(left_over)}, but it has {_few(own)}."
-            )
-        if missing:
-            log.warning(
-                "%s lack %d of the %d parameters of %s, which stay random: %s",
-                source, len(missing), len(own), name, _few(missing),
-            )  # fmt: skip
-        if left_over:
-            log.warning("%s have %d keys that %s lacks: %s", source, len(left_over), name, _few(left_over))
-
-
-def _few(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        own = [key for key in module.state_dict() if not key.startswith(_classifier(module))]
+        report(name, source, own, [key for key in missing if key in own], left_over)
 
 
 def _can_be_made(name: str, options: Mapping[str, Any]) -> bool:

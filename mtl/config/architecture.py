@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from mtl.architectures.multi_input import Concatenated, own_samples
-from mtl.config.checks import chosen_tasks
+from mtl.config.checks import OURS, chosen_tasks
 from mtl.config.dry_run import dry_run_backbone, dry_run_reader
-from mtl.config.instantiate import import_target, make
+from mtl.config.instantiate import import_target, make, takes
 from mtl.config.schema import HARD
 from mtl.errors import ConfigError
+from mtl.pretrained import load as load_weights
 
 
 class Architecture:
     """``trunk``, and by task its ``readers``, None where a head reads the trunk's features themselves.
 
-    ``plain``: the first backbone that the architecture has made, by itself. ``config``: that of a checkpoint's
-    backbone. ConfigError for one without a trunk or readers.
+    ``plain``: the first backbone that the architecture has made, by itself; ``has_one_backbone``: whether it is the
+    only one, and runs as it is. ``config``: that of a checkpoint's backbone. ConfigError for an architecture without a
+    trunk or readers.
     """
 
     def __init__(self, cfg: DictConfig, data: Any, config: Mapping[str, Any] | None = None) -> None:
@@ -28,11 +31,8 @@ class Architecture:
         stored = {} if config is None else {"config": config}
 
         def backbone() -> nn.Module:
-            own = make("backbone", cfg.backbone, **data.input_info, **_features_read(cfg), **stored)
-            if not isinstance(own, nn.Module):
-                raise ConfigError(f"backbone must be a torch.nn.Module, but its _target_ gives a {type(own).__name__}.")
-            made.append(own)
-            return own
+            made.append(_make_backbone(cfg.backbone, **data.input_info, **_features_read(cfg), **stored))
+            return made[-1]
 
         # An older checkpoint's configuration has no architecture.
         built = make("architecture", cfg.get("architecture") or HARD, backbone=backbone, tasks=tasks)
@@ -44,6 +44,7 @@ class Architecture:
             raise ConfigError(f"{name} must have a method reader(task), which gives a torch.nn.Module or None.")
         self.readers: dict[str, nn.Module | None] = {task: _reader(name, built, task) for task in tasks}
         self.plain: nn.Module | None = made[0] if made else None
+        self.has_one_backbone = len(made) == 1 and any(module is made[0] for module in self.trunk.modules())
         self._concatenates = getattr(data, "inputs_per_task", False)
         if self._concatenates:
             self.trunk = Concatenated(self.trunk, tasks)
@@ -73,6 +74,45 @@ class Architecture:
             task: own[task] if reader is None else dry_run_reader(task, reader, own[task])
             for task, reader in self.readers.items()
         }
+
+
+def _make_backbone(node: DictConfig, **offered: Any) -> nn.Module:
+    """The backbone, with the weights of a file where ``pretrained`` names one and is no argument of its class."""
+    ours: dict[str, Any] = {}
+    if not takes(import_target("backbone", node), "pretrained"):
+        ours = {key: node[key] for key in OURS["backbone"] if key in node}
+    rest = {key: value for key, value in node.items() if key not in ours} if ours else node
+    own = make("backbone", rest, **offered)
+    if not isinstance(own, nn.Module):
+        raise ConfigError(f"backbone must be a torch.nn.Module, but its _target_ gives a {type(own).__name__}.")
+    path, mapping = ours.get("pretrained"), ours.get("mapping")
+    if path is True or (mapping is not None and not path):
+        raise ConfigError(
+            f"backbone.pretrained={path}: {type(own).__name__} takes weights from a file, pretrained=FILE."
+        )
+    try:
+        if path:
+            load_weights(own, path, mapping)
+    except ValueError as error:
+        raise ConfigError(f"backbone: {error}") from error
+    return own
+
+
+def has_weights(cfg: DictConfig) -> bool:
+    """Whether the backbone begins with weights, and not with random numbers."""
+    return bool(cfg.backbone.get("pretrained") or (cfg.backbone.get("options") or {}).get("checkpoint_path"))
+
+
+def without_weights(cfg: DictConfig) -> DictConfig:
+    """The configuration without the weights that the backbone begins with: the model gets a checkpoint's."""
+    own = copy.deepcopy(cfg)
+    with open_dict(own):
+        for key in ("pretrained", "mapping"):
+            if key in own.backbone:
+                own.backbone[key] = False if key == "pretrained" else None
+        if own.backbone.get("options"):
+            own.backbone.options.pop("checkpoint_path", None)
+    return own
 
 
 def _reader(name: str, built: Any, task: str) -> nn.Module | None:

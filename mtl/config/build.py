@@ -18,13 +18,15 @@ from torchvision.transforms import v2
 
 from mtl.architectures.multi_input import common_space, read_own_samples
 from mtl.architectures.read import Read
-from mtl.config.architecture import Architecture
+from mtl.config.architecture import Architecture, has_weights, without_weights
 from mtl.config.checks import check, chosen_tasks
 from mtl.config.common_features import check_common_features
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
 from mtl.config.dry_run import describe_features, dry_run_chunks, dry_run_task, shape_of
+from mtl.config.freeze import freeze
 from mtl.config.instantiate import import_target, make
 from mtl.config.optimizer import make_optimizer
+from mtl.config.pairing import check_kind
 from mtl.config.rehearsal import rehearse
 from mtl.config.remedies import unread
 from mtl.data.loader import Batches, DataError
@@ -48,11 +50,17 @@ from mtl.training.state import RUN_LENGTHS, Parts, TrainState
 log = logging.getLogger(__name__)
 
 
-def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
-    """Build everything that a run needs at its beginning. ConfigError for every mistake in the configuration."""
+def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, TrainState]:
+    """Build everything that a run needs at its beginning. ConfigError for every mistake in the configuration.
+
+    ``resumed``: the description of the data of the checkpoint that will be loaded. Then the weights that the backbone
+    began with are left out, and images are normalised as before.
+    """
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
-    parts = build_parts(cfg)
+    if resumed is not None:
+        cfg = without_weights(cfg)
+    parts = build_parts(cfg, resumed=resumed)
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     _check_train_samples(cfg, parts)
     warn_of_moving_statistics(parts.model.train())
@@ -64,7 +72,8 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     _prepare(cfg, parts, strategy)
     if ema is not None:
         broadcast_parameters(ema.module)
-    optimizer = make_optimizer(cfg.optimizer, parts, strategy)
+    later = set(parts.model.frozen_parameters() if cfg.trainer.unfreeze_at else ())
+    optimizer = make_optimizer(cfg.optimizer, parts, strategy, later)
     scheduler = _make_scheduler(cfg, optimizer, plan, monitor.mode)
     seed_python(cfg.seed)  # an import may draw numbers, as scikit-learn's does, and may have been done before
     if get_rank():  # each process draws its own dropout masks
@@ -72,10 +81,11 @@ def build(cfg: DictConfig) -> tuple[Parts, TrainState]:
     return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema, monitor)
 
 
-def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
+def build_parts(cfg: DictConfig, read_as: Description | None = None, resumed: Description | None = None) -> Parts:
     """Build data, model and tasks, and run them on two samples. ConfigError for every mistake.
 
-    ``read_as``: the description of a checkpoint's data; the files are read with its meaning.
+    ``read_as``: the description of a checkpoint's data; the files are read with its meaning. ``resumed``: the same, of
+    which the configuration of the backbone and the mean and deviation of the pixels are taken alone.
     """
     device = _find_device(cfg.device)
     data = _make_data(cfg, read_as)
@@ -85,8 +95,8 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    architecture = Architecture(cfg, data, (read_as or {}).get("backbone"))
-    _normalize(data, architecture.plain, read_as)
+    architecture = Architecture(cfg, data, (read_as or resumed or {}).get("backbone"))
+    _normalize(cfg, data, architecture.plain, (read_as or resumed or {}).get("normalize"))
     description = {**_describe(data), "backbone": architecture.config}
     inputs, targets = _read_two(cfg, data, "val")
     description |= {"sample": describe_sample(inputs, targets)}
@@ -94,7 +104,9 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
     heads = _make_heads(cfg, data, architecture, read)
     model = _make_model(cfg, architecture, heads)
     tasks = [_make_task(cfg, data, task) for task in names]
+    columns = getattr(data, "columns", None) or {}
     for task in tasks:
+        check_kind(task, getattr(columns.get(task.name), "kind", None))
         task.labels = dry_run_task(task, heads[task.name], read[task.name], targets, cfg.heads[task.name])
     _dry_run_chunks(cfg, model, tasks, features, targets)
     for task in tasks:
@@ -164,19 +176,19 @@ def _make_data(cfg: DictConfig, read_as: Description | None) -> Any:
     return make("data", own, seed=cfg.seed, metadata=metadata, reads_text=reads_text)
 
 
-def _normalize(data: Any, backbone: nn.Module | None, read_as: Description | None) -> None:
+def _normalize(cfg: DictConfig, data: Any, backbone: nn.Module | None, checkpoints: Mapping[str, Any] | None) -> None:
     """Let the data set normalise images as the backbone's weights want, or as the checkpoint's data were."""
-    wanted = read_as["normalize"] if read_as else getattr(backbone, "data_config", None)
+    wanted = checkpoints or getattr(backbone, "data_config", None)
     normalize = getattr(data, "normalize", None)
     if isinstance(normalize, v2.Normalize):
         if wanted is not None:
             normalize.mean, normalize.std = list(wanted["mean"]), list(wanted["std"])
-        source = "ImageNet's" if wanted is None else "the checkpoint's" if read_as else "the backbone's own"
+        source = "ImageNet's" if wanted is None else "the checkpoint's" if checkpoints else "the backbone's own"
         log.info("images are normalised by mean %s, std %s: %s", normalize.mean, normalize.std, source)
-    elif wanted is not None:
-        log.info(
-            "images are normalised by the data set itself; the backbone's weights are for mean %s, std %s",
-            list(wanted["mean"]), list(wanted["std"]),
+    elif wanted is not None and has_weights(cfg):
+        log.warning(
+            "the backbone's weights are for images from 0 to 1, normalised by mean %s, std %s, and the data set (%s) "
+            "has no `normalize` to do so: see that its images are", *wanted.values(), type(data).__name__,
         )  # fmt: skip
 
 
@@ -232,12 +244,11 @@ def _make_model(cfg: DictConfig, architecture: Architecture, heads: Mapping[str,
     readers = architecture.readers
     behind = {task: head if (own := readers[task]) is None else Read(own, head) for task, head in heads.items()}
     try:
-        # An older checkpoint's configuration has no freeze.
-        return MultiTaskModel(architecture.trunk, behind, freeze=cfg.get("freeze") or ())
+        model = MultiTaskModel(architecture.trunk, behind)
     except KeyError as error:
         raise ConfigError(f"heads: torch reserves a task's name: {first_line(error)}.") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    freeze(model, list(cfg.get("freeze") or ()), architecture)  # an older checkpoint's configuration has none
+    return model
 
 
 def _make_head(cfg: DictConfig, task: str, known: dict[str, Any], features: Any) -> nn.Module:

@@ -17,7 +17,12 @@ from mtl.config.source import arguments_of, can_be_found
 from mtl.errors import ConfigError, suggestion
 
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
-OURS = {"data": ("on_error",), "optimizer": ("groups", "sharing")}  # keys beside the arguments of the class
+# Keys beside the arguments of the class.
+OURS = {
+    "data": ("on_error",),
+    "backbone": ("pretrained", "mapping"),  # where the class has no weights of its own
+    "optimizer": ("groups", "sharing", "layer_decay", "weight_decay_exclude_1d"),
+}
 OWN_CODE = "code of your own is found in the current folder, in the folder of -cd, or through PYTHONPATH."
 # What no optimizer takes a negative value of.
 NOT_NEGATIVE = (
@@ -39,9 +44,12 @@ def check(cfg: DictConfig) -> None:
     _check_keys(cfg, Config, "")
     missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
     if "data.dataset._target_" in missing:
+        ours = str(cfg.data["_target_"]).startswith("mtl.")
+        own = "mine.Blots" if ours else cfg.data["_target_"]
+        instead = "" if ours else f", in the place of data._target_={own}"
         raise ConfigError(
             "data=dataset needs your torch Dataset, and a head and a loss for each of its targets, as in "
-            f"data.dataset._target_=mine.Blots {A_HEAD} {A_LOSS}."
+            f"data.dataset._target_={own}{instead} {A_HEAD} {A_LOSS}."
         )
     if missing:
         raise ConfigError(f"{missing[0]} has no value: give it one, as in {missing[0]}=….")
@@ -51,6 +59,7 @@ def check(cfg: DictConfig) -> None:
         _check_component("strategy.rule", cfg.strategy.rule)
     _check_settings("optimizer", {key: value for key, value in cfg.optimizer.items() if key != "groups"})
     _check_optimizer_groups(cfg.optimizer.get("groups"))
+    _check_layer_decay(cfg.optimizer)
     if not isinstance(cfg.optimizer.get("sharing"), DictConfig | None):
         raise ConfigError(f"optimizer.sharing={cfg.optimizer.sharing} must be a mapping, as in optimizer.sharing.lr=….")
     for section, example in (("heads", A_HEAD), ("losses", A_LOSS)):
@@ -88,7 +97,14 @@ def _check_component(key: str, node: Any) -> None:
     known = arguments_of(target)
     for argument in node:
         if known is not None and argument not in (*known, *RESERVED, *ours) and node[argument] is not None:
-            raise ConfigError(unknown_argument(key, str(argument), target, known))
+            words = unknown_argument(key, str(argument), target, known)
+            raise ConfigError(f"{words} {as_own_dataset(target)}" if key == "data" else words)
+
+
+def as_own_dataset(target: str) -> str:
+    """How a torch Dataset is named, for one that was named in the place of data with splits; empty for ours."""
+    own = f"data=dataset data.dataset._target_={target}"
+    return "" if target.startswith("mtl.") else f"A torch Dataset without splits is named as {own}."
 
 
 def _how_to_name(key: str, node: Any) -> str:
@@ -117,6 +133,14 @@ def _check_optimizer_groups(groups: Any) -> None:
         if not isinstance(own, DictConfig | None):
             raise ConfigError(f"{key}={own} must be a mapping, as in {key}.lr=….")
         _check_settings(key, own or {})
+
+
+def _check_layer_decay(optimizer: DictConfig) -> None:
+    decay, excluded = optimizer.get("layer_decay"), optimizer.get("weight_decay_exclude_1d", False)
+    if decay is not None and not (type(decay) in (int, float) and 0 < decay <= 1):
+        raise ConfigError(f"optimizer.layer_decay={decay} must be above 0 and at most 1, as 0.75, or null.")
+    if not isinstance(excluded, bool):
+        raise ConfigError(f"optimizer.weight_decay_exclude_1d={excluded} must be true or false.")
 
 
 def _check_settings(key: str, settings: Mapping[Any, Any]) -> None:
@@ -200,6 +224,12 @@ def _check_values(cfg: DictConfig) -> None:
         )
     if trainer.shard is not None and trainer.precision == "fp16":
         raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
+    if trainer.unfreeze_at is not None and not cfg.freeze:
+        raise ConfigError(f"trainer.unfreeze_at={trainer.unfreeze_at} needs something frozen, as in freeze=[backbone].")
+    if trainer.unfreeze_at is not None and trainer.shard is not None:
+        raise ConfigError(
+            f"trainer.unfreeze_at={trainer.unfreeze_at}: sharded parameters stay frozen; use trainer.shard=null."
+        )
     if trainer.ema is not None and trainer.ema >= 1:
         raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
     if cfg.conflict.tolerance >= 1:

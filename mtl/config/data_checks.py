@@ -21,9 +21,10 @@ def check_data(data: Any) -> None:
     """ConfigError for a data set that lacks a member, or has a split without samples; see mtl.data."""
     name = f"data ({type(data).__name__})"
     if hasattr(data, "__getitem__") and not hasattr(data, "train"):
+        target = f"{type(data).__module__}.{type(data).__qualname__}"
         raise ConfigError(
-            f"{name} is a data set without splits: name it as data.dataset._target_, with data._target_="
-            "mtl.data.dataset.OwnDataset, which splits it."
+            f"{name} is a data set without splits: name it as data=dataset data.dataset._target_={target}, which "
+            "splits it."
         )
     for member in MEMBERS:
         if not hasattr(data, member):

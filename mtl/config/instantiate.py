@@ -64,7 +64,7 @@ def make(key: str, node: Any, **offered: Any) -> Any:
     # Hydra cannot delete a key that is null, where another class takes the place of the one that had the argument.
     node = {name: value for name, value in node.items() if value is not None or not _refuses(target, name)}
     check_arguments(key, target, node, offered, raw)
-    filled = {name: value for name, value in offered.items() if node.get(name) is None and _takes(target, name)}
+    filled = {name: value for name, value in offered.items() if node.get(name) is None and takes(target, name)}
     try:
         filled |= _lists_as_tensors(target, node)
         made = instantiate(node, _partial_=True, _convert_="all")
@@ -135,7 +135,9 @@ def check_arguments(
         if not _accepts(hints.get(argument, Any), value):
             kind = str(hints[argument]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
             text = raw.get(argument, value) if isinstance(raw, dict) else value
-            component = isinstance(value, str) and kind not in ("int", "float", "bool")
+            if torch_number := float in typing.get_args(hints[argument]):
+                kind = "a number"
+            component = not torch_number and isinstance(value, str) and kind not in ("int", "float", "bool")
             remedy = f"; a class of yours is named as {key}.{argument}._target_={text}" if component else ""
             raise ConfigError(f"{key}.{argument}={text} has the wrong type: {name} takes {kind}{remedy}.")
         if isinstance(value, dict) and "_target_" in value:
@@ -199,7 +201,8 @@ def _refuses(target: Any, name: str) -> bool:
     return name not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
 
 
-def _takes(target: Any, name: str) -> bool:
+def takes(target: Any, name: str) -> bool:
+    """Whether a class or function names an argument."""
     try:
         return name in inspect.signature(target).parameters
     except (TypeError, ValueError):

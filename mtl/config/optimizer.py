@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mtl.config.checks import OURS
 from mtl.config.instantiate import check_arguments, import_target, make
+from mtl.config.layer_decay import scale_rates, split_groups
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import ConfigError, reason_of
 from mtl.model import MultiTaskModel, find_submodule
@@ -27,14 +30,18 @@ FUSED = "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"
 KEY = "optimizer.groups"
 
 
-def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.Optimizer:
+def make_optimizer(
+    node: DictConfig, parts: Any, strategy: Any, later: AbstractSet[nn.Parameter] = frozenset()
+) -> torch.optim.Optimizer:
     """The optimizer, with a group for the backbone, one for the heads, one for each submodule that ``groups`` names
     below them, one for what decides the sharing if ``sharing`` says how, and one for a learned weighting. ConfigError
     for a group or a step that is impossible.
 
     The weighting has the heads' settings but no weight decay, which would pull its weights to those of the start.
+    ``layer_decay`` and ``weight_decay_exclude_1d`` split the groups. Parameters without a gradient are no part of a
+    step: ``later``, frozen ones that a later step trains, are in their groups from the start.
     """
-    arguments = {str(key): value for key, value in node.items() if key not in ("groups", "sharing")}
+    arguments = {str(key): value for key, value in node.items() if key not in OURS["optimizer"]}
     learned = [p for p in strategy.parameters() if p.requires_grad]
     of_losses = [p for p in loss_modules(parts.tasks).parameters() if p.requires_grad]
     trained = [*(p for p in parts.model.parameters() if p.requires_grad), *of_losses, *learned]
@@ -43,13 +50,16 @@ def make_optimizer(node: DictConfig, parts: Any, strategy: Any) -> torch.optim.O
     fused = _fused(arguments, parts.model, of_losses)
     _check_step(node)
     _try_step(arguments, trained[0], fused)
-    found = _groups(node, parts.model)
-    members, settings = _members(found), {group.name: group.settings for group in found}
+    found = _groups(node, parts.model, later)
+    members, settings = _members(found, later), {group.name: group.settings for group in found}
     members["heads"] += of_losses
     _take_sharing(node, parts.model, members, settings)
     members["weighting"], settings["weighting"] = learned, settings["heads"]
     groups = [{"name": name, "params": params, **settings[name]} for name, params in members.items() if params]
-    optimizer = make("optimizer", arguments, params=groups, **fused)
+    if node.get("weight_decay_exclude_1d"):
+        _check_settings("optimizer", str(node["_target_"]), {"weight_decay": 0.0})
+    optimizer = make("optimizer", arguments, params=split_groups(groups, node, parts.model), **fused)
+    scale_rates(optimizer)
     for group in optimizer.param_groups:
         if group["name"] == "weighting" and "weight_decay" in group:
             group["weight_decay"] = 0.0
@@ -68,19 +78,21 @@ class _Group:
     settings: dict[str, Any]
 
 
-def _groups(node: DictConfig, model: MultiTaskModel) -> list[_Group]:
+def _groups(node: DictConfig, model: MultiTaskModel, later: AbstractSet[nn.Parameter]) -> list[_Group]:
     """The backbone, the heads and the submodules below them that ``optimizer.groups`` names, outer ones first."""
     tree: Any = OmegaConf.to_container(node.get("groups") or OmegaConf.create({}), resolve=True)
     parts = {"backbone": model.backbone, "heads": model.heads}
     found = [
         group
         for part, module in parts.items()
-        for group in _walk(_Group(part, module, {}), tree.get(part) or {}, model, str(node["_target_"]))
+        for group in _walk(_Group(part, module, {}), tree.get(part) or {}, model, str(node["_target_"]), later)
     ]
     return sorted(found, key=lambda group: group.name.count("."))
 
 
-def _walk(group: _Group, node: Mapping[str, Any], model: MultiTaskModel, target: str) -> Iterator[_Group]:
+def _walk(
+    group: _Group, node: Mapping[str, Any], model: MultiTaskModel, target: str, later: AbstractSet[nn.Parameter]
+) -> Iterator[_Group]:
     """The group of a module and those below it: a mapping names a submodule, everything else is a setting."""
     key = f"{KEY}.{group.name}"
     below = {name: value for name, value in node.items() if isinstance(value, Mapping)}
@@ -90,7 +102,7 @@ def _walk(group: _Group, node: Mapping[str, Any], model: MultiTaskModel, target:
         if name in children:
             raise ConfigError(f"{key}.{name}={value} must be a mapping, as in {key}.{name}.lr=….")
     _check_settings(key, target, own)
-    if own and "." in group.name and not any(p.requires_grad for p in group.module.parameters()):
+    if own and "." in group.name and not any(_is_trained(p, later) for p in group.module.parameters()):
         raise ConfigError(f"{key} has no parameter to train; leave it out.")
     settings = group.settings | own
     if own or "." not in group.name:
@@ -101,10 +113,14 @@ def _walk(group: _Group, node: Mapping[str, Any], model: MultiTaskModel, target:
             child = find_submodule(model, path)
         except ValueError as error:
             raise ConfigError(f"{KEY}.{path}: {error}") from error
-        yield from _walk(_Group(path, child, settings), value, model, target)
+        yield from _walk(_Group(path, child, settings), value, model, target, later)
 
 
-def _members(groups: list[_Group]) -> dict[str, list[nn.Parameter]]:
+def _is_trained(parameter: nn.Parameter, later: AbstractSet[nn.Parameter]) -> bool:
+    return parameter.requires_grad or parameter in later
+
+
+def _members(groups: list[_Group], later: AbstractSet[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
     """The parameters to train of every group, by its name: a parameter belongs to the innermost.
 
     ConfigError where two modules of which none is inside the other have a parameter in common.
@@ -120,7 +136,7 @@ def _members(groups: list[_Group]) -> dict[str, list[nn.Parameter]]:
             owner[parameter] = group.name
     members: dict[str, list[nn.Parameter]] = {group.name: [] for group in groups}
     for parameter, name in owner.items():
-        if parameter.requires_grad:
+        if _is_trained(parameter, later):
             members[name].append(parameter)
     return members
 

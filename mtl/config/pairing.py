@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import ConfigError
+from mtl.losses import MaskedL1
 
 log = logging.getLogger(__name__)
+
+NUMBERS = nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, MaskedL1  # losses of numbers; MaskedL2 is a MaskedL1
 
 
 def check_pairing(task: Any, head: nn.Module, prediction: Any, target: Any) -> None:
@@ -34,6 +37,23 @@ def check_pairing(task: Any, head: nn.Module, prediction: Any, target: Any) -> N
     _check_scale(task.name, loss, head, prediction)
     if isinstance(loss, nn.CrossEntropyLoss) and target.is_floating_point() and target.shape == prediction.shape:
         _check_probabilities(task, target)
+
+
+def check_kind(task: Any, kind: str | None) -> None:
+    """A warning for a loss of numbers on labels, or the other way round, where the data set knows the ``kind``.
+
+    Both may be of one shape: then it runs, and learns something else.
+    """
+    loss, name = task.loss, type(task.loss).__name__
+    own = f"losses.{task.name}._target_=mtl.losses"
+    if kind == "labels" and isinstance(loss, NUMBERS):
+        log.warning(
+            "the targets of %s are labels, and %s takes numbers; %s.MaskedBCE takes labels", task.name, name, own
+        )
+    if kind == "number" and isinstance(loss, nn.BCEWithLogitsLoss | nn.BCELoss):
+        log.warning(
+            "the targets of %s are numbers, and %s takes labels; %s.MaskedL2 takes numbers", task.name, name, own
+        )
 
 
 def _value_of_loss(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:

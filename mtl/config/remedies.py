@@ -115,7 +115,8 @@ def _of_numbers(task: Any, head: nn.Module, prediction: Tensor, target: Tensor) 
     if prediction.dim() == 2 and target.dim() == 1:
         return f"{_width(task, head)} must be 1, and each target have the shape [1], as torch.tensor([0.5])"
     if prediction.dim() == target.dim() and prediction.shape[2:] == target.shape[2:]:
-        return f"{_width(task, head)} must be {target.shape[1]}, the numbers of a target"
+        count = target.shape[1]
+        return f"{_width(task, head)}={prediction.shape[1]} must be {count}: so many numbers has a target"
     return None
 
 

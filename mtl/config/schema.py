@@ -73,6 +73,8 @@ class TrainerConfig:
     accumulate_grad_batches: int = 1  # batches an optimizer step
     # micro: each batch has weights of its own | exact: as one large batch
     accumulate: str = option("micro", choices=("micro", "exact"))
+    # steps after which what freeze names is trained too; null: never
+    unfreeze_at: int | None = None
     grad_clip_norm: float | None = None  # clip the gradient of all parameters to this norm
     ema: float | None = None  # evaluate a running average of the weights, with this decay a step; null: the weights
     # a step whose loss or gradient is not finite: stop with an error, or leave the step out
@@ -160,7 +162,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded configuration with the keys that are newer than it, at the values that say what it did."""
     optimizer = config.get("optimizer")
     if isinstance(optimizer, Mapping):
-        optimizer = {**optimizer, "sharing": optimizer.get("sharing") or {"lr": None}}
+        newer = {"layer_decay": None, "weight_decay_exclude_1d": False}
+        optimizer = {**newer, **optimizer, "sharing": optimizer.get("sharing") or {"lr": None}}
     return {"architecture": dict(HARD), **config, "optimizer": optimizer}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch.utils.data import Dataset, Subset, default_collate
 from torchmetrics import Metric
 
 from mtl.data import SPLITS
-from mtl.errors import require_positive
+from mtl.errors import reason_of, require_positive
 
 log = logging.getLogger(__name__)
 
+FEW = 20  # samples of a split, below which its metrics are coarse
 EXAMPLE = "a sample is (input, {'colour': 2, 'size': 0.5}), as in mtl.data.dataset"
 
 
@@ -84,17 +85,26 @@ class OwnDataset:
                 raise ValueError(f"{name} has the targets {_names(own)}, but dataset has {_names(targets)}.")
             if _shape(other) != _shape(inputs):
                 raise ValueError(f"{name} has inputs of shape {_shape(other)}, but dataset has {_shape(inputs)}.")
-        shares = {"val": 0.0 if val_dataset else validation, "test": 0.0 if test_dataset else test}
+        shares = {"val": 0.0 if "val_dataset" in samples else validation}
+        shares["test"] = 0.0 if "test_dataset" in samples else test
         parts = _split(len(dataset), shares, split_seed)  # type: ignore[arg-type]
-        self.train: Any = Subset(dataset, parts["train"])
-        self.val: Any = val_dataset or Subset(dataset, parts["val"])
-        self.test: Any = test_dataset or Subset(dataset, parts["test"])
+        self.train: Any = Part(dataset, parts["train"])
+        self.val: Any = Part(dataset, parts["val"]) if val_dataset is None else val_dataset
+        self.test: Any = Part(dataset, parts["test"]) if test_dataset is None else test_dataset
         self.targets, self.batch_size, self.input_info = tuple(targets), batch_size, _describe_input(inputs)
         self.kinds = _kinds_shown(inputs, targets)
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """None: metrics.<task> in the configuration names them."""
         return {}
+
+
+class Part(Subset):
+    """A split of a data set, whose samples errors name by their index in it."""
+
+    def own_indices(self, indices: Sequence[int]) -> list[int]:
+        """The same samples in the whole data set."""
+        return [int(self.indices[index]) for index in indices]
 
 
 def _first_sample(name: str, dataset: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -106,7 +116,10 @@ def _first_sample(name: str, dataset: Any) -> tuple[Any, Mapping[str, Any]]:
             raise ValueError(f"{where} has no {member}: it must be a map-style data set.")
     if not len(dataset):
         raise ValueError(f"{where} has no sample.")
-    sample = dataset[0]
+    try:
+        sample = dataset[0]
+    except Exception as error:
+        raise ValueError(f"{where}: the first sample cannot be read: {reason_of(error)}") from error
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise ValueError(f"{where}: the first sample is a {_kind(sample)}; {EXAMPLE}.")
     inputs, targets = sample
@@ -138,6 +151,12 @@ def _split(size: int, shares: Mapping[str, float], seed: int) -> dict[str, list[
     counts["train"] = size - sum(counts.values())
     if counts["train"] < 1:
         raise ValueError(f"validation and test leave none of {size} samples for training.")
+    for name, count in counts.items():
+        if 0 < count < FEW and name != "train":
+            log.warning(
+                "data: %s has %d of the %d samples, each %.0f %% of an accuracy; data.%s=… is the share",
+                name, count, size, 100 / count, key[name],
+            )  # fmt: skip
     order = np.random.default_rng(seed).permutation(size)
     edges = np.cumsum([0, *(counts[name] for name in SPLITS)])
     return {name: sorted(order[edges[i] : edges[i + 1]].tolist()) for i, name in enumerate(SPLITS)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import statistics
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mtl.data.labels import Labels
-from mtl.errors import first_line, own_line
+from mtl.errors import RunError, first_line, own_line
 from mtl.system.signals import ignore_in_worker
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class RankSampler(Sampler[Key]):
                 yield epoch, part
 
 
-class DataError(RuntimeError):
+class DataError(RunError):
     """A sample that cannot be read, or a target that its loss does not accept; the first line names it."""
 
 
@@ -97,7 +98,7 @@ class Batches:
         on_error: str = "raise",
         unreadable: list[int] | None = None,
     ) -> None:
-        self._split, self._skips = split, on_error == "skip"
+        self._dataset, self._split, self._skips = dataset, split, on_error == "skip"
         self.unreadable = [] if unreadable is None else unreadable
         self.indices: list[int] = []
         self._loader = DataLoader(
@@ -113,8 +114,11 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for read in self._loader:
             for index, reason in read.failures.items():
-                sentence = f"{self._split} sample {index} cannot be read: {reason}"
-                if not self._skips or (self._split == "train" and not read.indices):
+                sentence = f"{self._split} sample {own_indices(self._dataset, [index])[0]} cannot be read: {reason}"
+                if not self._skips:
+                    first, line, trace = sentence.partition("\n")
+                    raise DataError(f"{first}; data.on_error=skip leaves such samples out.{line}{trace}")
+                if self._split == "train" and not read.indices:
                     raise DataError(sentence)
                 if index not in self.unreadable:
                     self.unreadable.append(index)
@@ -123,7 +127,7 @@ class Batches:
                 continue
             if read.label_error is not None:
                 raise DataError(f"{self._split} samples: {read.label_error}.")
-            self.indices = read.indices
+            self.indices = own_indices(self._dataset, read.indices)
             yield read.batch
 
 
@@ -168,7 +172,10 @@ class _Reader(Dataset):
     def _batch(self, epoch: int, indices: list[int]) -> Any:
         if hasattr(self._dataset, "batch"):
             return self._dataset.batch(indices, epoch)
-        return default_collate([self._sample(epoch, index) for index in indices])
+        samples = [self._sample(epoch, index) for index in indices]
+        if len({frozenset(own[1]) for own in samples if _has_targets(own)}) > 1:  # torch would take the first one's
+            raise ValueError("the targets of the samples have different keys")
+        return default_collate(samples)
 
     def _sample(self, epoch: int, index: int) -> Any:
         # An augmentation may draw from any global generator. Seeding them all per sample and epoch makes its draws the
@@ -179,21 +186,19 @@ class _Reader(Dataset):
     def _read_individually(self, epoch: int, indices: list[int]) -> tuple[Any, list[int], dict[int, str]]:
         """Read the samples one at a time to find those that cannot be read or have other shapes; batch the rest."""
         failures: dict[int, str] = {}
-        good: list[int] = []
-        shapes: list[Any] = []
+        forms: dict[int, dict[str, Any]] = {}
         for index in indices:
             try:
-                alone = self._batch(epoch, [index])
-                own = [getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(alone)]
-                if good and own != shapes and not hasattr(self._dataset, "batch"):
-                    raise ValueError(
-                        f"its shapes {own} differ from those of sample {good[0]}, {shapes}; a batch takes one shape"
-                    )
+                forms[index] = _form(self._batch(epoch, [index]))
             except Exception as error:
                 failures[index] = self._describe(error, index)
-            else:
-                shapes = shapes or own
-                good.append(index)
+        if forms and not hasattr(self._dataset, "batch"):
+            wanted = statistics.mode(str(form) for form in forms.values())  # of most; the first where there are several
+            like = next(index for index, form in forms.items() if str(form) == wanted)
+            for index in [index for index, form in forms.items() if str(form) != wanted]:
+                said = own_indices(self._dataset, [like])[0]
+                failures[index] = _difference(forms.pop(index), forms[like], said)
+        good = [*forms]
         return (self._batch(epoch, good) if good else None), good, failures
 
     def _describe(self, error: Exception, index: int) -> str:
@@ -210,11 +215,42 @@ class _Reader(Dataset):
         targets = batch[1]
         if not isinstance(targets, Mapping):
             return f"the targets are a {type(targets).__name__}, not a dict of them"
-        own = getattr(self._dataset, "samples", lambda task, indices: indices)
+        own = getattr(self._dataset, "samples", lambda task, indices: own_indices(self._dataset, indices))
         for task, labels in self._labels.items():
             if task in targets and (error := labels.check(task, targets[task], own(task, indices))):
                 return error
         return None
+
+
+def own_indices(dataset: Any, indices: list[int]) -> list[int]:
+    """The samples of a split by their indices in the data set of which it is a part, where it says so."""
+    own = getattr(dataset, "own_indices", None)
+    return indices if own is None else own(indices)
+
+
+def _has_targets(sample: Any) -> bool:
+    return isinstance(sample, tuple | list) and len(sample) == 2 and isinstance(sample[1], Mapping)
+
+
+def _form(batch: Any) -> dict[str, Any]:
+    """The shapes of the tensors in a batch of one sample, without the first axis, by their places in words."""
+    form = {}
+    for path, leaf in pytree.tree_flatten_with_path(batch)[0]:
+        place = pytree.keystr(path)
+        key = place[3:].strip("[']")
+        named = f"the target {key}" if place.startswith("[1]") else f"the input {place[3:]}".strip()
+        shape = getattr(leaf, "shape", None)
+        form[named] = type(leaf).__name__ if shape is None else list(shape[1:])
+    return form
+
+
+def _difference(form: Mapping[str, Any], other: Mapping[str, Any], index: int) -> str:
+    """What a sample has that the sample ``index`` has not, or not so, in words."""
+    place = next(place for place in {**other, **form} if form.get(place) != other.get(place))
+    here, there = (f"has the shape {own[place]}" if place in own else "is missing" for own in (form, other))
+    words = f"{place} {here}, and in sample {index} {there.removeprefix('has ')}; a batch takes one form"
+    gap = "" if place in form and place in other else " (a missing label is -100 for a class and NaN for a number)"
+    return words + gap
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 from collections.abc import Iterator
@@ -37,16 +38,32 @@ def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
         _compile(model)
     if trainer.shard is not None:
         _shard(model, strategy, trainer)
-    trunk = model.backbone
-    if trainer.accumulate == "exact" and trainer.accumulate_grad_batches > 1:
-        trunk = RecomputedChunks(trunk, trainer.accumulate_grad_batches)
-    if trainer.grad_checkpointing or trunk is not model.backbone:
+    if trainer.grad_checkpointing or _in_chunks(trainer):
         _update_statistics_once(model.backbone, trainer.compile)
+    engine.wrapped = _wrapped(parts, trainer)
+
+
+def unfreeze(parts: Any, trainer: Any) -> None:
+    """Train from now on what ``freeze`` has named, as if the model had been prepared so."""
+    parts.engine.wrapped = None
+    gc.collect()  # a former DistributedDataParallel would go on reducing the gradients
+    parts.model.unfreeze()
+    with torch.random.fork_rng():
+        parts.engine.wrapped = _wrapped(parts, trainer)
+
+
+def _in_chunks(trainer: Any) -> bool:
+    return trainer.accumulate == "exact" and trainer.accumulate_grad_batches > 1
+
+
+def _wrapped(parts: Any, trainer: Any) -> nn.Module | None:
+    """The backbone as training steps call it, in chunks and over ranks; None where that is the backbone itself."""
+    backbone = trunk = parts.model.backbone
+    if _in_chunks(trainer):
+        trunk = RecomputedChunks(trunk, trainer.accumulate_grad_batches)
     if is_distributed() and trainer.shard is None and any(p.requires_grad for p in trunk.parameters()):
-        used = all_parameters_used(model.backbone, parts.example)
-        trunk = data_parallel(trunk, device, used)
-    if trunk is not model.backbone:
-        engine.wrapped = trunk
+        trunk = data_parallel(trunk, parts.device, all_parameters_used(backbone, parts.example))
+    return None if trunk is backbone else trunk
 
 
 def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:

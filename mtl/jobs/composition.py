@@ -22,7 +22,7 @@ from mtl.config import CONF, check, load
 from mtl.config.checks import RESERVED
 from mtl.config.source import arguments_of
 from mtl.distributed.ranks import rank
-from mtl.errors import ConfigError
+from mtl.errors import ConfigError, closest_path
 from mtl.jobs.overrides import config_folder, key_of, quoted, with_config_folder
 
 LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)  # sweeps of known values
@@ -76,6 +76,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error, overrides, config_folder(arguments))
+    if message.startswith("Additional config directory") and (folder := config_folder(arguments)):
+        return f"-cd {folder}: there is no such folder{closest_path(folder)}."
     if isinstance(error, OverrideParseException):
         reason = re.sub(r"^Error parsing override '.*?' (?=\\w)| See https:.*$", "", message)
         return f"{error.override} cannot be read ({reason}): write key=value, with quotes around special characters."

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
-from mtl.errors import ConfigError
+from mtl.errors import ConfigError, RunError, first_line
 from mtl.jobs.composition import composition_errors, wants_tracebacks
 from mtl.jobs.folder import folder_lock, remove_untrained
 from mtl.jobs.launch import RankFailed
@@ -58,7 +58,7 @@ def run_job(body: Body, cfg: DictConfig) -> Any:
             value = _run_or_skip(body, cfg, folder, stop)
     except Exception as error:
         mistake = _is_mistake(error)
-        expected = mistake or isinstance(error, RankFailed)
+        expected = mistake or isinstance(error, RankFailed | RunError)
         log.error("%s", _message(error), exc_info=not expected or wants_tracebacks())
         _clear_frames(error)
         if mistake and HydraConfig.get().mode == RunMode.RUN:
@@ -146,6 +146,8 @@ def _is_mistake(error: Exception) -> bool:
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, RunError) and not wants_tracebacks():
+        return first_line(error)
     return str(error) if _is_mistake(error) else f"{type(error).__name__}: {error}"
 
 

@@ -127,9 +127,9 @@ def _of_content(
 ) -> Predictor:
     from omegaconf import OmegaConf
 
+    from mtl.config.architecture import without_weights
     from mtl.config.build import build_trained
     from mtl.config.schema import completed
-    from mtl.evaluate import without_other_weights
     from mtl.jobs.overrides import config_folder
     from mtl.runs.files import read_overrides, run_folder
     from mtl.runs.targets import check_targets, find_own_code
@@ -140,8 +140,7 @@ def _of_content(
     find_own_code(config_folder((folder and read_overrides(folder)) or []))
     check_targets(path, {"config": content["config"], "preprocess": description.get("preprocess")})
     where = find_device(device)
-    cfg = OmegaConf.create(completed(content["config"]))
-    without_other_weights(cfg.backbone)
+    cfg = without_weights(OmegaConf.create(completed(content["config"])))
     try:
         # The weights that are drawn here are replaced: the caller's random numbers go on as they were.
         with torch.random.fork_rng(devices=[]):

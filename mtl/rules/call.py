@@ -40,7 +40,9 @@ class RuleCall:
         if every < 1:
             raise ValueError(f"every={every} must be 1 or more.")
         if isinstance(scale, str) and scale != "tasks":
-            raise ValueError(f"scale={scale} must be a number or tasks.")
+            raise ValueError(
+                f"scale={scale} must be a number, or the word 'tasks' for the number of tasks in the batch."
+            )
         self.rule: Any = rule
         self.tasks, self.every, self.scale, self.smoothing = list(tasks), every, scale, smoothing
         self.needs_rows: bool = getattr(rule, "needs_rows", False)

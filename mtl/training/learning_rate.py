@@ -171,4 +171,6 @@ def _warn_of_short_run(own: Sequence[float], rates: Sequence[Sequence[float]], p
 
 
 def _in_words(names: Sequence[str], rates: Sequence[Sequence[float]]) -> str:
-    return "; ".join(f"{name} {rates[0][i]:g}, {max(row[i] for row in rates):g}" for i, name in enumerate(names))
+    # Groups of one name differ in the weight decay alone.
+    each = {name: f"{name} {rates[0][i]:g}, {max(row[i] for row in rates):g}" for i, name in enumerate(names)}
+    return "; ".join(each.values())

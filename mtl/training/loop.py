@@ -38,10 +38,10 @@ def fit(
     trainer, device = cfg.trainer, parts.device
     plan = Plan.from_data(parts.data, trainer, cfg.conflict)
     log_plan(state, parts.data, plan)
-    warn_of_plan(state, parts.data, plan)
+    warn_of_plan(state, parts.data, plan, trainer.unfreeze_at)
     timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds)
     train = DeviceBatches(train_batches(parts.data, cfg, state, plan), timer, device, trainer.channels_last)
-    update = Update(state, device, plan, trainer, timer)
+    update = Update(state, parts, plan, trainer, timer)
     validation = Validation(state, parts, plan, cfg, tracker)
     saver = Saver(state, tracker, trainer.keep, parts.description)
     heap = RetainedHeap(trainer.keep_memory and device.type == "cpu")
@@ -100,9 +100,14 @@ def log_plan(state: TrainState, data: Any, plan: Plan) -> None:
     )  # fmt: skip
 
 
-def warn_of_plan(state: TrainState, data: Any, plan: Plan) -> None:
+def warn_of_plan(state: TrainState, data: Any, plan: Plan, unfreeze_at: int | None = None) -> None:
     """Say before the first step what a run will not do as its settings seem to say."""
     samples = len(data.train)
+    if unfreeze_at is not None and unfreeze_at >= plan.steps and not plan.is_dry_run:
+        log.warning(
+            "trainer.unfreeze_at=%d: the run ends at step %d, and what freeze names is never trained",
+            unfreeze_at, plan.steps,
+        )  # fmt: skip
     if plan.left_out > 0.1 * samples:
         log.warning(
             "%d of the %d training samples are left out of every epoch, others each time: they are too few for another "

@@ -15,11 +15,16 @@ from mtl.distributed.collectives import is_distributed
 from mtl.distributed.sharding import full_tensor, is_sharded
 from mtl.engine.engine import Engine
 from mtl.engine.result import StepResult
+from mtl.errors import RunError
 from mtl.gradients.cut import Cut
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task, learnable_tasks, loss_modules
 
 log = logging.getLogger(__name__)
+
+
+class NotFinite(RunError, FloatingPointError):
+    """A loss or a gradient that is not finite."""
 
 
 class GradientNorm:
@@ -93,13 +98,35 @@ def diagnose(
     if losses:
         unlabelled = [name for name, loss in result.losses.items() if not loss.isfinite() and _has_nan(targets, name)]
         gaps = f" (labels of {_few(unlabelled)} are missing, NaN: the loss must leave them out)" if unlabelled else ""
-        return " and ".join(losses) + cause + gaps
+        guilty = [name for name, loss in result.losses.items() if not loss.isfinite()]
+        alone = [] if bad else _samples_not_finite(engine, guilty[0], inputs, targets[guilty[0]], indices)
+        samples = f" (that of the samples {_few(alone)} by themselves)" if alone else ""
+        return " and ".join(losses) + cause + samples + gaps
     named = [name for name, parameter in engine.model.named_parameters() if not _finite(parameter.grad)]
     # Ranks differ in the tasks of their batches: a rank without a task would keep the others waiting.
     guilty = [] if is_distributed() else _tasks_not_finite(engine, inputs, targets)
     if guilty:
         return f"the gradient of {' and '.join(guilty)} with respect to the features is not finite{cause}"
     return f"the gradient of {_few(named) or 'a parameter'} is not finite, though every loss is{cause}"
+
+
+def _samples_not_finite(engine: Engine, task: str, inputs: Any, target: Any, indices: Sequence[int]) -> list[int]:
+    """The samples of which alone the loss of a task is not finite; none where that tells nothing."""
+    own, count = next(other for other in engine.tasks if other.name == task), len(indices)
+    if is_distributed():  # the other ranks are not here, and batch statistics may be those of all
+        return []
+
+    def one(value: Any, n: int) -> Any:
+        return pytree.tree_map_only(Tensor, lambda x: x[n : n + 1] if x.dim() and len(x) == count else x, value)
+
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            features = engine.features(inputs)
+            losses = [engine.loss(own, one(features, n), one(target, n)) for n in range(count)]
+    except Exception:  # as a loss or a normalisation that needs several samples
+        return []
+    found = [index for index, loss in zip(indices, losses, strict=True) if not loss.isfinite()]
+    return found if len(found) < count else []
 
 
 def _tasks_not_finite(engine: Engine, inputs: Any, targets: Mapping[str, Any]) -> list[str]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-
 from mtl.engine.accumulation import accumulate
-from mtl.engine.setup import RecompileWarning
+from mtl.engine.setup import RecompileWarning, unfreeze
 from mtl.engine.weighting import observe_after_update
 from mtl.system.timer import StepTimer
 from mtl.training.loaders import DeviceBatches
-from mtl.training.nonfinite import GradientNorm, StepSnapshot, diagnose
+from mtl.training.nonfinite import GradientNorm, NotFinite, StepSnapshot, diagnose
 from mtl.training.schedule import Plan, step_scheduler
-from mtl.training.state import TrainState
+from mtl.training.state import Parts, TrainState
 from mtl.training.step_metrics import Outcome, StepValues
 from mtl.training.task_weights import WeightWarnings
 
@@ -25,12 +23,14 @@ class Update:
     """Takes optimizer steps: the strategy's gradients, a check that they are finite, clipping, optimizer, schedule.
 
     Nothing learns from a loss or a gradient that is not finite. With ``trainer.on_nan=skip`` the step is skipped, as
-    if it had not been; else it is a FloatingPointError that names the task or the parameter. A step that overflows
-    float16 is always skipped: this is how torch's GradScaler finds its scale.
+    if it had not been; else it is a NotFinite that names the task or the parameter. A step that overflows
+    float16 is always skipped: this is how torch's GradScaler finds its scale. After ``trainer.unfreeze_at`` steps,
+    what was frozen is trained too.
     """
 
-    def __init__(self, state: TrainState, device: torch.device, plan: Plan, trainer: Any, timer: StepTimer) -> None:
-        self._state, self._device, self._plan, self._trainer, self._timer = state, device, plan, trainer, timer
+    def __init__(self, state: TrainState, parts: Parts, plan: Plan, trainer: Any, timer: StepTimer) -> None:
+        self._state, self._parts, self._plan, self._trainer, self._timer = state, parts, plan, trainer, timer
+        self._device = parts.device
         self._norm = GradientNorm([p for group in state.optimizer.param_groups for p in group["params"]])
         skips = trainer.on_nan == "skip" or state.engine.precision.scaler is not None
         self._snapshot = StepSnapshot(state.model, state.tasks, state.strategy) if skips else None
@@ -43,6 +43,8 @@ class Update:
         state, step, precision = self._state, self._state.step + 1, self._state.engine.precision
         batch = next(batches)
         state.optimizer.zero_grad()
+        if self._trainer.unfreeze_at is not None and step > self._trainer.unfreeze_at:
+            self._unfreeze(step)
         if self._snapshot is not None:
             self._snapshot.save()
         precision.update_scale(self._device)
@@ -75,6 +77,15 @@ class Update:
         self._recompile_warning.check(step)
         return outcome
 
+    def _unfreeze(self, step: int) -> None:
+        model = self._state.model
+        if held := model.frozen_parameters():
+            count = f"{sum(p.numel() for p in held):,}"
+            log.info("step %d: %s parameters more are trained: trainer.unfreeze_at=%d", step, count,
+                     self._trainer.unfreeze_at)  # fmt: skip
+            unfreeze(self._parts, self._trainer)
+            self._recompile_warning = RecompileWarning(model)
+
     def _after_update(self, inputs: Any, targets: Any) -> None:
         state = self._state
         state.skips.in_a_row = 0
@@ -86,14 +97,12 @@ class Update:
     def _skip_or_raise(self, cause: str) -> None:
         skips, trainer = self._state.skips, self._trainer
         if trainer.on_nan == "raise":
-            raise FloatingPointError(f"{cause}. Nothing was updated; trainer.on_nan=skip leaves such steps out.")
+            raise NotFinite(f"{cause}. Nothing was updated; trainer.on_nan=skip leaves such steps out.")
         self._restore()
         skips.total += 1
         skips.in_a_row += 1
         if skips.in_a_row > trainer.max_skips:
-            raise FloatingPointError(
-                f"{cause}; trainer.max_skips={trainer.max_skips} steps in a row were skipped before."
-            )
+            raise NotFinite(f"{cause}; trainer.max_skips={trainer.max_skips} steps in a row were skipped before.")
         log.warning("SKIPPED: %s (%d skipped so far)", cause, skips.total)
 
     def _restore(self) -> None:

@@ -81,7 +81,8 @@ def test_a_batch_of_which_nothing_can_be_read_ends_the_training(tmp_path):
 
 def test_a_sample_of_another_shape_is_named(tmp_path):
     with pytest.raises(
-        DataError, match=r"val sample 2 cannot be read: ValueError: its shapes \[torch.Size\(\[1, 2, 2\]\)"
+        DataError,
+        match=r"val sample 2 cannot be read: the input has the shape \[2, 2\], and in sample 0 the shape \[2\];",
     ):
         read(Files(tmp_path, file_2="99"))
 

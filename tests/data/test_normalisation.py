@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import timm
 import torch
 from support.composing import configuration
 
@@ -55,5 +56,12 @@ def test_data_of_other_pixels_stay_as_they_are(data, caplog):
     first = [build_parts(configuration(f"data={data}", f"backbone={name}", "data.image_size=32", "device=cpu"))
              for name in ("tiny_resnet", "resnet10t")]  # fmt: skip
     assert torch.equal(first[0].data.test[0][0], first[1].data.test[0][0])
-    said = [r.getMessage() for r in caplog.records if "images are normalised" in r.getMessage()]
-    assert bool(said) == (data == "scenes") and all("by the data set itself" in words for words in said)
+    assert not [r for r in caplog.records if "normalised" in r.getMessage()]
+
+
+def test_weights_for_pixels_that_nobody_normalises_are_a_warning(tmp_path, caplog):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
+    options = ["data=scenes", "backbone=tiny_resnet", "data.image_size=32", "device=cpu"]
+    build_parts(configuration(*options, f"backbone.pretrained={tmp_path / 'weights.pth'}"))
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "normalised" in r.getMessage()]
+    assert "normalised by mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], and the data set (Scenes)" in warning

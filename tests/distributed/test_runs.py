@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from support.exactness import assert_same, left_by
 from support.ranks import run_ranks
-from support.runs import PLAIN, SHARED, evaluation_with_an_absent_task, run_all
+from support.runs import BY_LAYERS, PARTLY_UNFROZEN, PLAIN, SHARED, UNFROZEN, evaluation_with_an_absent_task, run_all
 
 from mtl.config import load
 from mtl.distributed.collectives import get_rank
@@ -36,6 +36,9 @@ def assert_close(a, b, tolerance=1e-5):
     [
         ("plain", []),
         ("accumulated", ["trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]),
+        ("unfrozen", UNFROZEN),
+        ("partly unfrozen", PARTLY_UNFROZEN),
+        ("sharded, by layers", BY_LAYERS),
         ("sharded", ["optimizer=adamw", "trainer.grad_clip_norm=0.1"]),
         ("sharded, by SGD", []),
         ("sharded, with a common part", [*SHARED, "optimizer=adamw", "trainer.grad_clip_norm=0.1"]),
@@ -54,6 +57,7 @@ def test_two_processes_leave_what_one_leaves(tmp_path, two, name, options):
 
 def test_stopped_on_one_rank_all_stop_and_go_on_to_the_last_bit(two):
     assert_same(left_by(two[0] / "whole"), left_by(two[0] / "parts"))
+    assert_same(left_by(two[0] / "partly unfrozen"), left_by(two[0] / "unfrozen parts"))
 
 
 def test_ranks_draw_other_numbers(two):

@@ -221,7 +221,7 @@ def test_a_rule_that_fails_raises_or_skips_the_trunk_and_is_counted():
         ({"space": "weights"}, "space=weights must be one of features, features_sum, parameters"),
         ({"head_scale": "one"}, "head_scale=one must be one of unit, weights"),
         ({"every": 0}, "every=0 must be 1 or more"),
-        ({"scale": "K"}, "scale=K must be a number or tasks"),
+        ({"scale": "K"}, "scale=K must be a number, or the word"),
         ({"on_solver_failure": "equal"}, "on_solver_failure=equal must be one of raise, skip"),
     ],
 )

@@ -29,6 +29,9 @@ SHORT = [
     "conflict.every=3", "tracker=jsonl", "device=cpu",
 ]  # fmt: skip
 PLAIN = [*SHORT, "+backbone._target_=support.runs.Plain", "strategy=mgda", "optimizer=sgd", "optimizer.lr=0.1"]
+UNFROZEN = ["freeze=[backbone]", "trainer.unfreeze_at=4"]
+PARTLY_UNFROZEN = ["freeze=[backbone.1,heads.left]", "trainer.unfreeze_at=4", "backbone._target_=support.runs.Deep"]
+BY_LAYERS = ["optimizer=adamw", "optimizer.layer_decay=0.5", "optimizer.weight_decay_exclude_1d=true"]
 SHARED = ["head@heads.left=mlp", "head@heads.right=mlp", "share=['2']"]
 RESTLESS = [
     *SHORT, "+backbone._target_=support.restless.Backbone", "data._target_=support.restless.AugmentedDigits",
@@ -42,6 +45,13 @@ class Plain(nn.Sequential):
     def __init__(self, image_size):
         super().__init__(nn.Flatten(), nn.Linear(image_size**2, 16), nn.Tanh())
         self.unused = nn.Parameter(nn.init.ones_(nn.Linear(1, 1).weight.detach()))
+
+
+class Deep(nn.Sequential):
+    """Two layers, of which one can be frozen alone."""
+
+    def __init__(self, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(image_size**2, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh())
 
 
 class Fails(Plain):
@@ -112,6 +122,12 @@ def run_all(root):
     train(load([*sharded, "resume=auto"]), root / "sharded parts")
     train(load([*sharded, *SHARED]), root / "sharded, with a common part")
     train(load([*PLAIN, "trainer.shard=all"]), root / "sharded, by SGD")
+    train(load([*PLAIN, *BY_LAYERS, "trainer.shard=all"]), root / "sharded, by layers")
+    train(load([*PLAIN, *UNFROZEN]), root / "unfrozen")
+    train(load([*PLAIN, *PARTLY_UNFROZEN]), root / "partly unfrozen")
+    with pytest.raises(Preempted):
+        train(load([*PLAIN, *PARTLY_UNFROZEN]), root / "unfrozen parts", stopping_at(6, on_rank=0))
+    train(load([*PLAIN, *PARTLY_UNFROZEN, "resume=auto"]), root / "unfrozen parts")
     return {
         "evaluation": evaluation_with_an_absent_task(),
         "ranks": (rank(), get_rank()),
