@@ -7,6 +7,7 @@ RUNS = {
     "mtan": ["strategy=mgda"],
     "cross_stitch": ["strategy=pcgrad", "optimizer.sharing.lr=0.1"],
     "nddr": ["strategy=graddrop"],
+    "ltb": ["strategy=mgda", "architecture.warm_up=0.3", "optimizer.sharing.lr=0.1"],
     "film": ["strategy=mgda", "strategy.space=parameters"],
 }
 
