@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from mtl.architectures import MTAN
+from mtl.architectures.read import Read
 from mtl.backbones import Timm
 from mtl.heads import FPN, DeepLab
 from mtl.losses import BalancedBCE, CosineNormals, Focal, InverseDepth, MaskedL1
@@ -38,7 +41,7 @@ TASKS: dict[str, tuple[int, nn.Module, str]] = {
     "nearness": (1, InverseDepth(), "depth"),
     "focal": (6, Focal(), "segmentation"),
 }
-KINDS: dict[str, Callable[..., nn.Module]] = {"FPN": FPN, "DeepLab": DeepLab}
+KINDS: dict[str, Callable[..., nn.Module]] = {"FPN": FPN, "DeepLab": DeepLab, "MTAN and FPN": FPN}
 
 
 class Ones(nn.Module):
@@ -57,17 +60,23 @@ STRATEGIES: dict[str, Callable[[list[str]], nn.Module]] = {
 
 
 def dense_tasks(kind: str, heads: int, backbone: str, side: int = SIDE, batch: int = BATCH) -> tuple:
-    """A pyramid with the first ``heads`` tasks' heads; its tasks, inputs and targets."""
+    """A pyramid with the first ``heads`` tasks' heads, in MTAN with their masks; its tasks, inputs and targets."""
     # Without the level of stride 2, which neither head reads.
-    trunk = Timm(backbone, features="pyramid", options={"out_indices": [1, 2, 3, 4]})
+    trunk: Any = Timm(backbone, features="pyramid", options={"out_indices": [1, 2, 3, 4]})
     channels, chosen = trunk.model.feature_info.channels(), dict(list(TASKS.items())[:heads])
     made = {name: KINDS[kind](channels, width, side, **trunk.feature_info) for name, (width, _, _) in chosen.items()}
     shapes = {"depth": (1, side, side), "normals": (3, side, side), "edges": (1, side, side)}
     targets: dict[str, Any] = {"segmentation": torch.zeros(batch, side, side, dtype=torch.long)}
     targets |= {name: torch.ones(batch, *shape) for name, shape in shapes.items()}
     tasks = [Task(name, loss) for name, (_, loss, _) in chosen.items()]
-    own = {name: targets[target] for name, (_, _, target) in chosen.items()}
-    return MultiTaskModel(trunk, made), tasks, torch.zeros(batch, 3, side, side), own
+    own, inputs = {name: targets[target] for name, (_, _, target) in chosen.items()}, torch.zeros(batch, 3, side, side)
+    if not kind.startswith("MTAN"):
+        return MultiTaskModel(trunk, made), tasks, inputs, own
+    attention = MTAN(lambda: trunk, list(chosen))
+    model = MultiTaskModel(attention.trunk, {name: Read(attention.reader(name), head) for name, head in made.items()})
+    with torch.no_grad():
+        model(inputs[:2])  # makes the masks
+    return model, tasks, inputs, own
 
 
 def peak(strategy: str, kind: str, heads: int, backbone: str, **size: int) -> float:
@@ -83,7 +92,7 @@ def parts(kind: str, backbone: str) -> dict[str, float]:
     """What every peak has in it, in MiB: the gradients of the trunk and of a head, and a task's row."""
     with without_data():
         model, _, inputs, _ = dense_tasks(kind, 1, backbone)
-        row = sum(level.numel() for level in model.backbone(inputs))
+        row = sum(z.numel() for z in pytree.tree_leaves(model.backbone(inputs)) if z is not None)
         numbers = (
             sum(p.numel() for p in model.shared_parameters()),
             sum(p.numel() for p in model.head_parameters()),
@@ -106,7 +115,7 @@ def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
     """A panel a kind of head: the peaks over the number of heads."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(18, 3.6), layout="constrained")
     for axes, (title, peaks) in zip(figure.subplots(1, len(measured)), measured.items(), strict=True):
         for name, row in peaks.items():
             axes.plot(HEADS, row, "o-", label=name)

@@ -23,6 +23,7 @@ from mtl.architectures.dselect_k import DSelectK
 from mtl.architectures.ensemble import Ensemble
 from mtl.architectures.film import FiLM
 from mtl.architectures.hard import Hard
+from mtl.architectures.lora import LoRA
 from mtl.architectures.ltb import LTB
 from mtl.architectures.mmoe import MMoE
 from mtl.architectures.mtan import MTAN
@@ -30,4 +31,6 @@ from mtl.architectures.nddr import NDDR
 from mtl.architectures.omoe import OMoE
 from mtl.architectures.ple import PLE
 
-__all__ = ["CGC", "LTB", "MTAN", "NDDR", "PLE", "CrossStitch", "DSelectK", "Ensemble", "FiLM", "Hard", "MMoE", "OMoE"]
+__all__ = [
+    "CGC", "LTB", "MTAN", "NDDR", "PLE", "CrossStitch", "DSelectK", "Ensemble", "FiLM", "Hard", "LoRA", "MMoE", "OMoE",
+]  # fmt: skip

@@ -21,7 +21,9 @@ def test_two_ranks_train_as_one_process(name, runs):
     (alone, record), (together, other) = (run[name] for run in runs)
     assert max((together[n] - value).abs().max().item() for n, value in alone.items()) <= 1e-5
     own = {metric: value for metric, value in record.items() if metric.startswith("architecture/")}
-    assert own == pytest.approx({metric: other[metric] for metric in own}, abs=1e-5) and len(own) >= 8
+    assert own == pytest.approx({metric: other[metric] for metric in own}, abs=1e-5)
+    silent = name.startswith(("mtan", "nddr", "film", "lora"))  # they say nothing of themselves
+    assert len(own) == 0 if silent else len(own) >= 8
     assert ("architecture/penalty/left" in own) == ("penalty" in name)
 
 
