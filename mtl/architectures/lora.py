@@ -131,7 +131,7 @@ def _freeze(plain: nn.Module, trained: Sequence[str] | None) -> None:
     kept = {name for name in names if any(part in name for part in TRAINED)} if trained is None else None
     kept = set(_named("trained", trained, names)) if kept is None else kept
     for name, parameter in names.items():
-        parameter.requires_grad_(name in kept)
+        parameter.requires_grad = name in kept  # requires_grad_() refuses lazy ones
 
 
 def _named(key: str, patterns: Sequence[str] | None, names: Mapping[str, Any]) -> list[str]:

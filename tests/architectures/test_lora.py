@@ -237,3 +237,18 @@ def test_a_pattern_that_names_nothing_is_refused_with_its_key():
     with pytest.raises(ConfigError) as error:
         build(load([*RUN, "architecture=lora", "architecture.targets=[qkw]"]))
     assert str(error.value) == "architecture: targets: qkw is in no name of the backbone's; did you mean qkv."
+
+
+def test_a_lazy_layer_is_frozen_and_adapted_as_the_others():
+    def lazy():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
+
+    torch.manual_seed(0)
+    built = LoRA(lazy, TASKS, shared_rank=2)
+    built.reader("a")(built.trunk(torch.randn(3, 2, 5)))
+    sizes = {name: (tuple(p.shape), p.requires_grad) for name, p in built.trunk.named_parameters()}
+    assert sizes == {
+        "below.0.1.linear.weight": ((6, 10), False), "below.0.1.linear.bias": ((6,), False),
+        "below.0.1.low_rank.A.weight": ((2, 10), True), "below.0.1.low_rank.B.weight": ((6, 2), True),
+        "tails.0.0.linear.weight": ((4, 6), False), "tails.0.0.linear.bias": ((4,), False),
+    }  # fmt: skip

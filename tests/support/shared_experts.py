@@ -7,10 +7,8 @@ from mtl.config import load
 from mtl.runs import checkpoint, figures
 from mtl.train import train
 
-LAYERS = ["~backbone", "+backbone._target_=support.networks.Deterministic", "data.image_size=8"]
-MAPS = ["backbone=tiny_resnet", "data.image_size=16", "trainer.sync_batchnorm=true"]
 RUN = [
-    "data.batch_size=8",
+    "~backbone", "+backbone._target_=support.networks.Deterministic", "data.image_size=8", "data.batch_size=8",
     "+data.pairs_per_digit=1", "trainer.max_steps=3", "trainer.val_every=3", "trainer.limit_val_batches=1",
     "trainer.log_every=1", "conflict.every=1", "tracker=jsonl", "device=cpu", "optimizer=sgd", "optimizer.lr=0.1",
     "scheduler=constant", "trainer.examples=0",
@@ -22,12 +20,6 @@ CASES = {
     "penalty, naive": [*PENALISED, "strategy=naive"],
     "penalty, parameters": [*PENALISED, "strategy=mgda", "strategy.space=parameters"],
     "penalty, micro": [*PENALISED, "trainer.accumulate_grad_batches=2"],
-    "mtan": [*MAPS, "architecture=mtan", "strategy=mgda"],
-    "cross_stitch": ["architecture=cross_stitch", "strategy=mgda"],
-    "nddr": ["architecture=nddr", "trainer.sync_batchnorm=true"],
-    "film, parameters": ["architecture=film", "strategy=mgda", "strategy.space=parameters"],
-    "ltb": ["architecture=ltb", "architecture.warm_up=0.4", "strategy=mgda"],
-    "lora": ["architecture=lora", "architecture.shared_rank=3", "architecture.dropout=0", "strategy=mgda"],
     "penalty, sharded": [*PENALISED, "trainer.shard=all", "optimizer=adamw"],
 }
 
@@ -39,7 +31,6 @@ def run_all(root):
     for name, own in CASES.items():
         alone = Path(root).name == "one"
         overrides = [text for text in own if not (alone and text.startswith("trainer.shard"))]
-        overrides += [] if "backbone=tiny_resnet" in own else LAYERS
         folder = Path(root) / name
         train(load([*RUN, *overrides]), folder)
         line = (folder / "metrics.jsonl").read_text().splitlines()[0]
