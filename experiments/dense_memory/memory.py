@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
 from mtl.architectures import MTAN
@@ -61,9 +62,8 @@ STRATEGIES: dict[str, Callable[[list[str]], nn.Module]] = {
 
 def dense_tasks(kind: str, heads: int, backbone: str, side: int = SIDE, batch: int = BATCH) -> tuple:
     """A pyramid with the first ``heads`` tasks' heads, in MTAN with their masks; its tasks, inputs and targets."""
-    # Without the level of stride 2, which neither head reads.
-    trunk: Any = Timm(backbone, features="pyramid", options={"out_indices": [1, 2, 3, 4]})
-    channels, chosen = trunk.model.feature_info.channels(), dict(list(TASKS.items())[:heads])
+    trunk, chosen = pyramid(backbone), dict(list(TASKS.items())[:heads])
+    channels = trunk.model.feature_info.channels()
     made = {name: KINDS[kind](channels, width, side, **trunk.feature_info) for name, (width, _, _) in chosen.items()}
     shapes = {"depth": (1, side, side), "normals": (3, side, side), "edges": (1, side, side)}
     targets: dict[str, Any] = {"segmentation": torch.zeros(batch, side, side, dtype=torch.long)}
@@ -72,11 +72,30 @@ def dense_tasks(kind: str, heads: int, backbone: str, side: int = SIDE, batch: i
     own, inputs = {name: targets[target] for name, (_, _, target) in chosen.items()}, torch.zeros(batch, 3, side, side)
     if not kind.startswith("MTAN"):
         return MultiTaskModel(trunk, made), tasks, inputs, own
-    attention = MTAN(lambda: trunk, list(chosen))
-    model = MultiTaskModel(attention.trunk, {name: Read(attention.reader(name), head) for name, head in made.items()})
-    with torch.no_grad():
-        model(inputs[:2])  # makes the masks
-    return model, tasks, inputs, own
+    maps, readers = masks(backbone, list(chosen))
+    return MultiTaskModel(maps, {name: Read(readers[name], head) for name, head in made.items()}), tasks, inputs, own
+
+
+def pyramid(backbone: str) -> Any:
+    """A ResNet without the level of stride 2, which neither head reads."""
+    return Timm(backbone, features="pyramid", options={"out_indices": [1, 2, 3, 4]})
+
+
+def masks(backbone: str, tasks: list[str]) -> tuple[nn.Module, nn.ModuleDict]:
+    """The trunk and the readers of MTAN, whose masks are made by a first forward pass, of tensors that have data."""
+    fake = isinstance(torch.empty(()), FakeTensor)
+    with unset_fake_temporarily(), torch.no_grad():
+        attention = MTAN(lambda: pyramid(backbone), tasks)
+        readers = nn.ModuleDict({task: attention.reader(task) for task in tasks})
+        features = attention.trunk(torch.zeros(2, 3, 64, 64))
+        for reader in readers.values():
+            reader(features)
+    for module in nn.ModuleList([attention.trunk, readers]).modules() if fake else ():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return attention.trunk, readers
 
 
 def peak(strategy: str, kind: str, heads: int, backbone: str, **size: int) -> float:

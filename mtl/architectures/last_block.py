@@ -69,7 +69,11 @@ def end_of(unit: nn.Sequential) -> int:
         if type(block) in (nn.Linear, nn.LazyLinear, AdaptedLinear):
             unit[number] = _adapted(block)
             return number
-        if isinstance(block, Block | SwinTransformerBlock) and isinstance(block.mlp, Mlp):
+        if (
+            isinstance(block, Block | SwinTransformerBlock)
+            and isinstance(block.mlp, Mlp)
+            and hasattr(block.attn, "proj")
+        ):
             for module, name in ((block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
                 setattr(module, name, _adapted(getattr(module, name)))
             return number
