@@ -162,6 +162,17 @@ def warn_of_moving_statistics(model: MultiTaskModel) -> None:
         )  # fmt: skip
 
 
+def warn_of_random_weights(model: MultiTaskModel) -> None:
+    """Warn of a backbone that is not pretrained, and more than a tenth of whose parameters are not trained either."""
+    parameters = list(model.backbone.parameters())
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad) / max(1, sum(p.numel() for p in parameters))
+    if frozen > 0.1:
+        log.warning(
+            "backbone.pretrained=false: %d %% of the backbone's parameters are frozen, and stay at random values; "
+            "backbone.pretrained=true loads trained ones", round(100 * frozen),
+        )  # fmt: skip
+
+
 def _has_moving_statistics(module: nn.Module) -> bool:
     return any(isinstance(m, _NormBase) and m.training and m.track_running_stats for m in module.modules())
 

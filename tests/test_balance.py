@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import safetensors.torch
 import torch
+from support import architectures
 from support.layered import balance, equal, gradients_of, layered_gradients, rows_by_hand
 from support.networks import distance, gradients, make
 from support.rule_zoo import KEEPING, ON_GRAM, ON_ROWS
@@ -679,3 +680,46 @@ def test_a_correct_run_does_not_warn(caplog):
         model, x = two(PCGrad())
         trained(model, x)
     assert not caplog.records
+
+
+class OwnMMoE(nn.Module):
+    """A mixture of experts as somebody has it: stacked experts, a gate and a tower a task, and the layer between."""
+
+    def __init__(self, model, layer):
+        super().__init__()
+        self.experts, self.balance = copy.deepcopy(model.backbone.experts), layer
+        readers = {task: (head.reader.gate.linear, head.head) for task, head in model.heads.items()}
+        self.gates = nn.ModuleDict({task: copy.deepcopy(gate) for task, (gate, _) in readers.items()})
+        self.towers = nn.ModuleDict({task: copy.deepcopy(tower) for task, (_, tower) in readers.items()})
+
+    def forward(self, x):
+        z = self.balance(torch.stack([expert(x) for expert in self.experts], 1))  # [B, n, D], once for each task
+        mixed = {task: (gate(x).softmax(-1)[..., None] * z[task]).sum(1) for task, gate in self.gates.items()}
+        return {task: tower(mixed[task]) for task, tower in self.towers.items()}
+
+
+@pytest.mark.parametrize("rule", [MGDA, None], ids=["mgda", "none"])
+def test_a_mixture_of_experts_of_ones_own_gets_the_architectures_gradients(rule):
+    model, tasks, inputs, targets = architectures.make("mmoe")
+    names = [task.name for task in tasks]
+    by = strategy(Sum() if rule is None else rule(), tasks, scale=1.0 if rule is None else "tasks")
+    right = gradients(by, model, tasks, inputs, targets)[0]
+    layer = mtl.Balance(None, names) if rule is None else mtl.Balance(rule(), names, scale="tasks")
+    own = OwnMMoE(model, layer)
+    predictions = own(inputs)
+    sum(task.loss(predictions[task.name], targets[task.name]) for task in tasks).backward()
+    expected = {
+        **{f"experts.{n.removeprefix('backbone.experts.')}": g for n, g in right.items() if n.startswith("backbone")},
+        **{
+            n.replace("heads.", "gates.").replace("reader.gate.linear.", ""): g for n, g in right.items() if "gate" in n
+        },
+        **{n.replace("heads.", "towers.").replace("head.", ""): g for n, g in right.items() if ".head." in n},
+    }
+    found = {name: parameter.grad for name, parameter in own.named_parameters()}
+    assert found.keys() == expected.keys()
+    assert distance(expected, found) <= 1e-12
+    plain = gradients(strategy(Sum(), tasks), model, tasks, inputs, targets)[0]  # negative control
+    control = {
+        f"experts.{n.removeprefix('backbone.experts.')}": g for n, g in plain.items() if n.startswith("backbone")
+    }
+    assert (distance(control, {n: found[n] for n in control}) > 1e-3) == (rule is not None)

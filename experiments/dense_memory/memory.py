@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils import _pytree as pytree
 
+from mtl.architectures import MTAN
+from mtl.architectures.read import Read
 from mtl.backbones import Timm
 from mtl.heads import FPN, DeepLab
 from mtl.losses import BalancedBCE, CosineNormals, Focal, InverseDepth, MaskedL1
@@ -38,7 +42,7 @@ TASKS: dict[str, tuple[int, nn.Module, str]] = {
     "nearness": (1, InverseDepth(), "depth"),
     "focal": (6, Focal(), "segmentation"),
 }
-KINDS: dict[str, Callable[..., nn.Module]] = {"FPN": FPN, "DeepLab": DeepLab}
+KINDS: dict[str, Callable[..., nn.Module]] = {"FPN": FPN, "DeepLab": DeepLab, "MTAN and FPN": FPN}
 
 
 class Ones(nn.Module):
@@ -57,17 +61,41 @@ STRATEGIES: dict[str, Callable[[list[str]], nn.Module]] = {
 
 
 def dense_tasks(kind: str, heads: int, backbone: str, side: int = SIDE, batch: int = BATCH) -> tuple:
-    """A pyramid with the first ``heads`` tasks' heads; its tasks, inputs and targets."""
-    # Without the level of stride 2, which neither head reads.
-    trunk = Timm(backbone, features="pyramid", options={"out_indices": [1, 2, 3, 4]})
-    channels, chosen = trunk.model.feature_info.channels(), dict(list(TASKS.items())[:heads])
+    """A pyramid with the first ``heads`` tasks' heads, in MTAN with their masks; its tasks, inputs and targets."""
+    trunk, chosen = pyramid(backbone), dict(list(TASKS.items())[:heads])
+    channels = trunk.model.feature_info.channels()
     made = {name: KINDS[kind](channels, width, side, **trunk.feature_info) for name, (width, _, _) in chosen.items()}
     shapes = {"depth": (1, side, side), "normals": (3, side, side), "edges": (1, side, side)}
     targets: dict[str, Any] = {"segmentation": torch.zeros(batch, side, side, dtype=torch.long)}
     targets |= {name: torch.ones(batch, *shape) for name, shape in shapes.items()}
     tasks = [Task(name, loss) for name, (_, loss, _) in chosen.items()]
-    own = {name: targets[target] for name, (_, _, target) in chosen.items()}
-    return MultiTaskModel(trunk, made), tasks, torch.zeros(batch, 3, side, side), own
+    own, inputs = {name: targets[target] for name, (_, _, target) in chosen.items()}, torch.zeros(batch, 3, side, side)
+    if not kind.startswith("MTAN"):
+        return MultiTaskModel(trunk, made), tasks, inputs, own
+    maps, readers = masks(backbone, list(chosen))
+    return MultiTaskModel(maps, {name: Read(readers[name], head) for name, head in made.items()}), tasks, inputs, own
+
+
+def pyramid(backbone: str) -> Any:
+    """A ResNet without the level of stride 2, which neither head reads."""
+    return Timm(backbone, features="pyramid", options={"out_indices": [1, 2, 3, 4]})
+
+
+def masks(backbone: str, tasks: list[str]) -> tuple[nn.Module, nn.ModuleDict]:
+    """The trunk and the readers of MTAN, whose masks are made by a first forward pass, of tensors that have data."""
+    fake = isinstance(torch.empty(()), FakeTensor)
+    with unset_fake_temporarily(), torch.no_grad():
+        attention = MTAN(lambda: pyramid(backbone), tasks)
+        readers = nn.ModuleDict({task: attention.reader(task) for task in tasks})
+        features = attention.trunk(torch.zeros(2, 3, 64, 64))
+        for reader in readers.values():
+            reader(features)
+    for module in nn.ModuleList([attention.trunk, readers]).modules() if fake else ():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return attention.trunk, readers
 
 
 def peak(strategy: str, kind: str, heads: int, backbone: str, **size: int) -> float:
@@ -83,7 +111,7 @@ def parts(kind: str, backbone: str) -> dict[str, float]:
     """What every peak has in it, in MiB: the gradients of the trunk and of a head, and a task's row."""
     with without_data():
         model, _, inputs, _ = dense_tasks(kind, 1, backbone)
-        row = sum(level.numel() for level in model.backbone(inputs))
+        row = sum(z.numel() for z in pytree.tree_leaves(model.backbone(inputs)) if z is not None)
         numbers = (
             sum(p.numel() for p in model.shared_parameters()),
             sum(p.numel() for p in model.head_parameters()),
@@ -106,7 +134,7 @@ def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
     """A panel a kind of head: the peaks over the number of heads."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(18, 3.6), layout="constrained")
     for axes, (title, peaks) in zip(figure.subplots(1, len(measured)), measured.items(), strict=True):
         for name, row in peaks.items():
             axes.plot(HEADS, row, "o-", label=name)

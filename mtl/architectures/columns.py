@@ -1,4 +1,4 @@
-"""One backbone a task, mixed after every stage: the network under cross-stitch units and NDDR layers."""
+"""One backbone a task, mixed after every stage: the network under cross-stitch units, NDDR layers and choices."""
 
 from __future__ import annotations
 
@@ -16,23 +16,35 @@ MakeUnit = Callable[[int, int, bool], nn.Module]
 
 
 class ColumnNetwork:
-    """The trunk and the readers of ``tasks`` columns, which begin as copies of one backbone, under units of one kind.
+    """The trunk and the readers of ``tasks`` columns under units of one kind.
 
-    The trunk ends before the last unit: its features are the columns' outputs, which the last unit of every task reads.
-    Cut after it, they would be one tensor a task, and rows of two tasks would have nothing in common.
+    The columns begin as ``copies`` of one backbone, or are a fresh one each. The trunk ends before the last unit: its
+    features are the columns' outputs, which the last unit of every task reads. Cut after it, they would be one tensor a
+    task, and rows of two tasks would have nothing in common.
+
+    The lower levels of a pyramid are those of the task's own column; with ``follows`` a unit mixes them as the columns
+    above, so that they are those of the columns that it has chosen.
     """
 
-    def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], make_unit: MakeUnit) -> None:
+    def __init__(
+        self,
+        backbone: Callable[[], nn.Module],
+        tasks: Sequence[str],
+        make_unit: MakeUnit,
+        copies: bool = True,
+        follows: bool = False,
+    ) -> None:
         first = stages(backbone())
-        self._tasks, self._make_unit = list(tasks), make_unit
-        self._columns = {task: first if k == 0 else copy.deepcopy(first) for k, task in enumerate(tasks)}
+        others = [copy.deepcopy(first) if copies else stages(backbone()) for _ in tasks[1:]]
+        self._tasks, self._make_unit, self._follows = list(tasks), make_unit, follows
+        self._columns = dict(zip(tasks, [first, *others], strict=True))
         units = [self._row_of_units() for _ in first.units[1:]]
-        self.trunk = Columns({task: column.units for task, column in self._columns.items()}, units)
+        self.trunk = Columns({task: column.units for task, column in self._columns.items()}, units, copies, follows)
         self.trunk.keeps_levels = first.reads_levels
 
     def reader(self, task: str) -> nn.Module:
         """The last unit of a task, and what its column makes of that."""
-        return LastUnit(task, self._unit(self._tasks.index(task)), self._columns[task])
+        return LastUnit(task, self._unit(self._tasks.index(task)), self._columns[task], self._follows)
 
     def _row_of_units(self) -> dict[str, nn.Module]:
         return {task: self._unit(k) for k, task in enumerate(self._tasks)}
@@ -47,11 +59,17 @@ class Columns(nn.Module):
     These, by task, are mixed; they are there where ``keeps_levels`` says that heads read a pyramid.
     """
 
-    def __init__(self, stages: Mapping[str, Sequence[nn.Module]], units: Sequence[Mapping[str, nn.Module]]) -> None:
+    def __init__(
+        self,
+        stages: Mapping[str, Sequence[nn.Module]],
+        units: Sequence[Mapping[str, nn.Module]],
+        copies: bool,
+        follows: bool,
+    ) -> None:
         super().__init__()
         self.columns = nn.ModuleDict({task: nn.ModuleList(own) for task, own in stages.items()})
         self.units = nn.ModuleList(nn.ModuleDict(row) for row in units)
-        self.keeps_levels = False
+        self.copies, self.follows, self.keeps_levels = copies, follows, False
 
     def forward(self, inputs: Any) -> dict[str, Any]:
         """The common features."""
@@ -59,6 +77,8 @@ class Columns(nn.Module):
         outputs = self._stage(0, read)
         for number, row in enumerate(self.units, 1):
             read = {task: unit(outputs) for task, unit in row.items()}  # type: ignore[operator]
+            if self.follows:
+                levels = {task: followed(unit, levels) for task, unit in row.items()}  # type: ignore[operator]
             for task, x in read.items() if self.keeps_levels else ():
                 levels[task].append(x)
             outputs = self._stage(number, read)
@@ -77,7 +97,8 @@ class Columns(nn.Module):
     def _stage(self, number: int, read: Mapping[str, Any]) -> list[Tensor]:
         outputs: list[Tensor] = []
         for column, x in zip(self._columns(), read.values(), strict=True):
-            if outputs and any(map(is_lazy, column[number].parameters())):  # so that it begins as a copy of the first
+            lazy = any(map(is_lazy, column[number].parameters()))
+            if self.copies and lazy and outputs:  # so that it begins as a copy of the first
                 column[number] = copy.deepcopy(next(self._columns())[number])
             outputs.append(column[number](x))
         return outputs
@@ -89,15 +110,22 @@ class Columns(nn.Module):
 class LastUnit(nn.Module):
     """The features of a task: its unit on the columns' outputs, and what the task's column makes of the result."""
 
-    def __init__(self, task: str, unit: nn.Module, column: Stages) -> None:
+    def __init__(self, task: str, unit: nn.Module, column: Stages, follows: bool) -> None:
         super().__init__()
-        self.task, self.unit, self.read = task, unit, column.read
+        self.task, self.unit, self.read, self.follows = task, unit, column.read, follows
 
     def forward(self, features: Mapping[str, Any]) -> Any:
         """What one backbone would return."""
-        return self.read([*features["levels"][self.task], self.unit(features["columns"])])
+        levels = features["levels"]
+        own = followed(self.unit, levels) if self.follows else levels[self.task]
+        return self.read([*own, self.unit(features["columns"])])
 
     def logged(self) -> dict[str, Tensor]:
         """What its unit says of the columns, in their order: ``alpha_last``."""
         logged: Any = getattr(self.unit, "logged", dict)
         return {f"{name}_last": values for name, values in logged().items()}
+
+
+def followed(unit: nn.Module, levels: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+    """The lower levels of all columns, each mixed as the unit mixes the columns themselves."""
+    return [unit(list(columns)) for columns in zip(*levels.values(), strict=True)]

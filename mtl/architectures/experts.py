@@ -86,7 +86,11 @@ def _split(backbone: nn.Module, from_stage: int | None) -> tuple[Stem, nn.Module
         return Stem(), backbone
     units, read, last_axis_is_channels = stages(backbone, texts=True)
     if not 0 < from_stage < len(units):
-        raise ValueError(f"from_stage={from_stage} must be from 0 to {len(units) - 1}: of {len(units)} stages.")
+        stages_of_it = f"{len(units)} stages" if len(units) > 1 else "one stage"
+        raise ValueError(
+            f"from_stage={from_stage} must be from 0 to {len(units) - 1}: the backbone has {stages_of_it}, and the "
+            "experts need at least the last."
+        )
     stem = Stem(units[:from_stage], last_axis_is_channels, whole=isinstance(read, Pyramid))
     return stem, Upper(units[from_stage:], read)
 

@@ -35,7 +35,7 @@ class Architecture:
             return made[-1]
 
         # An older checkpoint's configuration has no architecture.
-        built = make("architecture", cfg.get("architecture") or HARD, backbone=backbone, tasks=tasks)
+        built = make("architecture", cfg.get("architecture") or HARD, backbone=backbone, tasks=tasks, seed=cfg.seed)
         name = f"architecture ({type(built).__name__})"
         self.trunk: nn.Module = getattr(built, "trunk", None)  # type: ignore[assignment]
         if not isinstance(self.trunk, nn.Module):

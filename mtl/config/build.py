@@ -38,7 +38,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line, suggestion
-from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics
+from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics, warn_of_random_weights
 from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task
 from mtl.training.learning_rate import check_schedule
@@ -64,6 +64,8 @@ def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, T
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     _check_train_samples(cfg, parts)
     warn_of_moving_statistics(parts.model.train())
+    if cfg.backbone.get("pretrained") is False and not (cfg.backbone.get("options") or {}).get("checkpoint_path"):
+        warn_of_random_weights(parts.model)
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)

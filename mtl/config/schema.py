@@ -104,7 +104,7 @@ class TrackerConfig:
     entity: str | None = None
     group: str | None = None  # null: the sweep's folder
     run_name: str | None = None  # null: the overrides of the command line
-    tags: list[str] = field(default_factory=list)  # beside those for data, backbone and strategy
+    tags: list[str] = field(default_factory=list)  # beside those for data, backbone, architecture and strategy
 
 
 @dataclass

@@ -22,7 +22,7 @@ from mtl.errors import ConfigError, RunError, first_line
 from mtl.jobs.composition import composition_errors, wants_tracebacks
 from mtl.jobs.folder import folder_lock, remove_untrained
 from mtl.jobs.launch import RankFailed
-from mtl.jobs.overrides import command_line, config_folder, expand_resume
+from mtl.jobs.overrides import TAGGED, command_line, config_folder, expand_resume
 from mtl.jobs.resume import is_finished
 from mtl.runs.files import read_json, read_status, write_json, write_status
 from mtl.runs.targets import find_own_code
@@ -103,7 +103,7 @@ def _run_or_skip(body: Body, cfg: DictConfig, folder: Path, stop: StopSignal) ->
 def _choices() -> str:
     """The options that name a run, as ``data=digits, backbone=tiny_resnet, …``."""
     choices = HydraConfig.get().runtime.choices
-    named = {group: choices.get(group) for group in ("data", "backbone", "strategy")}
+    named = {group: choices.get(group) for group in TAGGED}
     return ", ".join(f"{group}={option}" for group, option in named.items() if option is not None)
 
 

@@ -16,6 +16,7 @@ from mtl.config.redact import redacted
 from mtl.distributed.ranks import rank
 from mtl.runs.files import OVERRIDES, read_overrides, read_yaml, run_folder, write_atomic
 
+TAGGED = ("data", "backbone", "architecture", "strategy")  # the groups whose choices name a run
 CONFIG_FOLDER = ("-cd", "--config-dir")  # Hydra's flags
 
 
@@ -30,7 +31,7 @@ def name_tracker_run(cfg: DictConfig) -> DictConfig:
         tracker.group = "-".join(Path(hydra_cfg.sweep.dir).parts[-3:])[:128]
     if tracker.group is None:  # an agent of W&B starts each run of its sweep as a single job
         tracker.group = os.environ.get("WANDB_SWEEP_ID") or None
-    tags = (choices.get(group) for group in ("data", "backbone", "strategy"))  # None for a node given without a choice
+    tags = (choices.get(group) for group in TAGGED)  # None for a node given without a choice
     tracker.tags = [*tracker.tags, *(str(choice) for choice in tags if choice is not None)]
     return cfg
 

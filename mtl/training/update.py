@@ -33,6 +33,9 @@ class Update:
         self._device = parts.device
         self._norm = GradientNorm([p for group in state.optimizer.param_groups for p in group["params"]])
         skips = trainer.on_nan == "skip" or state.engine.precision.scaler is not None
+        self._scheduled: list[Any] = [
+            module for module in state.model.modules() if callable(getattr(module, "at", None))
+        ]
         self._snapshot = StepSnapshot(state.model, state.tasks, state.strategy) if skips else None
         self._recompile_warning = RecompileWarning(state.model)
         names = [task.name for task in state.tasks]
@@ -48,6 +51,8 @@ class Update:
         if self._snapshot is not None:
             self._snapshot.save()
         precision.update_scale(self._device)
+        for module in self._scheduled:
+            module.at(step, self._plan.steps)
         with self._timer.step():
             result, batch = accumulate(
                 state, batch, lambda: next(batches), self._plan.batches, measure=measure, audit=audit

@@ -206,7 +206,10 @@ def test_a_stem_is_shared_and_experts_are_above(kind, from_stage):
     [
         (lambda: levels_of(sequential(), 4), "levels=4 must be at most 3, the stages of the backbone"),
         (lambda: levels_of(nn.Linear(2, 2), 2), "the stages of Linear are not known"),
-        (lambda: MMoE(sequential, TASKS, from_stage=3), "from_stage=3 must be from 0 to 2: of 3 stages"),
+        (
+            lambda: MMoE(sequential, TASKS, from_stage=3),
+            "from_stage=3 must be from 0 to 2: the backbone has 3 stages, and the experts need at least the last.",
+        ),
         (lambda: CGC(sequential, TASKS, from_stage=-1), "from_stage=-1 must be from 0 to 2"),
         (lambda: Ensemble(lambda: nn.Linear(2, 2), TASKS, from_stage=1), "the stages of Linear are not known"),
         (lambda: CGC(sequential, TASKS, shared=0), "shared=0 must be 1 or more"),

@@ -32,7 +32,7 @@ KINDS = {
     "rule on parameters": ["strategy=mgda", "strategy.space=parameters"],
     "rule on rows": ["strategy=moco", "strategy.space=parameters"],
 }
-OPTIONS = {"dselect_k": ["architecture.entropy=0.1"]}
+OPTIONS = {"dselect_k": ["architecture.entropy=0.1"], "ltb": ["architecture.warm_up=0.2"]}
 PLAIN = [
     "~backbone", "+backbone._target_=support.networks.Deterministic", "data.image_size=8", "device=cpu",
     "optimizer=sgd", "scheduler=constant", "trainer.log_every=1",
@@ -69,7 +69,10 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["mmoe", "ple", "dselect_k"])
+@pytest.mark.parametrize(
+    "name",
+    ["mmoe", "ple", "dselect_k", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nddr", "film", "ltb", "lora"))],
+)
 def test_options_of_the_trainer_leave_the_training_as_it_is(name, way, train_tiny, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     overrides, tolerance = WAYS[way]

@@ -1,6 +1,7 @@
 """Two ranks train what one process trains, penalties and all, and record the same of it."""
 
 import pytest
+from support import spread
 from support.ranks import run_ranks
 from support.shared_experts import CASES, run_all
 
@@ -30,3 +31,20 @@ def test_the_comparison_sees_another_run(runs):
     one, _ = runs
     first, second = one["penalty, naive"][0], one["penalty, parameters"][0]
     assert max((second[n] - value).abs().max().item() for n, value in first.items()) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def spread_steps():
+    return spread.run_all(), *run_ranks(2, spread.run_all)
+
+
+@pytest.mark.parametrize("name", spread.CASES)
+def test_parts_that_wait_or_draw_leave_on_two_ranks_what_they_leave_on_one(name, spread_steps):
+    one, *two = (results[name] for results in spread_steps)
+    assert max((rank - one).abs().max() for rank in two) < 1e-12
+
+
+def test_the_comparison_sees_other_draws(spread_steps):
+    """Negative control."""
+    one, *_ = spread_steps
+    assert (one["ltb"] - spread.left_by(*spread.CASES["ltb"], seed=2)).abs().max() > 1e-3

@@ -22,6 +22,8 @@ CASES = {
     **{f"real numbers, {strategy}": (missing.real_numbers, strategy) for strategy in ("naive", "detached", "MGDA")},
     **{f"waiting heads, {s}": (missing.synchronised_heads, s) for s in ("naive", "detached", "MGDA")},
     "waiting heads, revisited": (missing.synchronised_heads, "detached", "famo"),
+    **{f"penalised, {s}": (missing.penalised, s) for s in ("naive", "detached", "MGDA")},
+    "penalised, parameters": (partial(missing.penalised, space="parameters"), "MGDA"),
     "weighted classes": (missing.weighted_classes,),
     "accumulated, late, sharded": (missing.accumulated, "detached", "b", True, "log"),
 }
@@ -41,3 +43,9 @@ def found():
 def test_two_ranks_leave_what_one_process_leaves(found, name):
     one, *two = (results[name] for results in found)
     assert max((rank - one).abs().max() for rank in two) < (1e-6 if name.startswith("real numbers") else 1e-12)
+
+
+def test_the_comparison_sees_a_penalty(found):
+    """Negative control."""
+    one, *_ = found
+    assert (one["penalised, detached"] - missing.penalised("detached", entropy=0.0)).abs().max() > 1e-4

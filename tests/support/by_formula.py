@@ -40,7 +40,7 @@ def assemble(architecture, head, inputs):
 def expected(model, tasks, targets, predictions, shared, own):
     """Autograd's gradients: weights ``shared`` for the trunk and what heads have in common, ``own`` elsewhere."""
     losses = {task.name: task.loss(predictions[task.name], targets[task.name]) for task in tasks}
-    named = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = []
     for weights in (shared, own):
         total = sum(weights[task] * loss for task, loss in losses.items())
@@ -72,7 +72,7 @@ def trained_by(example):
     """The tasks whose loss has a gradient at each parameter, by the parameter's name."""
     model, tasks, inputs, targets = example
     predictions = model(inputs)
-    named = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     trained = {name: [] for name in named}
     for task in tasks:
         loss = task.loss(predictions[task.name], targets[task.name])

@@ -6,6 +6,8 @@ import torch
 from support.parity import here, strategy_of, trunk
 from torch import nn
 
+from mtl.architectures import DSelectK
+from mtl.architectures.read import Read
 from mtl.distributed.collectives import get_rank, is_distributed
 from mtl.distributed.data_parallel import data_parallel
 from mtl.distributed.sharding import full_tensor, shard
@@ -110,6 +112,26 @@ def synchronised_heads(strategy, weighting="equal"):
         optimizer.step()
         if chosen.weighting.needs_losses_after_update:
             observe_after_update(engine, chosen.weighting, *own)
+    return parameters(model)
+
+
+def penalised(strategy, entropy=0.5, **options):
+    """What is left by a step of selectors with a penalty, where one rank has no label of ``a``."""
+    torch.manual_seed(0)
+    built = DSelectK(lambda: trunk("pooled"), TASKS, gamma=3.0, entropy=entropy)
+    heads = {task: Read(built.reader(task), nn.Linear(8, 3)) for task in TASKS}
+    model, chosen = MultiTaskModel(built.trunk, heads).double(), strategy_of(strategy, TASKS, **options)
+    inputs, targets = next(batches(1))
+    model(inputs)  # lazy selectors find their width
+    with torch.no_grad():
+        for parameter in model.heads.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    engine = Engine(model, [Task(task, nn.CrossEntropyLoss()) for task in TASKS])
+    if is_distributed():
+        engine.wrapped = data_parallel(model.backbone, torch.device("cpu"), True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    chosen.run(engine, here(inputs), {task: here(target) for task, target in targets.items()})
+    optimizer.step()
     return parameters(model)
 
 
