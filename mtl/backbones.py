@@ -1,4 +1,4 @@
-"""Backbones: timm's models as shared trunks, and what timm lacks: a causal transformer, and the toy problem's point."""
+"""Backbones: timm's models as shared trunks, and what timm lacks: models for small images, text, the toy problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from mtl.errors import first_line
+from mtl.errors import first_line, require_positive
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,23 @@ class Timm(nn.Module):
     def last_axis_is_channels(self) -> bool:
         """Whether the model's own maps are ``[B, H, W, C]``."""
         return Format(getattr(self.model, "output_fmt", Format.NCHW)) == Format.NHWC
+
+
+class ConvNet(nn.Sequential):
+    """Three convolutions of ``width``, 2 and 4 times ``width`` channels: images ``[B, C, H, W]`` -> ``[B, 4 width]``.
+
+    Each has 3×3 weights, batch normalisation and ReLU; the first two halve the resolution, and the last map is averaged.
+    About 90 width² parameters: a trunk for small images, whose size one number sets.
+    """
+
+    def __init__(self, width: int, in_channels: int = 3) -> None:
+        require_positive(width=width)
+        layers, channels = list[nn.Module](), in_channels
+        for factor, stride in ((1, 2), (2, 2), (4, 1)):
+            convolution = nn.Conv2d(channels, factor * width, 3, stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(factor * width), nn.ReLU()]
+            channels = factor * width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Theta(nn.Module):
