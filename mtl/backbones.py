@@ -94,7 +94,7 @@ class Timm(nn.Module):
 class ConvNet(nn.Sequential):
     """Three convolutions of ``width``, 2 and 4 times ``width`` channels: images ``[B, C, H, W]`` -> ``[B, 4 width]``.
 
-    Each has 3×3 weights, batch normalisation and ReLU; the first two halve the resolution, and the last map is averaged.
+    Each is 3×3, with batch normalisation and ReLU; the first two halve the resolution, and the last map is averaged.
     About 90 width² parameters: a trunk for small images, whose size one number sets.
     """
 

@@ -20,14 +20,15 @@ from mtl.metrics import regression
 class Relatedness:
     """Two tasks of one input: ``y_k = w_kᵀx + Σ_i sin(α_i w_kᵀx + β_i) + ε``, with ``cos(w_1, w_2) = correlation``.
 
-    ``w_1 = u_1`` and ``w_2 = p u_1 + √(1 - p²) u_2`` for two orthogonal unit vectors, x ~ N(0, I) of ``dimension``
-    numbers, ``sines`` terms with α_i = i and β_i = (i - 1)², and ε ~ N(0, ``noise``²). ``sizes`` are those of the splits
-    for training, validation and test. All is drawn from ``seed``: another seed has other vectors as well.
+    ``w_1 = u_1`` and ``w_2 = p u_1 + √(1 - p²) u_2`` with two orthogonal unit vectors, p the ``correlation``;
+    x ~ N(0, I) of ``dimension`` numbers, ``sines`` terms with α_i = i and β_i = (i - 1)², and ε ~ N(0, ``noise``²).
+    ``sizes`` are those of the splits for training, validation and test. All is drawn from ``seed``: another one has
+    other vectors.
 
     Inputs: ``[B, dimension]``. Targets ``first`` and ``second``: ``[B, 1]``.
 
-    Source: Ma et al. 2018, section 3.2, with c = 1. The paper gives no α, β and number of terms; these α and β are those
-    of google-research's generator. ValueError for an argument that cannot be.
+    Source: Ma et al. 2018, section 3.2, with c = 1. The paper gives no α, β and number of terms; these α and β are
+    those of google-research's generator. ValueError for an argument that cannot be.
     """
 
     targets = ("first", "second")

@@ -448,15 +448,16 @@ function sharing(c) {
   const rows = c.rows.filter(row => Object.keys(row.curves).some(n => n.startsWith(prefix)));
   if (!rows.length) return "";
   let row = rows[0];
-  const of = kind => seriesOf(c, row, prefix + kind);
+  const of = kind => seriesOf(c, row, prefix + kind).map(s => ({ ...s, label: s.label.replace(/^[/_]/, "") || "all tasks" }));
   const figures = [["gate/", "Weights that gates give to experts: task / expert"], ["gate_entropy", "Entropy of the gates, in nats"],
-    ["selected", "Experts that a sample has on average"], ["alpha", "α: task ~ column / unit"], ["penalty/", "Penalties"]]
-    .filter(([kind]) => rows.some(r => Object.keys(r.curves).some(n => n.startsWith(prefix + kind))))
-    .map(([kind, title]) => panel(`sharing-${kind.replace("/", "")}`, title, () => of(kind), { nothing: "this row has none" }));
+    ["selected", "Experts that a sample has on average"], ["alpha", "α: task ~ column / unit"], ["penalty", "Penalties"]]
+    .map(([kind, title]) => [kind, panel(`sharing-${kind.replace("/", "")}`, title, () => of(kind))]);
+  const fill = () => figures.forEach(([kind, figure]) => { figure.hidden = !of(kind).length; if (figure.isConnected) figure.redraw(); });
+  fill();
   return element("section", { id: "sharing" }, element("h2", {}, "What the architecture decides"),
     element("p", { class: "soft" }, "The mean of a batch. Gates are those of one run, the first seed's, because an expert's number means nothing in another; the rest is averaged over the finished runs."),
-    element("div", { class: "controls" }, choice("row", rows.map((r, i) => [String(i), r.label]), "0", v => { row = rows[Number(v)]; figures.forEach(f => f.redraw()); })),
-    element("div", { class: "grid" }, ...figures));
+    element("div", { class: "controls" }, choice("row", rows.map((r, i) => [String(i), r.label]), "0", v => { row = rows[Number(v)]; fill(); })),
+    element("div", { class: "grid" }, ...figures.map(([, figure]) => figure)));
 }
 
 function examples(c) {

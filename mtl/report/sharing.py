@@ -18,10 +18,10 @@ PREFIX = "train/architecture/"
 LAST = 5  # logged values whose mean is what a run ended with
 COLUMNS = ["", "task", "weights", "on own", "entropy", "of at most", "selected"]
 CAPTION = (
-    f"The mean of the last {LAST} logged batches, then of the seeds. Weights of a gate: from the largest to the smallest, "
-    "sorted in each seed, because experts have no order that seeds share; on own: the part that a task's own experts "
-    "get. The entropy, in nats, is 0 where one expert has all the weight, and at its most where all have as much. α: "
-    "that of the task's own column, then the mean of the other columns', over all units."
+    f"The mean of the last {LAST} logged batches, then of the seeds. Weights of a gate: from the largest to the "
+    "smallest, sorted in each seed, because experts have no order that seeds share; on own: the part that a task's own "
+    "experts get. The entropy, in nats, is 0 where one expert has all the weight, and at its most where all have as "
+    "much. α: that of the task's own column, then the mean of the other columns', over all units."
 )
 
 

@@ -63,7 +63,7 @@ def arrow(higher_is_better: bool | None) -> str:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """All tables: test metrics, differences, sizes by part, what architectures decided, equal time, interquartile means."""
+    """All tables: metrics, differences, sizes by part, what architectures decided, equal time, interquartile means."""
     makers = (_main, _differences, _parts, _sharing, _equal_time, _interquartile_means)
     return [table for make in makers if (table := make(comparison)) is not None]
 

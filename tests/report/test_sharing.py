@@ -1,28 +1,13 @@
 """What gates and α came to, from curves with known numbers."""
 
-import json
-
 import pytest
-from support.report_runs import accuracies, write_run
+from support.report_runs import write_sharing as write
 
 from mtl.report.compare import compare
 from mtl.report.page import _content
 from mtl.report.runs import find_runs
 from mtl.report.sharing import COLUMNS
 from mtl.report.tables import tables
-
-
-def write(folder, seed, metrics, architecture):
-    """A run whose record says of the architecture ``metrics``, each a value of the first and of all later rows."""
-    write_run(folder, "detached", seed, accuracies(0.5, 0.5), rows=8, architecture=architecture)
-    lines = []
-    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        later = row["step"] > 30
-        told = (
-            {f"architecture/{name}": pair[later] for name, pair in metrics.items()} if row["split"] == "train" else {}
-        )
-        lines.append(json.dumps(row | told))
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def described(root):
@@ -58,7 +43,8 @@ def test_one_gate_of_all_tasks(tmp_path):
 
 
 def test_alpha_of_the_own_column_and_of_the_others(tmp_path):
-    found = {f"alpha/{task}~{column}/1": (0.5, 0.9 if task == column else 0.2) for task in ("left", "right") for column in ("left", "right")}  # fmt: skip
+    pairs = [(task, column) for task in ("left", "right") for column in ("left", "right")]
+    found = {f"alpha/{task}~{column}/1": (0.5, 0.9 if task == column else 0.2) for task, column in pairs}
     found |= {"alpha_last/left/0": (0.5, 0.7), "alpha_last/left/1": (0.5, 0.4), "alpha_last/right/0": (0.5, 0.2)}
     write(tmp_path / "0", 0, found | {"alpha_last/right/1": (0.5, 1.1)}, {"_target_": "mtl.architectures.CrossStitch"})
     assert [line[1:3] for line in described(tmp_path)[1]] == [["left", "α 0.80, 0.30"], ["right", "α 1.00, 0.20"]]

@@ -23,7 +23,7 @@ def sized(shared, readers=0, heads=100, tasks=("left", "right"), multiply_adds=5
 
 
 def write_arms(root, ensemble=1100, mmoe=1000, baselines=True):
-    """Hard sharing, an ensemble and MMoE with three seeds, in turn, and the plain and the MMoE network of each task."""
+    """Hard sharing, an ensemble and MMoE, in turn, and the plain and the MMoE network of each task."""
     for seed in range(3):
         for name, (architecture, size) in {
             "hard": ("Hard", sized(1000)),
@@ -38,9 +38,10 @@ def write_arms(root, ensemble=1100, mmoe=1000, baselines=True):
         for task, left, right in [("left", 0.5, None), ("right", None, 0.5)] if baselines else []:
             for architecture, gain, shared in (("Hard", 0.0, 500), ("MMoE", 0.2, 1000)):
                 test = accuracies(*(value and value + gain for value in (left, right)))
+                own = {"_target_": f"mtl.architectures.{architecture}"}
                 write_run(
                     root / f"{architecture}_{task}{seed}", "detached", seed, test, tasks=[task],
-                    recorded=sized(shared, tasks=[task]), architecture={"_target_": f"mtl.architectures.{architecture}"},
+                    recorded=sized(shared, tasks=[task]), architecture=own,
                 )  # fmt: skip
     return root
 
@@ -51,7 +52,7 @@ def compared(root):
 
 
 def test_the_columns_are_the_models_sizes(tmp_path):
-    comparison, rows = compared(write_arms(tmp_path))
+    comparison, _ = compared(write_arms(tmp_path))
     table = tables(comparison)[0]
     first = table.header.index("parameters, k")
     assert table.header[first : first + 3] == ["parameters, k", "of single networks ×", "multiply-adds, k"]
