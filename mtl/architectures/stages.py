@@ -20,6 +20,7 @@ from mtl.text import Text
 
 QUARTERS = 4  # of a ViT's blocks
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # they belong to the layer before
+READS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)  # at the end, what is made of the last stage's maps
 
 
 class Stages(NamedTuple):
@@ -52,6 +53,7 @@ def stages(backbone: nn.Module, texts: bool = False) -> Stages:
     - ``backbone=text`` of BERT's kind: quarters of the layers, the first with the embedding. What lies between them
       are dicts, tokens with their mask: only for those who say by ``texts`` that they take them.
     - ``torch.nn.Sequential``: each layer with parameters, and what follows it without; a normalisation follows, too.
+      Pooling and flattening at the end read the last one.
 
     ValueError for any other.
     """
@@ -65,7 +67,7 @@ def stages(backbone: nn.Module, texts: bool = False) -> Stages:
             )
         return _of_text(backbone)
     if isinstance(backbone, nn.Sequential):
-        return Stages(_layers(backbone), Last())
+        return _of_sequential(backbone)
     raise _unknown(type(backbone).__name__)
 
 
@@ -207,9 +209,17 @@ def _of_text(backbone: Text) -> Stages:
 # --------------------------------------------------------------------------------------------------- sequences
 
 
-def _layers(backbone: nn.Sequential) -> list[nn.Sequential]:
+def _of_sequential(backbone: nn.Sequential) -> Stages:
+    modules = list(backbone)
+    end = len(modules)
+    while end and isinstance(modules[end - 1], READS):
+        end -= 1
+    return Stages(_layers(modules[:end]), Last(*modules[end:]))
+
+
+def _layers(modules: Sequence[nn.Module]) -> list[nn.Sequential]:
     layers: list[list[nn.Module]] = [[]]
-    for module in backbone:
+    for module in modules:
         starts = any(True for _ in module.parameters()) and not isinstance(module, NORMS)
         if starts and any(any(True for _ in before.parameters()) for before in layers[-1]):
             layers.append([])

@@ -1,4 +1,4 @@
-"""Backbones: timm's models as shared trunks, and what timm lacks: for text, for tables, and the toy problem's point."""
+"""Backbones: timm's models as shared trunks, and what timm lacks: small images, text, tables, the toy problem."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from mtl.errors import first_line
+from mtl.errors import first_line, require_positive
 from mtl.pretrained import Weights, few, named_for, read, report
 
 TIMMS_LOG = logging.getLogger("timm.models._builder")  # of loading, of which mtl.pretrained.report says more in less
@@ -166,6 +166,23 @@ def _embedding_sizes(categories: Sequence[int], embedding: int | Sequence[int] |
             "categories."
         )
     return sizes
+
+
+class ConvNet(nn.Sequential):
+    """Three convolutions of ``width``, 2 and 4 times ``width`` channels: images ``[B, C, H, W]`` -> ``[B, 4 width]``.
+
+    Each is 3×3, with batch normalisation and ReLU; the first two halve the resolution, and the last map is averaged.
+    About 90 width² parameters: a trunk for small images, whose size one number sets.
+    """
+
+    def __init__(self, width: int, in_channels: int = 3) -> None:
+        require_positive(width=width)
+        layers, channels = list[nn.Module](), in_channels
+        for factor, stride in ((1, 2), (2, 2), (4, 1)):
+            convolution = nn.Conv2d(channels, factor * width, 3, stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(factor * width), nn.ReLU()]
+            channels = factor * width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Theta(nn.Module):

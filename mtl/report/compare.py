@@ -14,6 +14,7 @@ from mtl.delta_m import by_metric, by_task, relative_changes, task_of
 from mtl.report.names import class_name, differing_keys, interpolations_of, is_unbalanced, row_labels
 from mtl.report.notes import notes_on
 from mtl.report.runs import ReportError, Run
+from mtl.report.size import parameters, warnings_on
 from mtl.report.statistics import SEEDS, Interval, bootstrap, clear_winner, interval, mean_ranks, paired_difference
 from mtl.report.timing import TimeRatio, time_ratio
 
@@ -36,6 +37,7 @@ class Row:
     no_delta: str = ""  # why there is no Δm
     time: TimeRatio | None = None  # to the reference
     memory_ratio: float = math.nan
+    single_networks: float = math.nan  # its parameters over those of one plain network for each of its tasks
     reference: Row | None = None
 
     @property
@@ -57,6 +59,16 @@ class Row:
     def is_baseline(self) -> bool:
         """Whether the row is a single-task baseline."""
         return len(self.first.tasks) == 1
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The settings of the architecture."""
+        return {key: value for key, value in self.settings.items() if key.startswith("architecture.")}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is hard sharing, which on one task is a plain network."""
+        return class_name(self.settings, "architecture") in ("Hard", "")
 
     @property
     def is_equal_weighting(self) -> bool:
@@ -114,6 +126,7 @@ class Comparison:
     candidates: list[Row]
     runs: list[Run]
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # what is said before the tables
     best: dict[str, Row] = field(
         default_factory=dict
     )  # by metric or Δm, the row that is clearly better than all others
@@ -158,10 +171,11 @@ def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:
         row.label = label
     for row, label in zip(candidates, row_labels(settings, set()), strict=True):
         row.label = row.label or label
-    rows.sort(key=lambda row: (not row.is_baseline, not row.is_equal_weighting, not row.is_static))
+    rows.sort(key=lambda row: (not row.is_baseline, not row.is_equal_weighting, not row.is_static, not row.is_plain))
     comparison = Comparison(data, _metrics(rows), rows, candidates, runs, notes)
     _measure(comparison, hidden)
     comparison.notes += notes_on(comparison, hidden)
+    comparison.warnings += warnings_on(comparison.methods)
     return comparison
 
 
@@ -233,6 +247,7 @@ def _measure(comparison: Comparison, hidden: set[str]) -> None:
             name: interval(list(values.values())) for name in comparison.metrics if (values := row.test(name))
         }
         row.reference = _reference(row, comparison.methods, free)
+        row.single_networks = _single_networks(row, comparison, free)
         if row.is_baseline:
             continue
         _against_reference(row, comparison)
@@ -259,20 +274,37 @@ def _mean(found: Interval | None) -> float:
     return math.nan if found is None else found.mean
 
 
-def _comparable(a: Row, b: Row, free: set[str]) -> bool:
-    """Whether two rows differ at most in strategy, weighting and the free keys."""
+def _comparable(a: Row, b: Row, free: set[str], parts: tuple[str, ...] = ("strategy.", "weighting.")) -> bool:
+    """Whether two rows differ at most in the ``parts`` of the configuration and in the free keys."""
     keys = a.settings.keys() | b.settings.keys()
-    return all(
-        key in free or key.startswith(("strategy.", "weighting.")) or a.settings.get(key) == b.settings.get(key)
-        for key in keys
-    )
+    return all(key in free or key.startswith(parts) or a.settings.get(key) == b.settings.get(key) for key in keys)
 
 
 def _reference(row: Row, methods: Sequence[Row], free: set[str]) -> Row | None:
-    """Equal weighting with the same other settings. Naive is preferred: its time and memory are the usual baseline."""
-    equal = [other for other in methods if other.is_equal_weighting and _comparable(row, other, free)]
-    equal.sort(key=lambda other: class_name(other.settings, "strategy") != "Naive")
-    return equal[0] if equal else None
+    """Equal weighting with the same other settings; of equal weighting itself, that under hard sharing.
+
+    Naive is preferred: its time and memory are the usual baseline.
+    """
+    parts = ("strategy.", "weighting.", *["architecture."] * row.is_equal_weighting)
+    equal = [other for other in methods if other.is_equal_weighting and _comparable(row, other, free, parts)]
+    plain = [other for other in equal if other.is_plain]
+    found = plain or [other for other in equal if other.architecture == row.architecture]
+    found.sort(key=lambda other: class_name(other.settings, "strategy") != "Naive")
+    return found[0] if found else None
+
+
+def _baseline(row: Row, task: str, comparison: Comparison, free: set[str]) -> Row | None:
+    """The single-task baseline of a task: a plain network where there is one, else one of an architecture."""
+    parts = ("strategy.", "weighting.", "architecture.")
+    own = [b for b in comparison.rows if b.is_baseline and b.first.tasks == [task] and _comparable(row, b, free, parts)]
+    own = [b for b in own if b.is_plain] or [b for b in own if b.architecture == row.architecture]
+    return _best(own) if own and own[0].finished else None
+
+
+def _single_networks(row: Row, comparison: Comparison, free: set[str]) -> float:
+    found = [_baseline(row, task, comparison, free) for task in row.first.tasks]
+    sizes = [parameters(single) if single is not None and single.is_plain else math.nan for single in found]
+    return parameters(row) / sum(sizes) if sizes and sum(sizes) else math.nan
 
 
 def _against_reference(row: Row, comparison: Comparison) -> None:
@@ -292,12 +324,11 @@ def _against_baselines(row: Row, comparison: Comparison, free: set[str]) -> None
     """Δm of each seed against the baselines' means over their seeds."""
     baselines: dict[str, float] = {}
     for task in row.first.tasks:
-        own = [b for b in comparison.rows if b.is_baseline and b.first.tasks == [task] and _comparable(row, b, free)]
-        if not own or not own[0].finished:
+        single = _baseline(row, task, comparison, free)
+        if single is None:
             row.no_delta = "its single-task baselines have other settings, or none: give the differing keys to --tune"
             return
-        found = _best(own).metrics
-        baselines |= {name: found[name].mean for name in comparison.directed if name in found}
+        baselines |= {name: single.metrics[name].mean for name in comparison.directed if name in single.metrics}
     seeds = {
         seed: {name: values[seed] for name in comparison.directed if seed in (values := row.test(name))}
         for seed in row.finished

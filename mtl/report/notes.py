@@ -13,7 +13,8 @@ from mtl.report.timing import UNKNOWN
 if TYPE_CHECKING:
     from mtl.report.compare import Comparison, Row
 
-METHOD = ("strategy.", "weighting.", "optimizer.", "scheduler.", "losses.")  # what a comparison of methods may vary
+# What a comparison of methods may vary.
+METHOD = ("architecture.", "strategy.", "weighting.", "optimizer.", "scheduler.", "losses.")
 
 
 def notes_on(comparison: Comparison, hidden: set[str]) -> list[str]:
@@ -26,6 +27,7 @@ def notes_on(comparison: Comparison, hidden: set[str]) -> list[str]:
     notes += _seed_notes(rows)
     notes += _metric_notes(comparison)
     notes += _selection_notes(runs)
+    notes += _edge_notes(rows)
     notes += _unlike_notes(runs, comparison.methods, hidden)
     notes += _baseline_notes(comparison)
     notes += _reference_notes(comparison.methods)
@@ -82,6 +84,22 @@ def _selection_notes(runs: Sequence[Run]) -> Iterator[str]:
             f"The runs were evaluated {min(counts)} to {max(counts)} times: the best validation metric of more "
             "evaluations is more flattering."
         )
+
+
+def _edge_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Settings of the optimizer that were selected at the edge of those that were tried."""
+    edges: dict[str, list[str]] = {}
+    for row in rows:
+        for key, chosen in ((key, value) for key, value in row.tuned.items() if key.startswith("optimizer.")):
+            tried = {value for own in (row, *row.others) if _is_number(value := own.settings.get(key))}
+            if _is_number(chosen) and chosen in (min(tried), max(tried)):
+                edges.setdefault(f"{key}={chosen:g} of {min(tried):g} to {max(tried):g}", []).append(row.label)
+    for edge, labels in edges.items():
+        yield f"Selected at the edge of what was tried, so a further value may be better: {edge} ({', '.join(labels)})."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _unlike_notes(runs: Sequence[Run], methods: Sequence[Row], hidden: set[str]) -> Iterator[str]:

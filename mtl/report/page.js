@@ -378,12 +378,35 @@ function curves(c) {
     element("p", { class: "soft" }, curvesCaption(c)), grid, chips);
 }
 
+/** The curves of a row whose names begin with `prefix`, each with its own colour. */
+function seriesOf(c, row, prefix, filter = () => true) {
+  return Object.keys(row.curves).filter(n => n.startsWith(prefix) && filter(n)).map((n, i) =>
+    ({ label: n.slice(prefix.length), colour: colour(i), dash: dash(i), ...row.curves[n], x: c.steps[row.curves[n].x] }));
+}
+
+/** A plot of the series that `get` returns, with a legend. */
+function panel(name, title, get, options = {}) {
+  const legend = element("div", { class: "chips" });
+  const figure = plot(name, title, null, 250, (svg, w, h) => {
+    const found = get();
+    lines(svg, w, h, found, "", options);
+    if (options.heading) figure.querySelector("h3").textContent = options.heading();
+    legend.replaceChildren(...found.map(s => {
+      const swatch = shape("svg", { viewBox: "0 0 20 8" });
+      swatch.append(shape("line", { x1: 0, x2: 20, y1: 4, y2: 4, stroke: s.colour, "stroke-width": 3, "stroke-dasharray": s.dash || "" }));
+      return element("span", { class: "chip" }, swatch, s.label);
+    }));
+  });
+  figure.append(legend);
+  return figure;
+}
+
 function conflict(c) {
   const rows = c.rows.map((row, i) => ({ ...row, index: i })).filter(row => Object.keys(row.curves).some(n => /conflict\/cos|weight\//.test(n)) && row.tasks.length > 1);
   if (!rows.length) return "";
   let row = rows.find(r => r.equal) || rows[0], at = 1e9;
   const of = prefix => Object.keys(row.curves).filter(n => n.startsWith(prefix));
-  const series = (prefix, filter = () => true) => of(prefix).filter(filter).map((n, i) => ({ label: n.slice(prefix.length), colour: colour(i), dash: dash(i), ...row.curves[n], x: c.steps[row.curves[n].x] }));
+  const series = (prefix, filter) => seriesOf(c, row, prefix, filter);
   const cosine = (a, b) => row.curves[`train/conflict/cos/${a}~${b}`] || row.curves[`train/conflict/cos/${b}~${a}`];
   const axis = () => of("train/conflict/cos/").map(n => c.steps[row.curves[n].x]).reduce((best, s) => s.length > best.length ? s : best, []);
   const slider = element("input", { type: "range", min: 0, "aria-label": "step", oninput: () => { at = Number(slider.value); matrix.redraw(); } });
@@ -400,21 +423,6 @@ function conflict(c) {
     });
   });
   matrix.insertBefore(element("div", { class: "controls" }, element("label", {}, "step", slider), where), matrix.children[1]);
-  const panel = (name, title, get, options) => {
-    const legend = element("div", { class: "chips" });
-    const figure = plot(name, title, null, 250, (svg, w, h) => {
-      const found = get();
-      lines(svg, w, h, found, "", options);
-      if (options.heading) figure.querySelector("h3").textContent = options.heading();
-      legend.replaceChildren(...found.map(s => {
-        const swatch = shape("svg", { viewBox: "0 0 20 8" });
-        swatch.append(shape("line", { x1: 0, x2: 20, y1: 4, y2: 4, stroke: s.colour, "stroke-width": 3, "stroke-dasharray": s.dash || "" }));
-        return element("span", { class: "chip" }, swatch, s.label);
-      }));
-    });
-    figure.append(legend);
-    return figure;
-  };
   const figures = [
     matrix,
     panel("fraction", "Share of pairs in conflict, mean and lowest cosine", () => series("train/conflict/", n => /\/(fraction|cos_mean|cos_min)$/.test(n)),
@@ -433,6 +441,23 @@ function conflict(c) {
   const meaning = element("details", { class: "table" }, element("summary", {}, "What these numbers are, and what they are for two gradients of the same length"), sortable(table, true));
   return element("section", { id: "conflict" }, element("h2", {}, "Gradient conflict and task weights"), said,
     element("div", { class: "controls" }, select), element("div", { class: "grid" }, ...figures), meaning);
+}
+
+function sharing(c) {
+  const prefix = "train/architecture/";
+  const rows = c.rows.filter(row => Object.keys(row.curves).some(n => n.startsWith(prefix)));
+  if (!rows.length) return "";
+  let row = rows[0];
+  const of = kind => seriesOf(c, row, prefix + kind).map(s => ({ ...s, label: s.label.replace(/^[/_]/, "") || "all tasks" }));
+  const figures = [["gate/", "Weights that gates give to experts: task / expert"], ["gate_entropy", "Entropy of the gates, in nats"],
+    ["selected", "Experts that a sample has on average"], ["alpha", "α: task ~ column / unit"], ["penalty", "Penalties"]]
+    .map(([kind, title]) => [kind, panel(`sharing-${kind.replace("/", "")}`, title, () => of(kind))]);
+  const fill = () => figures.forEach(([kind, figure]) => { figure.hidden = !of(kind).length; if (figure.isConnected) figure.redraw(); });
+  fill();
+  return element("section", { id: "sharing" }, element("h2", {}, "What the architecture decides"),
+    element("p", { class: "soft" }, "The mean of a batch. Gates are those of one run, the first seed's, because an expert's number means nothing in another; the rest is averaged over the finished runs."),
+    element("div", { class: "controls" }, choice("row", rows.map((r, i) => [String(i), r.label]), "0", v => { row = rows[Number(v)]; fill(); })),
+    element("div", { class: "grid" }, ...figures.map(([, figure]) => figure)));
 }
 
 function examples(c) {
@@ -483,11 +508,11 @@ function runs(c) {
 function render(index) {
   const page = document.getElementById("page"), c = DATA.comparisons[index];
   drawn.length = 0;
-  const sections = [results(c), tradeoffs(c), curves(c), conflict(c), examples(c), runs(c)].filter(Boolean);
+  const sections = [results(c), tradeoffs(c), curves(c), conflict(c), sharing(c), examples(c), runs(c)].filter(Boolean);
   if (c.notes.length) sections.splice(1, 0, element("section", { id: "notes" }, element("h2", {}, "Notes"),
     element("ul", { class: "notes" }, ...c.notes.map(note => element("li", {}, note)))));
   const links = sections.map(s => element("a", { href: `#${s.id}` }, s.querySelector("h2").textContent));
-  const header = element("header", {}, element("h1", {}, DATA.title), element("p", { class: "soft" }, c.summary));
+  const header = element("header", {}, element("h1", {}, DATA.title), element("p", { class: "soft" }, c.summary), ...c.warnings.map(text => element("p", { class: "bad" }, `Warning: ${text}`)));
   if (DATA.comparisons.length > 1) header.append(element("div", { class: "controls" },
     choice("data", DATA.comparisons.map((d, i) => [String(i), d.data]), String(index), v => render(Number(v)))));
   page.replaceChildren(header, element("nav", {}, ...links), ...sections);

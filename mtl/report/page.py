@@ -16,6 +16,7 @@ from mtl.delta_m import task_of
 from mtl.descriptions import DESCRIPTIONS, SMALL_COSINES
 from mtl.report.compare import Comparison, Row
 from mtl.report.runs import Run, flatten
+from mtl.report.sharing import is_of_one_run
 from mtl.report.tables import Table, finite_or_none, format_number, summary_line, tables
 from mtl.report.timing import SHARED
 
@@ -55,6 +56,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "steps": list(steps),
         "points": [_point(row, comparison) for row in comparison.candidates if not row.is_baseline and row.finished],
         "runs": [_run(row, run, comparison) for row in comparison.candidates for run in row.runs.values()],
+        "warnings": comparison.warnings,
         "notes": comparison.notes,
         "descriptions": _descriptions(),
         "smallCosines": SMALL_COSINES,
@@ -87,10 +89,15 @@ def _series_names(row: Row) -> list[str]:
     return [name for name in names if not name.startswith("test/")]  # one value is no curve
 
 
+def _series(row: Row, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    found = [run.series[name] for run in _drawn(row) if name in run.series]
+    return found[:1] if is_of_one_run(name) else found
+
+
 def _row(
     row: Row, names: list[str], points: int, steps: dict[tuple[float, ...], int], budget: list[int]
 ) -> dict[str, Any]:
-    curves = {name: _curve([run.series[name] for run in _drawn(row) if name in run.series], points) for name in names}
+    curves = {name: _curve(_series(row, name), points) for name in names}
     described = {}
     for name, (at, mean, low, high) in curves.items():
         if len(at):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mtl.report import sharing, size
 from mtl.report.compare import Comparison, Row
 from mtl.report.names import differences, differing_keys
 from mtl.report.statistics import CONFIDENCE, RUNS, Interval
@@ -62,9 +63,9 @@ def arrow(higher_is_better: bool | None) -> str:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """All tables: test metrics, differences, equal time, interquartile means."""
-    found = [_main(comparison), _differences(comparison), _equal_time(comparison), _interquartile_means(comparison)]
-    return [table for table in found if table is not None]
+    """All tables: metrics, differences, sizes by part, what architectures decided, equal time, interquartile means."""
+    makers = (_main, _differences, _parts, _sharing, _equal_time, _interquartile_means)
+    return [table for make in makers if (table := make(comparison)) is not None]
 
 
 def _main(comparison: Comparison) -> Table:
@@ -75,19 +76,41 @@ def _main(comparison: Comparison) -> Table:
     qualities = {name: f"{name}{arrow(higher)}" for name, higher in comparison.metrics.items()}
     qualities |= {"Δm by metric": "Δm by metric, % ↓", "Δm by task": "Δm by task, % ↑"} if delta else {}
     header = ["", "seeds", *qualities.values(), *["mean rank"] * ranked]
-    header += ["step time ×", "memory ×"] * ratio + ["selected on validation"] * tuned
+    titles, sizes = _size_columns(comparison)
+    header += ["step time ×", "memory ×"] * ratio + titles + ["selected on validation"] * tuned
     lines = []
-    for row in rows:
+    for row, size_cells in zip(rows, sizes, strict=True):
         count = len(row.finished)
         line = [row.label, _seeds(row), *(format_interval(row.metrics.get(n), "", count) for n in comparison.metrics)]
         line += [format_interval(row.delta_metric, "+"), format_interval(row.delta_task, "+")] * delta
         line += [format_number(row.rank, ".2f")] * ranked
         line += [format_time(row), format_number(row.memory_ratio, ".2f")] * ratio
-        line += [format_settings(row.tuned)] * tuned
+        line += size_cells + [format_settings(row.tuned)] * tuned
         lines.append(line)
     bold = [(rows.index(row), 2 + list(qualities).index(name)) for name, row in comparison.best.items()]
     title = f"{comparison.data}: test metrics"
     return Table(title, _main_caption(comparison, delta, ranked, ratio), header, lines, bold)
+
+
+def _size_columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Titles and, for each row, cells of the models' sizes; none where all strategies have one size."""
+    rows = comparison.rows
+    if not size.differ(comparison.methods):
+        return [], [[] for _ in rows]
+    titles, columns = [], []
+    for title, of in (("parameters", size.parameters), ("multiply-adds", size.multiply_adds)):
+        title, cells = _in_one_unit(title, [of(row) for row in rows])
+        titles.append(title)
+        columns.append(cells)
+    if any(math.isfinite(row.single_networks) for row in rows):
+        titles.insert(1, "of single networks ×")
+        columns.insert(1, [format_number(row.single_networks, ".2f") for row in rows])
+    return titles, [list(cells) for cells in zip(*columns, strict=True)]
+
+
+def _in_one_unit(title: str, values: Sequence[float]) -> tuple[str, list[str]]:
+    unit, letter = size.unit_of(values)
+    return f"{title}{f', {letter}' * bool(letter)}", [format_number(value / unit, ".4g") for value in values]
 
 
 def format_time(row: Row) -> str:
@@ -131,7 +154,19 @@ def _main_caption(comparison: Comparison, delta: bool, ranked: bool, ratio: bool
             "brackets the quartiles of one against those of the other, or the runs' medians where they are further "
             "apart. Memory is the peak of a training step, relative to equal weighting."
         )
-    return " ".join(sentences)
+    return " ".join([*sentences, *_size_sentences(comparison)])
+
+
+def _size_sentences(comparison: Comparison) -> Iterator[str]:
+    methods = [row for row in comparison.methods if math.isfinite(size.parameters(row))]
+    if not size.differ(methods):
+        if methods:
+            parameters, operations = size.parameters(methods[0]), size.multiply_adds(methods[0])
+            yield f"All strategies train {parameters:,.0f} parameters, with {operations:,.0f} multiply-adds a sample."
+        return
+    if any(math.isfinite(row.single_networks) for row in methods):
+        yield "Single networks: one plain network for each task of the row, their parameters together."
+    yield "Multiply-adds are of a sample's forward pass through the trunk and all heads."
 
 
 def _seeds(row: Row) -> str:
@@ -155,12 +190,34 @@ def _differences(comparison: Comparison) -> Table | None:
         caption = (
             f"{caption[:-1]}, and its interval; * if the interval excludes zero. Of {count} such intervals {chance}."
         )
-    return Table(f"{comparison.data}: differences to equal weighting, paired by seed", caption, header, lines)
+    architectures = len({row.reference.is_plain for row in rows if row.reference} | {row.is_plain for row in rows}) > 1
+    what = f"equal weighting{' under hard sharing' * architectures}"
+    return Table(f"{comparison.data}: differences to {what}, paired by seed", caption, header, lines)
 
 
 def _difference(found: Interval | None) -> str:
     clear = found is not None and found.half is not None and abs(found.mean) > found.half
     return format_interval(found, "+") + " *" * clear
+
+
+def _parts(comparison: Comparison) -> Table | None:
+    """The parameters by part, where an architecture has readers."""
+    parts = [size.parameters_by_part(row) for row in comparison.rows]
+    if not any(math.isfinite(own["a reader"]) for own in parts):
+        return None
+    columns = [_in_one_unit(name, [own[name] for own in parts]) for name in parts[0]]
+    lines = [[row.label, *cells] for row, *cells in zip(comparison.rows, *(cells for _, cells in columns), strict=True)]
+    caption = (
+        "What all tasks have in common, and the mean over the tasks of what each has alone: a reader makes a head's "
+        "features of the common ones. A module that several readers hold counts in each of them."
+    )
+    return Table(f"{comparison.data}: parameters by part", caption, ["", *(title for title, _ in columns)], lines)
+
+
+def _sharing(comparison: Comparison) -> Table | None:
+    lines = [line for row in comparison.rows for line in sharing.lines(row)]
+    title = f"{comparison.data}: what the architectures decided, at the end of training"
+    return Table(title, sharing.CAPTION, sharing.COLUMNS, lines) if lines else None
 
 
 def _equal_time(comparison: Comparison) -> Table | None:
@@ -207,6 +264,7 @@ def markdown(comparisons: Sequence[Comparison], title: str) -> str:
     parts = [f"# {title}"]
     for comparison in comparisons:
         parts.append(summary_line(comparison))
+        parts += [f"**Warning: {warning}**" for warning in comparison.warnings]
         parts += [table.markdown() for table in tables(comparison)]
         if comparison.notes:
             parts.append("\n".join(["Notes:", "", *(f"- {' '.join(note.split())}" for note in comparison.notes)]))
@@ -235,7 +293,8 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     metrics = {name: {"higher_is_better": higher} for name, higher in comparison.metrics.items()}
     rows = [_row_as_json(row) for row in comparison.rows]
     best = {name: row.label for name, row in comparison.best.items()}
-    return {"data": comparison.data, "metrics": metrics, "rows": rows, "clearly_best": best, "notes": comparison.notes}
+    said = {"warnings": comparison.warnings, "notes": comparison.notes}
+    return {"data": comparison.data, "metrics": metrics, "rows": rows, "clearly_best": best, **said}
 
 
 def _row_as_json(row: Row) -> dict[str, Any]:
@@ -257,6 +316,9 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "step_time_ratio_spread": [row.time.low, row.time.high] if row.time else None,
         "step_time_doubts": list(row.time.doubts) if row.time else [],
         "memory_ratio": finite_or_none(row.memory_ratio),
+        "parameters": finite_or_none(size.parameters(row)),
+        "parameters_of_single_networks_ratio": finite_or_none(row.single_networks),
+        "multiply_adds": finite_or_none(size.multiply_adds(row)),
         "runs": [run.name for run in row.runs.values()],
     }
 
@@ -293,6 +355,8 @@ def _run_lines(comparison: Comparison) -> list[dict[str, Any]]:
             line |= {
                 "seconds_per_step": finite_or_none(run.step_seconds),
                 "peak_memory": finite_or_none(run.peak_memory),
+                "parameters": (run.summary.get("parameters") or {}).get("total"),
+                "multiply_adds": run.summary.get("multiply_adds"),
             }
             line |= {f"test/{name}": value for name, value in run.summary.get("test", {}).items()}
             lines.append(line | {key: row.settings.get(key) for key in keys})

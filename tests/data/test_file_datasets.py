@@ -1,6 +1,7 @@
 """Common behaviour of all data sets of files, on their fixtures: training, splits, messages for missing files."""
 
 import inspect
+import json
 import subprocess
 import sys
 from functools import cache
@@ -255,6 +256,35 @@ def test_the_study_runs_on_the_fixture(fixture_root, tmp_path, study):
     options += ["tracker=jsonl", "device=cpu"]
     train(load([f"+experiment={study}", f"data.root={fixture_root(study)}", *options]), tmp_path / "run")
     assert [row["split"] for row in left_by(tmp_path / "run")[1]][-1] == "test"
+
+
+STAGES = ["backbone.options.out_indices=[0,1,2,3]"]
+ARCHITECTURES = {
+    "hard": STAGES,
+    "mtan": STAGES,
+    "cross_stitch": [*STAGES, "optimizer.sharing.lr=1e-2"],
+    "ensemble": ["architecture.experts=2"],
+}
+
+
+@pytest.mark.parametrize(
+    ("study", "architecture"),
+    [
+        ("nyuv2", "mtan"),
+        ("cityscapes", "cross_stitch"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("cityscapes", "mtan"), ("nyuv2", "cross_stitch"), ("nyuv2", "hard"), ("nyuv2", "ensemble")]
+        ),
+    ],
+)
+def test_the_studys_architectures_run_on_the_fixture(fixture_root, tmp_path, study, architecture):
+    options = [*STUDIES[study], "backbone.pretrained=false", "trainer.max_steps=1", "trainer.num_workers=0"]
+    options += ["tracker=jsonl", "device=cpu", "trainer.examples=0", f"architecture={architecture}"]
+    options += ARCHITECTURES[architecture]
+    train(load([f"+experiment={study}", f"data.root={fixture_root(study)}", *options]), tmp_path / "run")
+    parameters = json.loads((tmp_path / "run" / "summary.json").read_text())["parameters"]
+    assert bool(parameters["readers"]) == (architecture in ("mtan", "cross_stitch"))
 
 
 @pytest.mark.slow

@@ -105,7 +105,10 @@ def test_a_whole_study(tmp_path):
     assert [row.rank for row in comparison.methods] == pytest.approx(
         [{"Naive": 2.5, "Static": 2.5, "CAGrad": 3.5, "MGDA": 1.5}[row.label] for row in comparison.methods]
     )
-    assert comparison.notes == []
+    (note,) = comparison.notes  # two rates, the higher of which is the better
+    assert note.startswith(
+        "Selected at the edge of what was tried, so a further value may be better: optimizer.lr=0.2 of"
+    )
 
 
 def test_the_time_of_a_step_is_the_median_reading_of_runs_that_do_the_same_work(tmp_path):

@@ -96,3 +96,21 @@ def test_nothing_is_bold_of_two_seeds_nor_where_intervals_overlap_and_a_clear_wi
     assert bold == {"two": [], "noise": [], "clear": [("MGDA", "left/accuracy ↑")]}
     assert any("show nothing about a difference" in note for note in found["two"].notes)
     assert "mean rank" not in tables(found["two"])[0].header and "mean rank" in tables(found["clear"])[0].header
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.01, ["optimizer.lr=0.01 of 0.01 to 1 (Naive)"]), (0.1, [])])
+def test_a_learning_rate_that_was_selected_at_the_edge_of_the_grid_is_named(tmp_path, best, said):
+    for lr in (0.01, 0.1, 1.0):
+        write_run(tmp_path / str(lr), best=float(lr != best), test=accuracies(0.5, 0.5), optimizer={"lr": lr})
+    (comparison,) = compare(find_runs([tmp_path]), ["optimizer.lr"])
+    edge = "Selected at the edge of what was tried, so a further value may be better: "
+    assert [note.removeprefix(edge).rstrip(".") for note in comparison.notes if note.startswith(edge)] == said
+
+
+def test_an_architecture_is_a_method_and_not_what_the_rows_differ_in_besides(tmp_path):
+    def of(name):
+        return {"architecture": {"_target_": f"mtl.architectures.{name}"}}
+
+    assert not any("more than the method" in note for note in pair(tmp_path / "a", of("Hard"), of("MMoE")).notes)
+    wider = pair(tmp_path / "b", of("Hard") | {"backbone": {"width": 8}}, of("MMoE") | {"backbone": {"width": 4}})
+    assert any("The rows differ in more than the method: backbone.width (8, 4)." in note for note in wider.notes)

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from support.report_runs import accuracies, write_run, write_study
+from support.report_runs import accuracies, write_run, write_sharing, write_study
 
 from mtl.report.command import report
 from mtl.report.page import POINTS
@@ -79,6 +79,24 @@ def test_every_plot_is_drawn_and_nothing_hangs_over(browser, study, width, schem
     )
     assert (bright > 600) if scheme == "light" else (bright < 150)
     assert page.complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_architectures_decide_is_drawn_for_the_chosen_row(browser, tmp_path, width):
+    gates = {"gate/left/0": (0.5, 0.9), "gate/left/1": (0.5, 0.1), "gate_entropy/left": (0.7, 0.3)}
+    write_sharing(tmp_path / "0", 0, gates, {"_target_": "mtl.architectures.MMoE"})
+    alpha = {"alpha/left~right/1": (0.1, 0.2)}
+    write_sharing(tmp_path / "1", 0, alpha, {"_target_": "mtl.architectures.CrossStitch"})
+    _, folder = report([tmp_path])
+    page = opened(browser, folder / "report.html", width, "light")
+    page.locator("#sharing select").select_option(label="Detached MMoE")
+    shown = page.locator("#sharing figure:visible")
+    assert shown.locator(".chip").all_inner_texts() == ["left/0", "left/1", "left"]
+    assert page.locator("[data-plot=sharing-gate] svg path").count() == 2
+    page.locator("#sharing select").select_option(label="Detached CrossStitch")
+    assert shown.locator(".chip").all_inner_texts() == ["left~right/1"] and shown.locator("svg path").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= width and page.complaints == []
     page.close()
 
 

@@ -95,6 +95,19 @@ def accuracies(left: float | None = None, right: float | None = None) -> dict[st
     return losses | {"loss/total": sum(losses.values())} | {f"{task}/accuracy": value for task, value in known.items()}
 
 
+def write_sharing(
+    folder: Path, seed: int, metrics: dict[str, tuple[float, float]], architecture: dict[str, Any]
+) -> Path:
+    """A run of an ``architecture`` that logs ``metrics`` of it: the first value in three rows, then the second."""
+    write_run(folder, "detached", seed, accuracies(0.5, 0.5), rows=8, architecture=architecture)
+    lines = []
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        own = {f"architecture/{name}": pair[row["step"] > 30] for name, pair in metrics.items()}
+        lines.append(json.dumps(row | (own if row["split"] == "train" else {})) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
 def write_study(root: Path, seeds: int = 3) -> Path:
     """Two baselines, equal and two static weightings, two rules, in turn; at two rates, the higher is better."""
     jobs = 0
