@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, relu
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import FeaturePyramidNetwork
 
-from mtl.backbones import CausalBlock, ResidualMLP
+from mtl.backbones.transformer import CausalBlock, ResidualMLP
 
 GROUPS = 8  # of the dense heads' normalisation
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.text import masked_mean
+from mtl.backbones.text import masked_mean
 
 
 class Gate(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from mtl.architectures.lazy import Lazy
 from mtl.architectures.stages import Stages, stages
-from mtl.backbones import as_map
+from mtl.backbones.timm import as_map
 
 
 class MTAN:

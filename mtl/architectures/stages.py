@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mtl.backbones import Timm, as_map, as_tokens
-from mtl.text import Text
+from mtl.backbones import Text, Timm
+from mtl.backbones.timm import as_map, as_tokens
 
 QUARTERS = 4  # of a ViT's blocks
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # they belong to the layer before

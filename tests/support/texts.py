@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from mtl.text import Text
+from mtl.backbones import Text
 
 VOCABULARY, CONTEXT = 60, 12
 SIZES = {

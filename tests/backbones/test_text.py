@@ -21,7 +21,7 @@ from mtl.model import MultiTaskModel
 from mtl.rules import MGDA
 from mtl.strategies import Balanced, Detached, Naive
 from mtl.tasks import Task
-from mtl.text import Text
+from mtl.backbones import Text
 from mtl.weightings import Equal
 
 KINDS = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "gpt2", "albert"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mtl.backbones import Tabular
+from mtl.backbones.tabular import Tabular
 from mtl.errors import first_line, require, suggestion
 
 log = logging.getLogger(__name__)
