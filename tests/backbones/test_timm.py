@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from mtl.backbones import CausalBlock, CausalTransformer, Timm
+from mtl.backbones import CausalTransformer, Timm
+from mtl.backbones.transformer import CausalBlock
 from mtl.config import load
 from mtl.config.build import build
 from mtl.errors import ConfigError
