@@ -286,9 +286,8 @@ def test_the_first_sample_that_cannot_be_read_is_said_so():
 
 @pytest.mark.parametrize(
     "overrides",
-    [["data._target_=support.own_parts.OwnImages"], ["data=dataset", "data._target_=support.own_parts.OwnImages"],
-     ["data=image_table", "data._target_=support.own_parts.OwnImages"]],
-    ids=["in the place of digits", "in the place of the wrapper", "in the place of a table"],
+    [["data._target_=support.own_parts.OwnImages"], ["data=dataset", "data._target_=support.own_parts.OwnImages"]],
+    ids=["in the place of digits", "in the place of the wrapper"],
 )  # fmt: skip
 def test_a_torch_data_set_in_the_place_of_data_is_told_where_it_goes(overrides):
     with pytest.raises(ConfigError) as caught:
