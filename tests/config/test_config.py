@@ -275,7 +275,7 @@ MISTAKES = [
     (["+trainer.max_step=3"], "trainer.max_step is not a key of the configuration; did you mean max_steps."),
     (["+lr=3"], "lr is not a key of the configuration; accepted: data, backbone,"),
     (["+backbone.nam=x"], "backbone.nam is not an argument of mtl.backbones.Timm; did you mean name."),
-    (["optimizer.lr=abc"], "optimizer.lr=abc has the wrong type: torch.optim.AdamW takes float"),
+    (["optimizer.lr=abc"], "optimizer.lr=abc has the wrong type: torch.optim.AdamW takes a number"),
     (["optimizer.groups.backbone.lr=abc"], "optimizer.groups.backbone.lr=abc has the wrong type"),
     (["+optimizer.groups.heads.lrr=1"], "optimizer.groups.heads.lrr is not an argument of torch.optim.AdamW"),
     (["+optimizer.groups.head.lr=1"], "optimizer.groups.head names no part of the model; did you mean heads."),
