@@ -1,6 +1,6 @@
 """The peak memory of a step with K dense heads: python experiments/dense_memory/memory.py
 
-Counts the bytes of live tensors above the parameters without computing anything: a minute, the same numbers on every
+Counts the bytes of live tensors above the parameters without computing anything: minutes, the same numbers on every
 machine. Prints the table, draws memory.png.
 """
 
