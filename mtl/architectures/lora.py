@@ -21,9 +21,9 @@ class LoRA:
 
     - Shared: ``W x + b + s · B A x`` in every linear layer that ``targets`` name, of rank ``shared_rank``. None: all.
     - Of task k: in the last block of each stage that heads read from, in the projection after the attention and in both
-      layers of the MLP, ``W x + b + s · B_k A_k x_k``, of rank ``task_rank``, whether ``targets`` name them or not. x is
-      the shared input and x_k the task's, which is x in the projection. In a torch.nn.Sequential the last block is its last linear layer. With
-      ``task_rank=0`` there are none, and any module with linear layers will do.
+      layers of the MLP, ``W x + b + s · B_k A_k x_k``, of rank ``task_rank``, whatever ``targets`` name. x is the
+      shared input and x_k the task's, which is x in the projection. In a torch.nn.Sequential the last block is its last
+      linear layer. With ``task_rank=0`` there are none, and any module with linear layers will do.
 
     ``scale`` is s, used as it is; ``dropout`` is before each A. B begins at zero, so that all tasks begin with the
     network as it is: it should be pretrained. The rest is frozen, but for parameters that have one of ``trained`` in
