@@ -47,8 +47,9 @@ class Rows:
         numbers, categories = self.encode(rows)
         return {"numbers": torch.from_numpy(numbers), "categories": torch.from_numpy(categories.astype(np.int64))}
 
-    def encode(self, rows: Any, file: Path | Files = Path("the rows")) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows that came from ``file``."""
+    def encode(self, rows: Any, file: Path | Files | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows, of a ``file`` or none."""
+        file = Given(len(rows)) if file is None else file
         self.check(rows.columns, file)
         numbers = [own.numbers(_plain(rows[own.name]), file) for own in self._numbers]
         codes = [own.codes(_plain(rows[own.name])) for own in self._categories]
@@ -77,6 +78,21 @@ class Rows:
             "numbers": sum(own.width for own in self._numbers),
             "categories": [len(own.values) + 1 for own in self._categories],
         }
+
+
+class Given(Files):
+    """Rows that come from no file, and are counted from 0."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__({})
+        self._count = count
+
+    def __str__(self) -> str:
+        return "the row" if self._count == 1 else "the rows"
+
+    def row(self, place: int) -> str:
+        """The row at a place."""
+        return "the row" if self._count == 1 else f"row {place} of {self._count}, from 0"
 
 
 def _column(own: Mapping[str, Any]) -> InputColumn:
