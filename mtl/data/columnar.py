@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import importlib.util
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,6 +201,8 @@ def _encoding_named() -> Iterator[None]:
 
 def open_columns(files: Sequence[Path], missing: Sequence[Any], folder: Path | None) -> Columnar | None:
     """The files as columns, where they are Parquet or there is a ``folder`` to write it to; None for other texts."""
+    if folder is not None or any(map(is_parquet, files)):
+        _check_pyarrow(files)
     if all(map(is_parquet, files)):
         return Columnar({file: file for file in files}, missing)
     if folder is None:
@@ -211,6 +214,13 @@ def open_columns(files: Sequence[Path], missing: Sequence[Any], folder: Path | N
     if len(separators) > 1:
         raise ValueError(f"{', '.join(map(str, files))} have columns that are separated by different signs.")
     return Columnar(made, missing, separators.pop())
+
+
+def _check_pyarrow(files: Sequence[Path]) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(
+            f"{files[0]}: Parquet and data.cache need pyarrow, which is not installed: pip install 'mtl[parquet]'."
+        )
 
 
 def remove_texts(folder: Path) -> None:

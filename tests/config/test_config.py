@@ -17,6 +17,7 @@ from torch import nn
 from mtl.config import CONF, check, load
 from mtl.config.build import build
 from mtl.config.schema import keys_that_are
+from mtl.data import table
 from mtl.data.loader import Batches, sequential
 from mtl.errors import ConfigError
 
@@ -65,7 +66,8 @@ def test_every_data_set_alone_is_a_run(data, tmp_path):
 
 def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
     choices = {
-        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2] for data in ("digits", "stdlib", "toy", "table")
+        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2]
+        for data in ("digits", "stdlib", "toy", "table")
     }
     assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta", "table": "Tabular"}
     assert load(["data=stdlib", "backbone=mlp"]).backbone == load(["backbone=mlp"]).backbone
