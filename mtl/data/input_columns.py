@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,11 +90,12 @@ def infer_input(table: Any, name: str, file: Path | Files) -> str:
         raise LeftOut("it is empty")
     if is_datetime64_any_dtype(own) or (_is_text(known) and find_format(own, file)):
         return "date"
-    different = known.nunique()
-    if _is_text(known) and len(known) > FEW and different > len(known) / 2 and not _mostly_numbers(known):
+    if _is_text(known) and len(known) > FEW and not _mostly_numbers(known):
+        different = known.nunique()
         if different == len(known):
             raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
-        raise LeftOut(f"it has {different} different texts in {len(known)} rows: free text, or too many categories")
+        if different > len(known) / 2:
+            raise LeftOut(f"it has {different} different texts in {len(known)} rows: free text, or too many categories")
     return "number" if infer(table, (name,), file) == "number" else "category"
 
 
@@ -150,6 +150,8 @@ def find_format(own: pd.Series, file: Path | Files) -> str | None:
         return None
     if pd.to_numeric(texts, errors="coerce").notna().mean() > 0.5:
         return None  # 20240131 may be a number
+    if pd.to_datetime(texts, format=DATE_FORMATS[0], errors="coerce").notna().all():
+        return DATE_FORMATS[0]
     right = {form: pd.to_datetime(texts, format=form, errors="coerce").notna() for form in DATE_FORMATS}
     whole = [form for form, fits in right.items() if fits.all()]
     if len(whole) > 1:
@@ -216,5 +218,5 @@ def _is_text(known: pd.Series) -> bool:
     return not is_numeric_dtype(known) and not is_bool_dtype(known) and not is_boolean(known)
 
 
-def _mostly_numbers(known: Sequence[Any]) -> bool:
-    return bool(pd.to_numeric(pd.Series(known), errors="coerce").notna().mean() > 0.5)
+def _mostly_numbers(known: pd.Series) -> bool:
+    return bool(pd.to_numeric(known, errors="coerce").notna().mean() > 0.5)

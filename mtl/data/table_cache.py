@@ -68,8 +68,18 @@ def save(folder: Path, plain: Mapping[str, Any], arrays: Mapping[str, NDArray[An
     written.rename(folder / FOUND)  # the last step: a folder without it is not whole
 
 
+def alias(folder: Path, name: str) -> None:
+    """Another name for what a folder has."""
+    other = folder.with_name(name)
+    if not other.exists():
+        other.unlink(missing_ok=True)  # a name of a folder that is gone
+        other.symlink_to(folder.name)
+
+
 def emptied(folder: Path) -> Path:
     """The folder, without what another process may have left in it."""
+    if folder.is_symlink():
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -111,6 +111,12 @@ def test_every_way_to_read_gives_the_same_to_the_last_bit(root, tmp_path, form):
         for _ in range(form == "cache, again"):
             Table(str(root), TARGETS, **arguments)
     again = Table(str(root), TARGETS, **arguments)
+    if "cache" in arguments:
+        folders = {own.resolve() for own in (tmp_path / "cache").iterdir() if own.is_dir()}
+        Table(str(root), TARGETS, metadata=describe(again)["metadata"], **arguments)
+        assert {own.resolve() for own in (tmp_path / "cache").iterdir() if own.is_dir()} == folders and len(
+            folders
+        ) == 1
     assert again.metadata == data.metadata and again.train.digest == data.train.digest
     assert_same(expected, {part: everything(getattr(again, part)) for part in expected})
 
