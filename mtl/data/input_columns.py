@@ -74,7 +74,13 @@ class InputColumn:
         return np.array([*found, 0], np.int32)[codes]
 
     def _texts(self, values: Any) -> list[str]:
-        return [_text(value, self.numeric, self.boolean) for value in values]
+        """Categories as texts: 3, 3.0 and "3" are one number, and True and "true" one truth value."""
+        if self.boolean:
+            return [str(str(value).strip().casefold() in TRUE) for value in values]
+        if not self.numeric:
+            return [str(value) for value in values]
+        numbers = pd.to_numeric(pd.Series(list(values)), errors="coerce").tolist()
+        return [str(v) if pd.isna(n) else f"{float(n):.15g}" for v, n in zip(values, numbers, strict=True)]
 
     def _parts(self, own: pd.Series, file: Path | Files) -> NDArray[np.float64]:
         if self.kind == "number":
@@ -200,14 +206,6 @@ def _examples() -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ values
-
-
-def _text(value: Any, numeric: bool, boolean: bool) -> str:
-    """A category as text: 3, 3.0 and "3" are one number, and True and "true" one truth value."""
-    if boolean:
-        return str(str(value).strip().casefold() in TRUE)
-    number = pd.to_numeric(value, errors="coerce") if numeric else None
-    return str(value) if number is None or pd.isna(number) else f"{float(number):.15g}"
 
 
 def _is_number(own: pd.Series) -> bool:

@@ -32,9 +32,9 @@ class InputTable:
     """What mtl.data.table.Table knows of its table; the arguments and the errors are described there.
 
     ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why;
-    ``leaks`` the warnings of inputs that give a target away.
-    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers`` and ``categories`` the inputs, and
-    ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+    ``leaks`` the warnings of inputs that give a target away. Of each row, ``parts`` has the split, ``values[target]``
+    the label, ``numbers`` and ``categories`` the inputs, ``content`` a number for all its cells, and ``hashes`` one for
+    its key, or its content where there is none. ``counts`` says in words how many labels each split has.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class InputTable:
         if cache is None:
             self._read(paths, None, *arguments)
             check_unchanged(before)
+            self._table = None
             return
         own = Path(cache).expanduser() / fingerprint(before, arguments)
         with locked(own):
@@ -72,6 +73,7 @@ class InputTable:
                 alias(own, fingerprint(before, (*arguments[:-1], self.metadata)))
                 found = load(own)
                 remove_texts(own)
+        self._table = None
         self._restore(*found)  # type: ignore[misc]
 
     def _read(
@@ -214,7 +216,7 @@ class InputTable:
                 if inputs is not None:
                     raise ValueError(f"{self.files}: inputs={column} cannot be an input: {reason}.") from reason
                 self.left_out[column] = str(reason)
-        self._check_kinds(used, {column.name for column in found})
+        self._check_kinds({column.name for column in found})
         if not found:
             raise ValueError(f"{self.files} has no column that can be an input, beside the targets.")
         return found
@@ -222,7 +224,7 @@ class InputTable:
     def _input_kind(self, column: str) -> str | None:
         return None if column in self.columns else self._kinds.get(column)  # which is then a target's
 
-    def _check_kinds(self, used: set[str], inputs: set[str]) -> None:
+    def _check_kinds(self, inputs: set[str]) -> None:
         for name in self._kinds:
             if name not in {*self.columns, *inputs}:
                 raise ValueError(

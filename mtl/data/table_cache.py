@@ -23,7 +23,10 @@ Stamps = dict[str, tuple[int, int]]
 
 
 def stamps(files: Sequence[Path]) -> Stamps:
-    """Size and time of change of every file."""
+    """Size and time of change of every file; ValueError for one that is not there."""
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist.")
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 
 

@@ -60,7 +60,7 @@ def hash_column(own: pd.Series) -> NDArray[np.uint64]:
         numbers = own.to_numpy("datetime64[ns]").astype(np.int64).view(np.uint64)
         return np.where(own.isna(), np.uint64(MISSING), _spread(numbers))
     if is_numeric_dtype(own) or is_bool_dtype(own) or is_boolean(own.dropna()):
-        values = own.astype("float64").to_numpy() + 0.0  # of -0.0, too
+        values = own.where(own.notna(), np.nan).astype("float64").to_numpy() + 0.0  # of -0.0, too
         return np.where(np.isnan(values), np.uint64(MISSING), _spread(values.view(np.uint64)))
     codes, values = pd.factorize(own)
     return np.append(hash_names(map(str, values)).view(np.uint64), np.uint64(MISSING))[codes]
