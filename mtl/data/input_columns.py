@@ -133,7 +133,7 @@ def _with_statistics(
     mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
     if not np.isfinite(std).all():
         raise ValueError(f"{file}: the numbers in {column.name} are too large for a standard deviation; scale them.")
-    varies = std > 0
+    varies = np.nanmax(values, 0) > np.nanmin(values, 0)  # rounding may give what is constant a deviation
     if not varies.any() and not gaps:
         raise LeftOut(f"it is {own[train].dropna().iloc[0]} in every training row")
     if not varies.any():  # where there is a value is all that it tells

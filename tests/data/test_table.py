@@ -134,6 +134,7 @@ KINDS = {
     "names": ([f"name {i}" for i in range(N)], None),
     "free text": ([f"some words {i % 40}" for i in range(N)], None),
     "one value": (["x"] * N, None),
+    "one number": ([0.1] * N, None),
     "nothing": ([None] * N, None),
     "lists of words": ([f"a{i};b{i}" for i in range(N)], None),
 }
