@@ -28,7 +28,7 @@ THIRD = [
 
 
 # The data of the backbones that do not read images.
-DATA = {"theta": "toy", "causal_transformer": "stdlib", "text": "paws_x", "mpnn": "qm9"}
+DATA = {"theta": "toy", "causal_transformer": "stdlib", "text": "paws_x", "mpnn": "qm9", "tabular": "table"}
 
 
 def built(*overrides):
@@ -70,9 +70,12 @@ def of_data(data, folder, *overrides):
 
 def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
     choices = {
-        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2] for data in ("digits", "stdlib", "toy", "qm9")
+        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2]
+        for data in ("digits", "stdlib", "toy", "qm9", "table")
     }
-    assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta", "qm9": "MPNN"}
+    assert choices == {
+        "digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta", "qm9": "MPNN", "table": "Tabular",
+    }  # fmt: skip
     assert load(["data=stdlib", "backbone=mlp"]).backbone == load(["backbone=mlp"]).backbone
     assert load(["data=toy", "~backbone", "+backbone._target_=mine.Backbone"]).backbone == {"_target_": "mine.Backbone"}
     with pytest.raises(ConfigError, match=r"^backbone: cannot take inputs of shape \[2, 128\]"):
