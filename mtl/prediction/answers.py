@@ -62,13 +62,17 @@ class Answer:
     def say(self, scores: Any) -> Any:
         """One sample's scores in the user's terms.
 
-        Of a class ``{"class", "probability", "probabilities"}``, of labels and numbers a number, or by name where there
-        are several; of maps an array ``[H, W]`` of classes, depth or probabilities, or normals ``[3, H, W]``.
+        Of a class ``{"class", "probability", "probabilities"}``, of a token after a text ``{"text", "probability"}``;
+        of labels and numbers a number, or by name where there are several; of maps an array ``[H, W]`` of classes, depth
+        or probabilities, or normals ``[3, H, W]``.
         """
         if self.kind == "class":
             best = int(scores.argmax())
             probabilities = dict(zip(self.names, scores.tolist(), strict=True))
             return {"class": self.names[best], "probability": float(scores[best]), "probabilities": probabilities}
+        if self.kind == "token":
+            best = int(scores.argmax())
+            return {"text": self.names[best], "probability": float(scores[best])}
         if self.kind in ("labels", "value"):
             return dict(zip(self.names, scores.tolist(), strict=True)) if self.names else float(scores[0])
         if self.kind == "segmentation":
@@ -99,14 +103,16 @@ class Answer:
         return named
 
 
-def answer_of(task: str, output: Any, loss: Any, description: Mapping[str, Any], *, tokens: bool = False) -> Answer:
+def answer_of(
+    task: str, output: Any, loss: Any, description: Mapping[str, Any], tokens: Sequence[str] | None = None
+) -> Answer:
     """What a task's ``output`` for two samples means, by its ``loss`` and the ``description`` of its data.
 
-    ``tokens``: the data set is a text, of which the tasks predict tokens.
+    ``tokens``: the text of every token, for a data set of texts.
     """
     target = description["sample"]["targets"].get(task)
-    kind = _kind(description["kinds"].get(task), output, loss, target, tokens)
-    names = tuple(description["class_names"].get(task) or ())
+    kind = _kind(description["kinds"].get(task), output, loss, target, tokens is not None)
+    names = tuple(tokens or ()) if kind == "token" else tuple(description["class_names"].get(task) or ())
     if kind in ("class", "segmentation") and len(names) != output.shape[1]:
         names = tuple(range(output.shape[1]))  # a head of another width than the data's classes, or no names
     if kind in ("labels", "value"):

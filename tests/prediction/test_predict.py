@@ -1,9 +1,11 @@
 """mtl-predict: the run's own numbers, every form of input and output, and what a mistake leaves behind."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -220,6 +222,10 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from mtl.predict impor
 
 def test_a_missing_checkpoint_is_answered_without_torch(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, "x.pt", "y"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", WITHOUT_TORCH, "x.pt", "y"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(mtl.__file__).parents[1])},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and done.stderr.strip() == "mtl-predict: There is no checkpoint x.pt."
