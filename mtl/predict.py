@@ -39,8 +39,8 @@ def predict(given: argparse.Namespace) -> str:
     options = dict(which=given.which, device=given.device, precision=given.precision, tasks=given.tasks)
     ensemble = Ensemble([load(path, **options) for path in (given.checkpoint, *given.also)])
     _check_form(ensemble, given.out)
-    preprocess = ensemble.preprocess
-    raws, labels = find_inputs(given.inputs, preprocess.takes, getattr(preprocess, "columns", None), given.column)
+    missing = ensemble.members[0].config["data"].get("missing") or ()
+    raws, labels = find_inputs(given.inputs, ensemble.preprocess, given.column, missing)
     inputs = Inputs(raws, labels, ensemble.collate)
     if given.out is None:
         for rows in _rows(ensemble, inputs, given, Path(), set()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mtl.data.folder import errors_named_by
 from mtl.data.image_paths import find_images
-from mtl.data.table_text import check_column, decode, find_separator
-from mtl.data.tables import PARQUET, read_table, row_number
+from mtl.data.table_text import check_column
+from mtl.data.tables import PARQUET, read_rows, read_table, row_number
 
 TABLES = (".csv", ".tsv", PARQUET)
 
@@ -54,17 +52,19 @@ class Inputs(Dataset):
 
 
 def find_inputs(
-    given: Sequence[str], takes: str, columns: Sequence[str] | None, column: str | None
+    given: Sequence[str], preprocess: Any, column: str | None = None, missing: Sequence[Any] = ()
 ) -> tuple[Any, list[dict[str, Any]]]:
     """The raw inputs that ``given`` (files, folders, globs) have, and the cells that tell each in a table.
 
-    ``takes``: what a raw input is, see mtl.data.preprocess. ``columns``: those that a row must have. ``column``:
-    the one with the paths of images, or with texts. ValueError for what is not there, and for a folder or a table
-    without inputs.
+    ``preprocess``: whose inputs they are, see mtl.data.preprocess. ``column``: of a table, the one with the paths of
+    images, or with texts. ``missing``: values that mark a missing number in the training's table. ValueError for what
+    is not there, and for a folder or a table without inputs.
     """
+    takes = preprocess.takes
     files = [file for text in given for file in _files(text, takes)]
     if takes == "row":
-        tables = [(file, _rows(file, columns)) for file in dict.fromkeys(files)]
+        columns = getattr(preprocess, "columns", ())
+        tables = [(file, _rows(file, columns, missing)) for file in dict.fromkeys(files)]
         labels = [{"file": str(file), "row": row_number(i)} for file, table in tables for i in range(len(table))]
         return pd.concat([table for _, table in tables], ignore_index=True), labels
     raws: list[Any] = []
@@ -138,20 +138,11 @@ def _cells(file: Path, takes: str, column: str | None) -> Iterator[tuple[Any, di
     yield from ((file.parent / (path or cell), {"file": cell}) for path, cell in zip(paths, cells, strict=True))
 
 
-def _rows(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
-    with errors_named_by(file):
-        if file.suffix.lower() == PARQUET:
-            table = pd.read_parquet(file)
-        else:
-            content = decode(file.read_bytes())
-            # As in training: None and NA may be names of categories.
-            missing = {"keep_default_na": False, "na_values": ["", "nan", "NaN"]}
-            table = pd.read_csv(io.StringIO(content), sep=find_separator(content), **missing)
-    if not len(table):
-        raise ValueError(f"{file} has no rows.")
-    if lacking := [name for name in columns or () if name not in table.columns]:
+def _rows(file: Path, columns: Sequence[str], missing: Sequence[Any]) -> pd.DataFrame:
+    table = read_rows(file, missing)
+    if lacking := [name for name in columns if name not in table.columns]:
         raise ValueError(
-            f"{file} lacks columns of the training: {', '.join(lacking)}; it has {', '.join(table.columns)}."
+            f"{file} lacks columns of the training: {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}."
         )
     return table
 

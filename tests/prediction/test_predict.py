@@ -185,6 +185,23 @@ def test_a_text_goes_on(run, trained, tmp_path, capsys):
     assert "a text goes on by the task next_1" in refused(run, folder, "begin.txt", "--tasks", "next_2")
 
 
+def test_rows_of_a_table_are_told_by_their_number(run, trained, tmp_path):
+    folder = trained("table")
+    whole = pd.read_csv(folder.parent / "data" / "table.csv", keep_default_na=False, na_values=[""])
+    new = whole.drop(columns=["basket", "amount", "again"]).head(9)
+    new.to_csv(tmp_path / "new.csv", index=False)
+    run(folder, "new.csv", "--out", "p.csv")
+    found, said = pd.read_csv("p.csv"), mtl.load(folder)(new)
+    assert found["file"].eq("new.csv").all() and found["row"].tolist() == list(range(2, 11))
+    assert found["basket"].tolist() == [own["basket"]["class"] for own in said]
+    assert np.allclose(found["amount"], [own["amount"] for own in said], rtol=1e-6)
+    new.drop(columns=["age", "city"]).to_csv(tmp_path / "narrow.csv", index=False)
+    sentence = refused(run, folder, "narrow.csv", "--out", "q.csv")
+    assert "narrow.csv lacks columns of the training: city, age; it has" in sentence
+    Image.new("RGB", (8, 8)).save("new.png")
+    assert "new.png is no table: the model takes rows" in refused(run, folder, "new.png")
+
+
 def test_every_mistake_is_one_sentence_and_writes_nothing(run, trained, images, tmp_path, monkeypatch):
     folder = trained("image_table")
     (tmp_path / "empty").mkdir()
