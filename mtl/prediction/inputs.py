@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch.utils.data import Dataset
 from mtl.data.image_paths import find_images
 from mtl.data.table_text import check_column
 from mtl.data.tables import PARQUET, read_rows, read_table, row_number
+
+log = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv", PARQUET)
 
@@ -34,14 +37,12 @@ class Inputs(Dataset):
 
     def batch(self, indices: Sequence[int], epoch: int) -> Any:
         """The inputs of ``indices`` as a batch; ValueError, with the name of one alone, for what cannot be prepared."""
-        own = (
-            self._raws.iloc[list(indices)] if isinstance(self._raws, pd.DataFrame) else [self._raws[i] for i in indices]
-        )
+        rows = isinstance(self._raws, pd.DataFrame)
         try:
-            return self._collate(own)
-        except ValueError as error:
+            return self._collate(self._raws.iloc[list(indices)] if rows else [self._raws[i] for i in indices])
+        except Exception as error:
             name = self.name(indices[0])
-            if len(indices) > 1 or name.partition(", row ")[0] in str(error):
+            if len(indices) > 1 or (isinstance(error, ValueError) and self.labels[indices[0]]["file"] in str(error)):
                 raise
             raise ValueError(f"{name}: {error}") from error
 
@@ -89,9 +90,15 @@ def _files(text: str, takes: str) -> list[Path]:
             )
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and _is_input(file.relative_to(path), takes))
+        files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+        found = sorted(file for file in files if _is_input(file, takes))
         if not found:
             raise ValueError(f"{text} has no {takes} in it: a folder's files count that {_accepted(takes)}.")
+        if others := [file for file in files if not _is_input(file, takes)]:
+            kinds = ", ".join(sorted({file.suffix or file.name for file in others})[:5])
+            log.warning(
+                "PASSED OVER: %d of %d files in %s, which are no %s: %s", len(others), len(files), text, takes, kinds
+            )
         return found
     found = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())
     if not found:
@@ -99,9 +106,11 @@ def _files(text: str, takes: str) -> list[Path]:
     return found
 
 
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
+
+
 def _is_input(file: Path, takes: str) -> bool:
-    if any(part.startswith(".") for part in file.parts):
-        return False
     suffix = file.suffix.lower()
     if takes == "image":
         return suffix == ".npy" or suffix in Image.registered_extensions()
