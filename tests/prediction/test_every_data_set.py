@@ -33,10 +33,12 @@ KINDS = {
     "pascal_context": {"segmentation", "normals", "mask"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
+    "table": {"class", "value"},
     "taskonomy": {"segmentation", "depth", "normals"},
     "toy": {"output"},
     "dataset": {"class", "value"},
 }
+TAKES = {"stdlib": "text", "table": "row", "toy": "tensor", "dataset": "tensor"}  # the others take images
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,11 @@ def test_the_model_of_every_data_set(folder, name):
     assert all(torch.equal(expected[task], found[task]) for task in expected)
     assert name == "toy" or any(not torch.equal(expected[task], other[task]) for task in expected), "negative control"
     answers = {
-        task: answer_of(task, output, trained.losses[task], description, tokens=hasattr(trained.preprocess, "decode"))
+        task: answer_of(task, output, trained.losses[task], description, getattr(trained.preprocess, "tokens", None))
         for task, output in trained.outputs.items()
     }
     assert {answer.kind for answer in answers.values()} == KINDS[name]
-    assert trained.preprocess.takes == {"stdlib": "text", "toy": "tensor", "dataset": "tensor"}.get(name, "image")
+    assert trained.preprocess.takes == TAKES.get(name, "image")
     for task, answer in answers.items():
         scores = answer.scores(expected[task])
         assert len(scores) == len(expected[task]) and answer.say(scores[0]) is not None
