@@ -32,7 +32,7 @@ def take_targets(cfg: DictConfig) -> None:
         return
     from mtl.data.table_configuration import LOSSES  # with pandas, which other data do not need
 
-    heads = {name: own for name, own in cfg.heads.items() if name not in EXAMPLE or own["_target_"] != LINEAR}
+    heads = {name: own for name, own in cfg.heads.items() if name not in EXAMPLE or own.get("_target_") != LINEAR}
     losses = {name: loss for name, loss in cfg.losses.items() if name not in EXAMPLE}
     for target, column in _columns(data).items():
         log.info("%s: %s", target, column)
