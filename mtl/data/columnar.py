@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import codecs
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mtl.data.folder import errors_named_by
-from mtl.data.table_text import find_separator
+from mtl.data.table_text import REMEDY, find_separator
 from mtl.data.tables import (
     check_different,
     is_index,
@@ -172,7 +174,7 @@ def as_parquet(source: Path, file: Path) -> str:
     encoding = "utf-16" if is_utf16 else "utf-8"
     text = beginning[: len(beginning) // 2 * 2].decode(encoding, "ignore").removeprefix("\ufeff")
     separator = find_separator(text[: text.rfind("\n") + 1] or text)
-    with errors_named_by(source):
+    with errors_named_by(source), _encoding_named():
         options = csv.ReadOptions(encoding=encoding, block_size=16 << 20)
         parse = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         head = csv.open_csv(source, options, parse).schema.names
@@ -183,6 +185,17 @@ def as_parquet(source: Path, file: Path) -> str:
             for batch in batches:
                 out.write_batch(batch)
     return separator
+
+
+@contextmanager
+def _encoding_named() -> Iterator[None]:
+    """A sentence instead of Arrow's own for another encoding."""
+    try:
+        yield
+    except Exception as error:
+        if re.search("utf-?8", str(error), re.IGNORECASE):
+            raise ValueError(f"it is not UTF-8; {REMEDY}") from error
+        raise
 
 
 def open_columns(files: Sequence[Path], missing: Sequence[Any], folder: Path | None) -> Columnar | None:

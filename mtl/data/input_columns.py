@@ -98,13 +98,13 @@ def infer_input(table: Any, name: str, file: Path | Files, reads_text: bool = Fa
     if is_datetime64_any_dtype(own) or (_is_text(known) and find_format(own, file)):
         return "date"
     different = known.nunique()
-    if _is_text(known) and len(known) > FEW and different > len(known) / 2 and _has_words(known):
-        if reads_text:
-            return "text"
-        raise LeftOut("it is free text, which backbone=table_text and backbone=text read")
-    if _is_text(known) and different == len(known) > FEW:
-        raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
     if _is_text(known) and len(known) > FEW and different > len(known) / 2 and not _mostly_numbers(known):
+        if _has_words(known):
+            if reads_text:
+                return "text"
+            raise LeftOut("it is free text, which backbone=table_text and backbone=text read")
+        if different == len(known):
+            raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
         raise LeftOut(f"it has {different} different texts in {len(known)} rows, too many for categories")
     return "number" if infer(table, (name,), file) == "number" else "category"
 

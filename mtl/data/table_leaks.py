@@ -34,8 +34,8 @@ def warn_of_leaks(
 
     For a class it is the share of the rows that the most frequent class of the other rows with the same value gets
     right, if it also leaves a tenth at most of the errors of the most frequent class of all. For a number it is the
-    larger of the correlation's size, and of the share of the variance that the mean of the other rows with the same
-    value explains. Numbers are the same within a two-hundredth of the rows; no value is a value.
+    largest of the correlation, the correlation of the ranks, and the share of the variance that the mean of the other
+    rows with the same value explains. Numbers are the same within a two-hundredth of the rows; no value is a value.
     """
     rows = np.flatnonzero(train)
     rows = rows[:: max(1, len(rows) // LOOKED_AT)]
@@ -85,8 +85,9 @@ def _share(groups: NDArray[Any], numbers: NDArray[Any] | None, target: NDArray[A
     known = ~np.isnan(target)
     found = "explained variance", _explained(groups[known], target[known].astype(np.float64))
     if numbers is not None and numbers[known].std() > 0 and target[known].std() > 0:
-        r = abs(float(np.corrcoef(numbers[known], target[known])[0, 1]))
-        found = max(found, ("correlation", r), key=lambda own: own[1])
+        both = pd.DataFrame({"input": numbers[known], "target": target[known]})
+        for name, own in (("correlation", both), ("rank correlation", both.rank())):
+            found = max(found, (name, abs(float(np.corrcoef(own.T)[0, 1]))), key=lambda share: share[1])
     return found
 
 

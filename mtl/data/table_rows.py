@@ -73,8 +73,9 @@ class Rows:
         ]
         return np.stack(found, 1) if found else np.empty((len(rows), 0), object)
 
-    def encode(self, rows: Any, file: Path | Files = Path("the rows")) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows that came from ``file``."""
+    def encode(self, rows: Any, file: Path | Files | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows, of a ``file`` or none."""
+        file = Given(len(rows)) if file is None else file
         self.check(rows.columns, file)
         numbers = [own.numbers(_plain(rows[own.name]), file) for own in self._numbers]
         codes = [own.codes(_plain(rows[own.name])) for own in self._categories]
@@ -116,6 +117,21 @@ def one(batch: Mapping[str, Any]) -> dict[str, Any]:
 def raw_texts(texts: NDArray[Any]) -> list[Any]:
     """Cells ``[N, 1 or 2]`` as texts, or as pairs."""
     return texts[:, 0].tolist() if texts.shape[1] == 1 else [tuple(pair) for pair in texts.tolist()]
+
+
+class Given(Files):
+    """Rows that come from no file, and are counted from 0."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__({})
+        self._count = count
+
+    def __str__(self) -> str:
+        return "the row" if self._count == 1 else "the rows"
+
+    def row(self, place: int) -> str:
+        """The row at a place."""
+        return "the row" if self._count == 1 else f"row {place} of {self._count}, from 0"
 
 
 def _column(own: Mapping[str, Any]) -> InputColumn:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 TEXT = (".csv", ".tsv", ".txt")
+REMEDY = "save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
 SEPARATORS = (",", ";", "\t", "|")
 
 
@@ -34,9 +35,7 @@ def decode(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"line {line} is not UTF-8; save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
-        ) from error
+        raise ValueError(f"line {line} is not UTF-8; {REMEDY}") from error
 
 
 def find_separator(content: str) -> str:
