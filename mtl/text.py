@@ -42,7 +42,6 @@ class Text(nn.Module):
     """
 
     reads_text = True
-    first_expert_stage = 1  # experts of a mixture share the embedding, and gates read what comes of it
 
     def __init__(
         self,
@@ -83,6 +82,11 @@ class Text(nn.Module):
         segments = _segments(text) if self._reads_segments else {}
         output = self.model(input_ids=text["tokens"], attention_mask=text["mask"], **segments)
         return self.read({"tokens": output.last_hidden_state, "mask": text["mask"]})
+
+    @property
+    def first_expert_stage(self) -> int:
+        """Experts of a mixture share the first stage, and gates read what comes of it, where there are stages."""
+        return int(self.config["model_type"] in OF_BERTS_KIND)
 
     def parts(self) -> tuple[Embedding, list[Layer]] | None:
         """Embedding and layers, one after the other the encoder; None for one that is not of BERT's kind."""
