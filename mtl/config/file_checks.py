@@ -12,8 +12,11 @@ from mtl.data.folder import find_root
 from mtl.data.table_text import check_column, read_header
 from mtl.errors import ConfigError
 
-# The classes of tables, and by the key of their tables how it is called.
-TABLES = {"mtl.data.image_table.ImageTable": ("labels", "the labels"), "mtl.data.table.Table": ("file", "the table")}
+# The classes of tables: the key that names the file, what it is without one, and what is in it.
+TABLES = {
+    "mtl.data.image_table.ImageTable": ("labels", "labels.csv", "the labels"),
+    "mtl.data.table.Table": ("file", "table.csv", "the table"),
+}
 NAMING = ("image", "split", "key", "inputs", "exclude")  # keys whose values are columns, beside targets
 
 
@@ -26,8 +29,8 @@ def check_files(data: DictConfig) -> None:
     source = text_of(module, "SOURCE") if module.startswith("mtl.data.") else None
     if source is None or not isinstance(root, str):
         return
-    key, what = TABLES.get(data["_target_"], (None, ""))
-    given = None if key is None else data.get(key)
+    key, usual, what = TABLES.get(data["_target_"], ("", None, ""))
+    given = data.get(key, usual)
     files = [] if given is None else [given] if isinstance(given, str) else list(given.values())
     try:
         folder = find_root(root, dict.fromkeys(files, what), source)

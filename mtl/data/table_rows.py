@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
 from mtl.data.input_columns import InputColumn
 from mtl.data.tables import Files
@@ -144,6 +145,6 @@ def _tuple(value: Any) -> Any:
 
 def _plain(own: pd.Series) -> pd.Series:
     """A column as it is read from a file: without the spaces that stand for no value."""
-    if own.dtype != object:
+    if is_numeric_dtype(own) or is_bool_dtype(own) or is_datetime64_any_dtype(own):
         return own
     return own.where(own.map(lambda value: not isinstance(value, str) or bool(value.strip())), None)

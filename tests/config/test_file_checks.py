@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mtl.config import load
-from mtl.config.file_checks import TABLE, check_files
+from mtl.config.file_checks import TABLES, check_files
 from mtl.data.image_table import make_fixture
 from mtl.errors import ConfigError
 
@@ -20,7 +20,7 @@ def root(tmp_path):
 
 
 def table(root, **keys):
-    return OmegaConf.create({"_target_": TABLE, "root": str(root), "labels": "labels.csv", **keys})
+    return OmegaConf.create({"_target_": next(iter(TABLES)), "root": str(root), "labels": "labels.csv", **keys})
 
 
 @pytest.mark.parametrize("name", ["nyuv2", "cityscapes", "celeba", "multimnist", "office", "taskonomy",

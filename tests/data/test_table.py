@@ -111,6 +111,12 @@ def test_every_way_to_read_gives_the_same_to_the_last_bit(root, tmp_path, form):
         for _ in range(form == "cache, again"):
             Table(str(root), TARGETS, **arguments)
     again = Table(str(root), TARGETS, **arguments)
+    if "cache" in arguments:
+        folders = {own.resolve() for own in (tmp_path / "cache").iterdir() if own.is_dir()}
+        Table(str(root), TARGETS, metadata=describe(again)["metadata"], **arguments)
+        assert {own.resolve() for own in (tmp_path / "cache").iterdir() if own.is_dir()} == folders and len(
+            folders
+        ) == 1
     assert again.metadata == data.metadata and again.train.digest == data.train.digest
     assert_same(expected, {part: everything(getattr(again, part)) for part in expected})
 
@@ -128,6 +134,7 @@ KINDS = {
     "names": ([f"name {i}" for i in range(N)], None),
     "free text": ([f"some words {i % 40}" for i in range(N)], None),
     "one value": (["x"] * N, None),
+    "one number": ([0.1] * N, None),
     "nothing": ([None] * N, None),
     "lists of words": ([f"a{i};b{i}" for i in range(N)], None),
 }
@@ -162,6 +169,8 @@ def test_a_value_that_no_training_row_has_is_the_first(root, value):
     preprocess = Table(str(root), TARGETS).preprocess
     assert preprocess(row)["categories"].tolist() == [1, 2]
     assert preprocess(row | {"city": value})["categories"].tolist() == [0, 2]
+    frame = pd.DataFrame([row | {"city": value}] * 2)
+    assert preprocess.batch(frame)["categories"].tolist() == [[0, 2]] * 2
     same_row = {"day": "2024-05-01", "city": "Bonn", "age": "30.0", "member": "true", "unknown column": 1}
     assert_same(preprocess(row), preprocess(same_row))
 
@@ -305,11 +314,13 @@ def test_a_table_that_cannot_be_read_is_a_sentence(tmp_path, content, words, cac
     assert str(tmp_path / "table.csv") in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_column_of_two_kinds_in_two_files_is_named(write, tmp_path):
-    for name, values in (("train.csv", NUMBERS), ("test.csv", ["a", "b", "c"] * 20)):
-        write(name, x=values)
-    with pytest.raises(ValueError, match=r"x has numbers in .*train.csv and text in .*test.csv"):
-        Table(str(tmp_path), ["y"], file={"train": "train.csv", "test": "test.csv"})
+@pytest.mark.parametrize("form", ["csv", "cached", "parquet"])
+def test_a_column_of_two_kinds_in_two_files_is_named(write, tmp_path, form):
+    names = {part: f"{part}.{'parquet' if form == 'parquet' else 'csv'}" for part in ("train", "test")}
+    for part, values in (("train", NUMBERS), ("test", ["a", "b", "c"] * 20)):
+        write(names[part], x=values)
+    with pytest.raises(ValueError, match=r"x has numbers in .*train\.\w+ and text in .*test\.\w+"):
+        Table(str(tmp_path), ["y"], file=names, cache=str(tmp_path / "cache") if form == "cached" else None)
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(write, tmp_path, monkeypatch):
@@ -451,5 +462,9 @@ def test_the_command_writes_a_configuration_that_trains(root, tmp_path):
     assert cfg.backbone._target_ == "mtl.backbones.Tabular" and cfg.data.inputs == ["day", "city", "age", "member"]
     _, state = build(cfg)
     assert [task.name for task in state.tasks] == TARGETS
-    wrong = command(root / "table.csv", "--targets", "amont")
-    assert wrong.returncode == 1 and "did you mean amount?" in wrong.stderr and "Traceback" not in wrong.stderr
+    for arguments, words in (
+        (("table.csv", "amont"), "did you mean amount?"),
+        (("no.csv", "amount"), "does not exist"),
+    ):
+        wrong = command(root / arguments[0], "--targets", arguments[1])
+        assert wrong.returncode == 1 and words in wrong.stderr and "Traceback" not in wrong.stderr
