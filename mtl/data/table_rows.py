@@ -69,7 +69,9 @@ class Rows:
 
     def find_texts(self, rows: Any) -> NDArray[Any]:
         """The cells of text, ``[N, 0 to 2]``, empty where there is none."""
-        found = [rows[name].fillna("").astype(str).to_numpy(object) for name in self.texts]
+        found = [
+            rows[name].astype(object).where(rows[name].notna(), "").astype(str).to_numpy(object) for name in self.texts
+        ]
         return np.stack(found, 1) if found else np.empty((len(rows), 0), object)
 
     def encode(self, rows: Any, file: Path | Files | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
