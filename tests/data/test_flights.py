@@ -161,6 +161,13 @@ def test_a_folder_without_the_files_is_named(tmp_path):
         Flights(str(tmp_path))
 
 
+def test_a_file_of_another_form_is_named(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "flights")
+    (root / "weather.csv").write_text("origin,when\nEWR,1\n")
+    with pytest.raises(ValueError, match=r"weather.csv cannot be read: .*time_hour"):
+        Flights(str(root))
+
+
 # ------------------------------------------------------------------------------------------------ as a data set
 
 
@@ -238,6 +245,7 @@ def test_a_prediction_needs_no_files_and_is_what_was_evaluated(run, folder, tmp_
     assert [answer["air_time"] for answer in as_table] == pytest.approx(minutes)
     unknown = dict(rows[INPUTS].iloc[0].to_dict(), carrier="ZZ", temp=None, model=None)
     assert model(unknown)["cancelled"]["probability"] <= 1
+    assert model.units == {"arrival_delay": "min", "air_time": "min"}
 
 
 def test_a_report_shows_the_tasks_in_their_units(run, tmp_path):
