@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
 from mtl.data.input_columns import InputColumn
 from mtl.data.tables import Files
@@ -47,8 +48,9 @@ class Rows:
         numbers, categories = self.encode(rows)
         return {"numbers": torch.from_numpy(numbers), "categories": torch.from_numpy(categories.astype(np.int64))}
 
-    def encode(self, rows: Any, file: Path | Files = Path("the rows")) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows that came from ``file``."""
+    def encode(self, rows: Any, file: Path | Files | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows, of a ``file`` or none."""
+        file = Given(len(rows)) if file is None else file
         self.check(rows.columns, file)
         numbers = [own.numbers(_plain(rows[own.name]), file) for own in self._numbers]
         codes = [own.codes(_plain(rows[own.name])) for own in self._categories]
@@ -79,6 +81,21 @@ class Rows:
         }
 
 
+class Given(Files):
+    """Rows that come from no file, and are counted from 0."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__({})
+        self._count = count
+
+    def __str__(self) -> str:
+        return "the row" if self._count == 1 else "the rows"
+
+    def row(self, place: int) -> str:
+        """The row at a place."""
+        return "the row" if self._count == 1 else f"row {place} of {self._count}, from 0"
+
+
 def _column(own: Mapping[str, Any]) -> InputColumn:
     return InputColumn(**{f.name: _tuple(own[f.name]) for f in fields(InputColumn) if f.name in own})
 
@@ -89,6 +106,6 @@ def _tuple(value: Any) -> Any:
 
 def _plain(own: pd.Series) -> pd.Series:
     """A column as it is read from a file: without the spaces that stand for no value."""
-    if own.dtype != object:
+    if is_numeric_dtype(own) or is_bool_dtype(own) or is_datetime64_any_dtype(own):
         return own
     return own.where(own.map(lambda value: not isinstance(value, str) or bool(value.strip())), None)

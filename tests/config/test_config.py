@@ -17,6 +17,7 @@ from torch import nn
 from mtl.config import CONF, check, load
 from mtl.config.build import build
 from mtl.config.schema import keys_that_are
+from mtl.data import table
 from mtl.data.loader import Batches, sequential
 from mtl.errors import ConfigError
 
@@ -28,7 +29,7 @@ THIRD = [
 
 
 # The data of the backbones that do not read images.
-DATA = {"theta": "toy", "causal_transformer": "stdlib"}
+DATA = {"theta": "toy", "causal_transformer": "stdlib", "tabular": "table"}
 
 
 def built(*overrides):
@@ -65,9 +66,10 @@ def test_every_data_set_alone_is_a_run(data, tmp_path):
 
 def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
     choices = {
-        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2] for data in ("digits", "stdlib", "toy")
+        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2]
+        for data in ("digits", "stdlib", "toy", "table")
     }
-    assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta"}
+    assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta", "table": "Tabular"}
     assert load(["data=stdlib", "backbone=mlp"]).backbone == load(["backbone=mlp"]).backbone
     assert load(["data=toy", "~backbone", "+backbone._target_=mine.Backbone"]).backbone == {"_target_": "mine.Backbone"}
     with pytest.raises(ConfigError, match=r"^backbone: cannot take inputs of shape \[2, 128\]"):
@@ -77,8 +79,12 @@ def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
 
 
 @pytest.mark.parametrize("backbone", options("backbone"))
-def test_every_backbone_takes_a_step(backbone):
-    one_step(*build(load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])))
+def test_every_backbone_takes_a_step(backbone, tmp_path):
+    cfg = load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])
+    if backbone == "tabular":
+        table.make_fixture(tmp_path)
+        cfg.data.root = str(tmp_path)
+    one_step(*build(cfg))
 
 
 STUDY = "experiment/digits_strategies"
