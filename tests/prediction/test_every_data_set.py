@@ -25,6 +25,7 @@ KINDS = {
     "celeba": {"labels"},
     "cityscapes": {"segmentation", "depth"},
     "digits": {"class"},
+    "flights": {"class", "value"},
     "image_table": {"class", "value"},
     "multimnist": {"class"},
     "nyuv2": {"segmentation", "depth", "normals"},
@@ -33,6 +34,7 @@ KINDS = {
     "pascal_context": {"segmentation", "normals", "mask"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
+    "table": {"class", "value"},
     "taskonomy": {"segmentation", "depth", "normals"},
     "toy": {"output"},
     "dataset": {"class", "value"},
@@ -89,7 +91,8 @@ def test_the_model_of_every_data_set(folder, name):
         for task, output in trained.outputs.items()
     }
     assert {answer.kind for answer in answers.values()} == KINDS[name]
-    assert trained.preprocess.takes == {"stdlib": "text", "toy": "tensor", "dataset": "tensor"}.get(name, "image")
+    takes = {"stdlib": "text", "toy": "tensor", "dataset": "tensor", "table": "row", "flights": "row"}
+    assert trained.preprocess.takes == takes.get(name, "image")
     for task, answer in answers.items():
         scores = answer.scores(expected[task])
         assert len(scores) == len(expected[task]) and answer.say(scores[0]) is not None
