@@ -13,6 +13,7 @@ import torch
 from mtl.data.celeba import CelebA
 from mtl.data.cityscapes import Cityscapes
 from mtl.data.digits import Digits
+from mtl.data.flights import Flights
 from mtl.data.image_table import ImageTable
 from mtl.data.metadata import describe, meaning_changes, split_changes
 from mtl.data.multimnist import MultiMNIST
@@ -28,8 +29,8 @@ from mtl.data.taskonomy import Taskonomy
 from mtl.data.toy import Toy
 
 OF_FILES = {
-    "celeba": CelebA, "cityscapes": Cityscapes, "image_table": ImageTable, "multimnist": MultiMNIST, "nyuv2": NYUv2,
-    "pascal_context": PascalContext, "paws_x": PawsX, "qm9": QM9, "taskonomy": Taskonomy,
+    "celeba": CelebA, "cityscapes": Cityscapes, "flights": Flights, "image_table": ImageTable, "multimnist": MultiMNIST,
+    "nyuv2": NYUv2, "pascal_context": PascalContext, "paws_x": PawsX, "qm9": QM9, "taskonomy": Taskonomy,
 }  # fmt: skip
 
 

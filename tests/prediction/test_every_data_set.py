@@ -26,6 +26,7 @@ KINDS = {
     "celeba": {"labels"},
     "cityscapes": {"segmentation", "depth"},
     "digits": {"class"},
+    "flights": {"class", "value"},
     "image_table": {"class", "value"},
     "multimnist": {"class"},
     "nyuv2": {"segmentation", "depth", "normals"},
@@ -40,7 +41,14 @@ KINDS = {
     "toy": {"output"},
     "dataset": {"class", "value"},
 }
-TAKES = {"stdlib": "text", "table": "row", "paws_x": "row", "toy": "tensor", "dataset": "tensor"}  # the others take images
+TAKES = {
+    "stdlib": "text",
+    "table": "row",
+    "flights": "row",
+    "paws_x": "row",
+    "toy": "tensor",
+    "dataset": "tensor",
+}  # the others take images
 
 
 @pytest.fixture(scope="module")
