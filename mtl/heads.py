@@ -6,10 +6,11 @@ then gives that kind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 from torchvision.models.segmentation.deeplabv3 import ASPP
@@ -30,6 +31,27 @@ class MLP(nn.Sequential):
                 f"hidden_features={hidden_features} must each be 1 or more."
             )
         super().__init__(nn.Linear(in_features, hidden_features), nn.GELU(), nn.Linear(hidden_features, out_features))
+
+
+class AttentionPool(AttentionPoolLatent):
+    """timm's attention pooling with one learned query, which leaves padding out: tokens -> ``[B, out_features]``.
+
+    Tokens are ``[B, T, in_features]``, or ``{"tokens": [B, T, in_features], "mask": [B, T]}``, where ``mask`` is false
+    for padding. ValueError where ``in_features`` is no multiple of ``num_heads``.
+    """
+
+    reads = "tokens"
+
+    def __init__(self, in_features: int, out_features: int, num_heads: int = 4) -> None:
+        if num_heads < 1 or in_features % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide in_features={in_features}.")
+        super().__init__(in_features, out_features, num_heads=num_heads)
+
+    def forward(self, features: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Pool and predict."""
+        if isinstance(features, Tensor):
+            return super().forward(features)
+        return super().forward(features["tokens"], attn_mask=features["mask"][:, None, None, :])
 
 
 class PyramidPool(nn.Module):

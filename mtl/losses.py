@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cosine_similarity,
+    cross_entropy,
+    huber_loss,
+    poisson_nll_loss,
+)
 from torchvision.ops import sigmoid_focal_loss
 
 IGNORED = -100  # torch's default ignore_index: the label is missing
@@ -63,6 +69,61 @@ class MaskedL2(MaskedL1):
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The squared error of each element, in the target's squared unit."""
         return (prediction - target).square()
+
+
+class MaskedHuber(MaskedL1):
+    """The mean of torch.nn.HuberLoss over the labels: squared up to ``delta``, linear beyond.
+
+    So that labels far away count less. ``delta`` is in the target's unit, which is a deviation where numbers are
+    standardised. Missing labels as in :class:`MaskedL1`, with NaN alone by default. ValueError unless ``delta`` is
+    above 0.
+    """
+
+    def __init__(self, delta: float = 1.0, invalid: float | None = None) -> None:
+        super().__init__(invalid)
+        if delta <= 0:
+            raise ValueError(f"delta={delta} must be above 0.")
+        self.delta = delta
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Huber's loss of each element."""
+        return huber_loss(prediction, target, reduction="none", delta=self.delta)
+
+
+class MaskedQuantile(MaskedL1):
+    """The mean pinball loss over the labels: the prediction becomes the ``quantile`` of the target, as 0.9.
+
+    It is ``max(q e, (q - 1) e)`` of the error e = target - prediction; 0.5 is the median. Missing labels as in
+    :class:`MaskedL1`, with NaN alone by default. ValueError unless ``quantile`` is between 0 and 1.
+
+    Source: Koenker & Bassett 1978, equation 3.1.
+    """
+
+    def __init__(self, quantile: float, invalid: float | None = None) -> None:
+        super().__init__(invalid)
+        if not 0 < quantile < 1:
+            raise ValueError(f"quantile={quantile} must be between 0 and 1.")
+        self.quantile = quantile
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The pinball loss of each element."""
+        e = target - prediction
+        return torch.maximum(self.quantile * e, (self.quantile - 1) * e)
+
+
+class MaskedPoisson(MaskedL1):
+    """The mean of torch.nn.PoissonNLLLoss over the labels: the prediction is the logarithm of a count's mean.
+
+    The targets are whole numbers from 0 on, not standardised: ``kinds: {visits: count}`` of a table. Missing labels are
+    NaN. ValueError if the shapes differ.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """``exp(p) - t p`` of each element: the negative log-likelihood, but for ``log t!``."""
+        return poisson_nll_loss(prediction, target, reduction="none")
 
 
 class InverseDepth(MaskedL1):

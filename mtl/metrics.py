@@ -1,7 +1,8 @@
 """Metrics of each kind of target: those of torchmetrics, and some that it lacks.
 
-There is one function per kind of target, which returns new metrics by name. All metrics accumulate sums over the whole
-set in constant memory, and the sums are added over processes. Missing labels (see mtl.losses) are ignored.
+There is one function per kind of target, which returns new metrics by name. They accumulate sums over the whole set in
+constant memory, and the sums are added over processes; only rankings, as ``auc``, keep every prediction, to be exact.
+Missing labels (see mtl.losses) are ignored.
 
 Names that end in ``_batch_mean`` follow MTAN, Nash-MTL and their successors: the mean over batches of each batch's mean
 or median. Names without the suffix follow LibMTL: the mean over all pixels. The two differ for one and the same model.
@@ -16,9 +17,11 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric, R2Score
 from torchmetrics.classification import (
     BinaryAccuracy,
+    BinaryAUROC,
+    BinaryAveragePrecision,
     BinaryF1Score,
     BinaryPrecisionRecallCurve,
     MulticlassAccuracy,
@@ -26,6 +29,7 @@ from torchmetrics.classification import (
     MultilabelAccuracy,
     MultilabelF1Score,
 )
+from torchmetrics.wrappers import MultioutputWrapper
 
 from mtl.losses import IGNORED, is_label, is_normal
 
@@ -101,6 +105,42 @@ def standardised(deviations: Sequence[float], endings: Sequence[str]) -> dict[st
         found[f"abs_err{ending}"] = MaskedMean(partial(_absolute_in_units, i, std), labelled)
         found[f"rmse{ending}"] = MaskedMean(partial(_squared_in_units, i, std), labelled, root=True)
     return found
+
+
+def determination(endings: Sequence[str]) -> dict[str, Metric]:
+    """For numbers ``[B, columns]``, standardised or not, NaN if missing: ``r2``, with the ending of each column."""
+    return {f"r2{ending}": ColumnR2(i) for i, ending in enumerate(endings)}
+
+
+def counts(endings: Sequence[str]) -> dict[str, Metric]:
+    """For counts ``[B, columns]``, NaN if missing, and the logarithms of their means: ``abs_err``, ``rmse``, ``r2``."""
+    found: dict[str, Metric] = {}
+    for i, ending in enumerate(endings):
+        labelled = partial(_is_number, i)
+        found[f"abs_err{ending}"] = MaskedMean(partial(_absolute_of_count, i), labelled)
+        found[f"rmse{ending}"] = MaskedMean(partial(_squared_of_count, i), labelled, root=True)
+        found[f"r2{ending}"] = ColumnR2(i, torch.exp)
+    return found
+
+
+def probabilities(num_classes: int) -> dict[str, Metric]:
+    """For class indices ``[B]``, -100 if missing, and logits ``[B, C]``: ``accuracy`` and ``log_loss``, in nats.
+
+    For two classes also ``auc``, the exact area under the ROC curve, and ``average_precision``, of the second one: they
+    are NaN where one of them has no target.
+    """
+    found = classification(num_classes) | {"log_loss": LogLoss()}
+    if num_classes == 2:
+        found |= {"auc": ClassAuc(), "average_precision": ClassAveragePrecision()}
+    return found
+
+
+def ranking(count: int) -> dict[str, Metric]:
+    """For binary labels ``[B, count]``, 0, 1 or NaN, and logits: ``auc`` and ``average_precision``.
+
+    They are exact, and means over the labels that have targets of both values.
+    """
+    return {"auc": LabelsMean(LogitAuc(), count), "average_precision": LabelsMean(LogitAveragePrecision(), count)}
 
 
 def normals(batch_mean: bool = False) -> dict[str, Metric]:
@@ -301,6 +341,103 @@ class LogitsAccuracy(FromLogits, MultilabelAccuracy):
     """The mean accuracy of several attributes' logits."""
 
 
+class Ranking(Metric):
+    """Mixin for torchmetrics' rankings of logits by targets 0, 1 or NaN.
+
+    NaN, and not torchmetrics' 0, without a positive and a negative target. In double precision, where the
+    probabilities of large logits stay apart.
+    """
+
+    target: list[Tensor] | Tensor  # one tensor where processes have been joined
+
+    def __init__(self) -> None:
+        super().__init__(ignore_index=IGNORED)
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        if (target := _as_integers(target)).ne(IGNORED).any():
+            super().update(prediction.double().sigmoid(), target)
+
+    def compute(self) -> Tensor:
+        """The value so far."""
+        found = set().union(*(own.unique().tolist() for own in self.target))
+        return super().compute() if found == {0, 1} else torch.tensor(torch.nan, device=self.device)
+
+
+class LogitAuc(Ranking, BinaryAUROC):
+    """The exact area under the ROC curve of one attribute's logits."""
+
+
+class LogitAveragePrecision(Ranking, BinaryAveragePrecision):
+    """The exact average precision of one attribute's logits."""
+
+
+class OfTwo(Metric):
+    """Mixin: of two classes the second one's logit, from logits ``[B, 2]`` and classes ``[B]``."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        super().update(prediction[:, 1].double() - prediction[:, 0].double(), target)
+
+
+class ClassAuc(OfTwo, LogitAuc):
+    """The area under the ROC curve of two classes' logits."""
+
+
+class ClassAveragePrecision(OfTwo, LogitAveragePrecision):
+    """The average precision of two classes' logits."""
+
+
+class LabelsMean(MultioutputWrapper):
+    """The mean of a metric of one attribute over several, ``[B, count]``, without those where it is NaN."""
+
+    higher_is_better = True
+
+    def __init__(self, metric: Metric, count: int) -> None:
+        super().__init__(metric, count, remove_nans=False)
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return super().compute().nanmean()
+
+
+class LogLoss(MeanMetric):
+    """The mean cross-entropy of logits ``[B, C]`` and classes ``[B]``, in nats; targets of -100 are ignored."""
+
+    higher_is_better = False
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        nats = cross_entropy(prediction.double(), target, reduction="none", ignore_index=IGNORED)
+        super().update(nats[target != IGNORED])
+
+
+class ColumnR2(R2Score):
+    """The coefficient of determination of column ``i`` of numbers ``[B, columns]``, NaN if missing.
+
+    ``read`` makes numbers of the predictions. NaN for fewer than two targets.
+    """
+
+    higher_is_better = True
+    total: Tensor
+
+    def __init__(self, i: int, read: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self._i, self._read = i, read
+        self.set_dtype(torch.float64)
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        own, known = prediction[:, self._i].double(), _is_number(self._i, target)
+        own = own if self._read is None else self._read(own)
+        if known.any():
+            super().update(own[known], target[:, self._i][known].double())
+
+    def compute(self) -> Tensor:
+        """The value so far."""
+        return super().compute() if self.total > 1 else torch.tensor(torch.nan, device=self.device)
+
+
 class MaxF(FromLogits, BinaryPrecisionRecallCurve):
     """The best F1 over the whole set with one threshold on the probability."""
 
@@ -359,6 +496,14 @@ def _absolute_in_units(i: int, std: float, prediction: Tensor, target: Tensor) -
 
 def _squared_in_units(i: int, std: float, prediction: Tensor, target: Tensor) -> Tensor:
     return (std * (prediction[:, i] - target[:, i])).square()
+
+
+def _absolute_of_count(i: int, prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction[:, i].exp() - target[:, i]).abs()
+
+
+def _squared_of_count(i: int, prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction[:, i].exp() - target[:, i]).square()
 
 
 def _as_integers(target: Tensor) -> Tensor:

@@ -2,15 +2,17 @@ import math
 
 import pytest
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import nn
 from torch.nn.functional import conv2d, group_norm, interpolate
 
 from mtl.backbones import Timm
 from mtl.config import load
 from mtl.config.build import build
+from mtl.config.dry_run import describe_features
 from mtl.errors import ConfigError
 from mtl.gradients.cut import Cut
-from mtl.heads import FPN, MLP, DeepLab, NextToken, PyramidPool
+from mtl.heads import FPN, MLP, AttentionPool, DeepLab, NextToken, PyramidPool
 
 
 def test_shapes():
@@ -178,3 +180,26 @@ def test_pooled_features_do_not_fit_a_dense_head():
     )
     with pytest.raises(ConfigError, match=words):
         build(load(["data=scenes", "data.image_size=32", "backbone.features=pooled"]))
+
+
+def test_attention_pooling_leaves_padding_out_and_is_timms_without_it():
+    torch.manual_seed(0)
+    head = AttentionPool(8, 3, num_heads=2).eval()
+    tokens, mask = torch.randn(2, 5, 8), torch.tensor([[True] * 5, [True, True, False, False, False]])
+    found = head({"tokens": tokens, "mask": mask})
+    timms = AttentionPoolLatent(8, 3, num_heads=2).eval()
+    timms.load_state_dict(head.state_dict())
+    torch.testing.assert_close(found, torch.cat([timms(tokens[:1]), timms(tokens[1:, :2])]))
+    torch.testing.assert_close(head(tokens), timms(tokens))
+    changed = tokens.clone()
+    changed[1, 2:] += 1
+    assert torch.equal(head({"tokens": changed, "mask": mask}), found)
+    assert not torch.allclose(head(changed)[1], found[1])  # negative control: without the mask
+    with pytest.raises(ValueError, match="num_heads=3 must divide in_features=8"):
+        AttentionPool(8, 3, num_heads=3)
+
+
+def test_tokens_beside_a_mask_show_their_width():
+    features = {"tokens": torch.zeros(2, 5, 8), "mask": torch.zeros(2, 5, dtype=torch.bool)}
+    assert describe_features(features) == {"in_features": 8}
+    assert describe_features({**features, "more": torch.zeros(2, 3)}) == {}

@@ -26,7 +26,7 @@ class CGC:
         tasks: Sequence[str],
         shared: int = 2,
         own: int = 1,
-        from_stage: int = 0,
+        from_stage: int | None = None,
     ) -> None:
         if own < 1:
             raise ValueError(f"own={own} must be 1 or more.")

@@ -38,7 +38,7 @@ class DSelectK:
         gamma: float = 1.0,
         entropy: float = 0.0,
         static: bool = False,
-        from_stage: int = 0,
+        from_stage: int | None = None,
         gate_input: Literal["input", "stem"] | None = None,
     ) -> None:
         if experts < 2 or experts & (experts - 1):

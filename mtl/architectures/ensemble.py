@@ -18,7 +18,7 @@ class Ensemble:
     """
 
     def __init__(
-        self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3, from_stage: int = 0
+        self, backbone: Callable[[], nn.Module], tasks: Sequence[str], experts: int = 3, from_stage: int | None = None
     ) -> None:
         self.trunk = Mean(*make_experts(distinct(backbone), experts, from_stage))
 

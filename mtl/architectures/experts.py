@@ -20,9 +20,11 @@ NOISE = 0.01  # of each parameter's own deviation
 
 
 def make_experts(
-    backbone: Callable[[], nn.Module], count: int, from_stage: int = 0, key: str = "experts"
+    backbone: Callable[[], nn.Module], count: int, from_stage: int | None = None, key: str = "experts"
 ) -> tuple[Stem, nn.ModuleList]:
     """``count`` experts, each a backbone from ``from_stage`` on, and the stages below, which are the first one's.
+
+    None is the backbone's own ``first_expert_stage``, if it has one, and 0 otherwise.
 
     ValueError for less than one expert, with ``key``, the name of the argument that counts them, and for a stage that
     the backbone does not have.
@@ -73,10 +75,16 @@ class Upper(nn.Module):
         return self.read(outputs)
 
 
-def _split(backbone: nn.Module, from_stage: int) -> tuple[Stem, nn.Module]:
+def first_stage(backbone: nn.Module, from_stage: int | None) -> int:
+    """The first stage of an expert: ``from_stage``, or what the backbone says where it is None."""
+    return int(getattr(backbone, "first_expert_stage", 0)) if from_stage is None else from_stage
+
+
+def _split(backbone: nn.Module, from_stage: int | None) -> tuple[Stem, nn.Module]:
+    from_stage = first_stage(backbone, from_stage)
     if from_stage == 0:
         return Stem(), backbone
-    units, read, last_axis_is_channels = stages(backbone)
+    units, read, last_axis_is_channels = stages(backbone, texts=True)
     if not 0 < from_stage < len(units):
         raise ValueError(f"from_stage={from_stage} must be from 0 to {len(units) - 1}: of {len(units)} stages.")
     stem = Stem(units[:from_stage], last_axis_is_channels, whole=isinstance(read, Pyramid))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.text import masked_mean
+
 
 class Gate(nn.Module):
     """``softmax(W x + b)``: vectors ``[B, d]`` -> the weights of ``experts`` experts ``[B, n]``.
@@ -48,11 +50,10 @@ def flattened(x: Any) -> Tensor:
 def pooled(x: Any, last_axis_is_channels: bool = False) -> Tensor:
     """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened.
 
-    Of a dict with ``tokens`` and their ``mask``, as of atoms, where the mask is true.
+    Of tokens with their mask, as of a text or of atoms, the padding is left out.
     """
     if isinstance(x, Mapping) and x.keys() >= {"tokens", "mask"}:
-        shares = x["mask"] / x["mask"].sum(1, keepdim=True)
-        return torch.einsum("bt,btd->bd", shares.to(x["tokens"].dtype), x["tokens"])
+        return masked_mean(_checked(x["tokens"]), x["mask"])
     axis = 1 if _checked(x).dim() == 4 and not last_axis_is_channels else x.dim() - 1
     positions = [i for i in range(1, x.dim()) if i != axis]
     return x.mean(positions) if positions else x

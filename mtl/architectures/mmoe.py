@@ -13,8 +13,9 @@ class MMoE:
     """Multi-gate mixture of experts: task k's head reads ``sum_e g_k(x)_e f_e(x)``, ``g_k(x) = softmax(W_k x + b_k)``.
 
     The ``experts`` f_e are backbones, and the tasks share them; the gate belongs to task k. With ``from_stage`` s the
-    first s stages are one stem, and an expert is a backbone above it. ``gate_input``: a gate reads the ``input``,
-    flattened, or what the ``stem`` gives the experts, averaged over positions; None is the stem where there is one.
+    first s stages are one stem, and an expert is a backbone above it; None is what the backbone says, mostly 0.
+    ``gate_input``: a gate reads the ``input``, flattened, or what the ``stem`` gives the experts, averaged over
+    positions; None is the stem where there is one.
 
     Source: Ma et al. 2018, equations 6 and 7; b is ours.
     """
@@ -24,7 +25,7 @@ class MMoE:
         backbone: Callable[[], nn.Module],
         tasks: Sequence[str],
         experts: int = 3,
-        from_stage: int = 0,
+        from_stage: int | None = None,
         gate_input: Literal["input", "stem"] | None = None,
     ) -> None:
         self.trunk = StackedExperts(*make_experts(distinct(backbone), experts, from_stage), gate_input)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
 from mtl.model import MultiTaskModel
@@ -26,20 +27,33 @@ Bounds = dict[str, tuple[int, int]]  # task -> its first sample, and one past it
 class Concatenated(nn.Module):
     """A backbone that runs once over the inputs of ``tasks``, concatenated along the first axis.
 
-    The input is a dict task -> ``[B_task, ...]``; the output is the features of all samples, and the bounds of each
-    task in them. Batch statistics, as in batch normalisation, are those of all tasks together.
+    The input is a dict task -> ``[B_task, ...]``, or a nesting of such tensors; texts, dicts with a ``mask``
+    ``[B_task, T]``, are padded to one length. The output is the features of all samples, and the bounds of each task
+    in them. Batch statistics, as in batch normalisation, are those of all tasks together.
     """
 
     def __init__(self, backbone: nn.Module, tasks: Sequence[str]) -> None:
         super().__init__()
         self.backbone, self.tasks = backbone, list(tasks)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Any, Bounds]:
+    def forward(self, inputs: Mapping[str, Any]) -> tuple[Any, Bounds]:
         """The features of all samples, and each task's bounds; inputs of other tasks are used only without own ones."""
         chosen = {task: own for task, own in inputs.items() if task in self.tasks} or inputs
-        ends = list(accumulate(len(own) for own in chosen.values()))
+        ends = list(accumulate(len(pytree.tree_leaves(own)[0]) for own in chosen.values()))
         bounds = dict(zip(chosen, zip([0, *ends], ends, strict=False), strict=True))
-        return self.backbone(torch.cat(list(chosen.values()))), bounds
+        return self.backbone(concatenate(list(chosen.values()))), bounds
+
+
+def concatenate(inputs: Sequence[Any]) -> Any:
+    """Several tasks' inputs as one batch; texts are padded to the longest with zeros, which their mask leaves out."""
+    first = inputs[0]
+    if not isinstance(first, Mapping):
+        return torch.cat(list(inputs))
+    parts = {key: [own[key] for own in inputs] for key in first}
+    if "mask" in first:
+        length = max(mask.shape[1] for mask in parts["mask"])
+        parts = {key: [pad(own, (0, length - own.shape[1])) for own in values] for key, values in parts.items()}
+    return {key: concatenate(values) for key, values in parts.items()}
 
 
 class OwnSamples(nn.Module):

@@ -22,7 +22,7 @@ class OMoE:
         backbone: Callable[[], nn.Module],
         tasks: Sequence[str],
         experts: int = 3,
-        from_stage: int = 0,
+        from_stage: int | None = None,
         gate_input: Literal["input", "stem"] | None = None,
     ) -> None:
         self.trunk = OneGate(StackedExperts(*make_experts(distinct(backbone), experts, from_stage), gate_input))

@@ -22,9 +22,10 @@ class PLE:
     - task k: ``g^{k,j} = softmax(W_k^j g^{k,j-1} + b) [E_k^j; E_s^j]``; its head reads ``g^{k,N}``;
     - the shared gate mixes all: ``g^{s,j} = softmax(W_s^j g^{s,j-1} + b) [E_1^j; …; E_K^j; E_s^j]``.
 
-    One level is CGC. Gates of the first level read the inputs, flattened, and those above what the level below gives,
-    averaged over positions. The trunk is what other tasks depend on: all up to level N - 1 but the tasks' last gates,
-    and the shared experts of level N.
+    One level is CGC. With ``from_stage`` s the first s stages are one stem, whose output is x; None is what the
+    backbone says, mostly 0. Gates of the first level read the inputs, flattened, or what the stem gives, and those
+    above what the level below gives, averaged over positions. The trunk is what other tasks depend on: all up to level
+    N - 1 but the tasks' last gates, and the shared experts of level N.
 
     Source: Tang et al. 2020, section 4.2 and equations 4 to 6; b is ours. ValueError for more levels than the backbone
     has stages.
@@ -37,17 +38,18 @@ class PLE:
         levels: int = 2,
         shared: int = 2,
         own: int = 1,
+        from_stage: int | None = None,
     ) -> None:
         for key, count in {"levels": levels, "shared": shared, "own": own}.items():
             if count < 1:
                 raise ValueError(f"{key}={count} must be 1 or more.")
         fresh = distinct(backbone)
-        parts = [levels_of(fresh(), levels) for _ in range(shared)]
+        parts = [levels_of(fresh(), levels, from_stage) for _ in range(shared)]
         common = [expert.modules for expert in parts]
-        private = {task: [levels_of(fresh(), levels).modules for _ in range(own)] for task in tasks}
+        private = {task: [levels_of(fresh(), levels, from_stage).modules for _ in range(own)] for task in tasks}
         # What the gates of each level read of what its experts read.
         above = partial(pooled, last_axis_is_channels=parts[0].last_axis_is_channels)
-        vectors: list[Vectors] = [flattened, *[above] * (levels - 1)]
+        vectors: list[Vectors] = [flattened if parts[0].stem is None else above, *[above] * (levels - 1)]
         lower = [
             Level(
                 {task: [modules[j] for modules in experts] for task, experts in private.items()},
@@ -57,7 +59,7 @@ class PLE:
             )
             for j in range(levels - 1)
         ]
-        self.trunk = Levels(tasks, lower, [modules[-1] for modules in common])
+        self.trunk = Levels(tasks, lower, [modules[-1] for modules in common], parts[0].stem)
         self._last = {task: [modules[-1] for modules in experts] for task, experts in private.items()}
         self._shared, self._vectors = shared, vectors[-2:]
 
@@ -95,13 +97,17 @@ class Level(nn.Module):
 class Levels(nn.Module):
     """Inputs -> what the readers of all tasks need of the lower ``levels``, and the shared experts of the last."""
 
-    def __init__(self, tasks: Sequence[str], levels: Sequence[Level], last: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, tasks: Sequence[str], levels: Sequence[Level], last: Sequence[nn.Module], stem: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.stem = stem
         self.tasks, self.levels, self.last = list(tasks), nn.ModuleList(levels), nn.ModuleList(last)
 
     def forward(self, inputs: Any) -> dict[str, Any]:
         """The common features: ``below``, g^{k,N-2} by task; ``own`` and ``shared``, level N - 1; ``last``, E_s^N."""
-        by_task, common = dict.fromkeys(self.tasks, inputs), inputs
+        common = inputs if self.stem is None else self.stem(inputs)
+        by_task = dict.fromkeys(self.tasks, common)
         features: dict[str, Any] = {"below": by_task}
         for level in self.levels:
             features = {"below": by_task}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mtl.backbones import Timm, as_map, as_tokens
+from mtl.text import Text
 
 QUARTERS = 4  # of a ViT's blocks
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # they belong to the layer before
@@ -42,18 +43,27 @@ def channel_axis(x: Tensor, last_axis_is_channels: bool) -> int:
     return 1 if x.dim() == 4 and not last_axis_is_channels else x.dim() - 1
 
 
-def stages(backbone: nn.Module) -> Stages:
+def stages(backbone: nn.Module, texts: bool = False) -> Stages:
     """The stages of a backbone, made of its own modules.
 
     - timm's ResNet, ConvNeXt and Swin: their four, the first with the stem; ViT: quarters of the blocks, the first with
       the embedding.
     - ``features=pyramid`` of any timm model that is a chain: a stage for each level.
+    - ``backbone=text`` of BERT's kind: quarters of the layers, the first with the embedding. What lies between them
+      are dicts, tokens with their mask: only for those who say by ``texts`` that they take them.
     - ``torch.nn.Sequential``: each layer with parameters, and what follows it without; a normalisation follows, too.
 
     ValueError for any other.
     """
     if isinstance(backbone, Timm):
         return _of_timm(backbone)
+    if isinstance(backbone, Text):
+        if not texts:
+            raise ValueError(
+                "between the stages of backbone=text are texts with their mask, which this architecture does not mix; "
+                "use mmoe, cgc, omoe or dselect_k with architecture.from_stage=1, or ensemble."
+            )
+        return _of_text(backbone)
     if isinstance(backbone, nn.Sequential):
         return Stages(_layers(backbone), Last())
     raise _unknown(type(backbone).__name__)
@@ -181,6 +191,17 @@ def _alone(model: nn.Module, names: Collection[str]) -> Any:
 
 def _name(model: Any) -> str:
     return type(getattr(model, "model", model)).__name__
+
+
+# --------------------------------------------------------------------------------------------------------- texts
+
+
+def _of_text(backbone: Text) -> Stages:
+    if (parts := backbone.parts()) is None:
+        raise _unknown(f"a {backbone.config['model_type']}")
+    embedding, layers = parts
+    first, *others = _quarters(layers)
+    return Stages([nn.Sequential(embedding, *first), *others], Last(backbone.read))
 
 
 # --------------------------------------------------------------------------------------------------- sequences

@@ -27,6 +27,8 @@ class MPNN(nn.Sequential):
     qm9_nn_conv, Nash-MTL and LibMTL.
     """
 
+    first_expert_stage = 1  # experts of a mixture share the embedding, and gates read its mean over the atoms
+
     def __init__(
         self, atom_features: int, bond_features: int, width: int = 64, edge_width: int = 128, rounds: int = 3
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -18,15 +19,16 @@ from mtl.errors import ConfigError
 class Architecture:
     """``trunk``, and by task its ``readers``, None where a head reads the trunk's features themselves.
 
-    ``plain``: the first backbone that the architecture has made, by itself. ConfigError for one without a trunk or
-    readers.
+    ``plain``: the first backbone that the architecture has made, by itself. ``config``: that of a checkpoint's
+    backbone. ConfigError for one without a trunk or readers.
     """
 
-    def __init__(self, cfg: DictConfig, data: Any) -> None:
+    def __init__(self, cfg: DictConfig, data: Any, config: Mapping[str, Any] | None = None) -> None:
         tasks, made = chosen_tasks(cfg), []
+        stored = {} if config is None else {"config": config}
 
         def backbone() -> nn.Module:
-            own = make("backbone", cfg.backbone, **data.input_info, **_features_read(cfg))
+            own = make("backbone", cfg.backbone, **data.input_info, **_features_read(cfg), **stored)
             if not isinstance(own, nn.Module):
                 raise ConfigError(f"backbone must be a torch.nn.Module, but its _target_ gives a {type(own).__name__}.")
             made.append(own)
@@ -50,6 +52,12 @@ class Architecture:
     def feature_info(self) -> dict[str, Any]:
         """What heads may ask for beside what the features show."""
         return getattr(self.plain, "feature_info", {})
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """From what the backbone can be built without its files, where it says so: for the checkpoint."""
+        own = getattr(self.plain, "config", None)
+        return own if isinstance(own, Mapping) else None
 
     def dry_run(self, inputs: Any, frozen: bool) -> tuple[Any, dict[str, Any]]:
         """The common features of two samples, from a trunk that may be ``frozen``, and what each task's head reads."""

@@ -85,9 +85,9 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None) -> Parts:
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    architecture = Architecture(cfg, data)
+    architecture = Architecture(cfg, data, (read_as or {}).get("backbone"))
     _normalize(data, architecture.plain, read_as)
-    description = _describe(data)
+    description = {**_describe(data), "backbone": architecture.config}
     inputs, targets = _read_two(cfg, data, "val")
     description |= {"sample": describe_sample(inputs, targets)}
     features, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
@@ -132,7 +132,7 @@ def build_trained(cfg: DictConfig, description: Description) -> Trained:
         inputs = tensors_like(description["sample"]["inputs"])
     except ValueError as error:
         raise ConfigError(f"the model cannot be built without its data: {error}.") from error
-    architecture = Architecture(cfg, data)
+    architecture = Architecture(cfg, data, description.get("backbone"))
     _, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
     model = _make_model(cfg, architecture, _make_heads(cfg, data, architecture, read))
     if data.inputs_per_task:

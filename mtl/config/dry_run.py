@@ -33,8 +33,12 @@ def describe_features(features: Any) -> dict[str, Any]:
     """The arguments of a head's constructor that the features show.
 
     Of ``[B, D]`` and ``[B, N, D]``: ``in_features`` = D. Of maps ``[B, C, H, W]``: ``in_channels`` = C. Of a list of
-    maps: ``channels``, one number a level.
+    maps: ``channels``, one number a level. A dict shows what its only tensor of floating point does, as tokens beside
+    their mask.
     """
+    if isinstance(features, Mapping):
+        real = [own for own in features.values() if isinstance(own, Tensor) and own.is_floating_point()]
+        return describe_features(real[0]) if len(real) == 1 else {}
     if isinstance(features, Tensor):
         return {"in_channels": features.shape[1]} if features.dim() == 4 else {"in_features": features.shape[-1]}
     if isinstance(features, list | tuple) and all(isinstance(f, Tensor) and f.dim() == 4 for f in features):

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from mtl.data.table_checks import Untrainable, how_to_name, is_mark
-from mtl.data.tables import first_row, row_number
+from mtl.data.tables import Files, first_row, row_of
 
-KINDS = ("class", "labels", "number")
+KINDS = ("class", "labels", "number", "count")
 IGNORED = -100  # mtl.losses.IGNORED, written out as that file imports torch
 # Names that no task can have: loss/total is the sum of the tasks' losses, Hydra reads `defaults`, and the others are
 # attributes of torch.nn.ModuleDict, written out for the same reason.
@@ -58,7 +58,7 @@ class Column:
         return len(self.classes) if self.kind == "class" else len(self.columns)
 
 
-def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
+def infer(table: pd.DataFrame, columns: Sequence[str], file: Path | Files) -> str:
     """The kind of a target with these columns; ValueError if they are ambiguous."""
     values = [table[column].dropna() for column in columns]
     for column, own in zip(columns, values, strict=True):
@@ -74,13 +74,12 @@ def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
     if is_numeric_dtype(own) and not is_bool_dtype(own):
         whole = bool((own % 1 == 0).all())
         return "class" if whole and own.nunique() <= FEW else "number"
-    is_number = pd.to_numeric(own, errors="coerce").notna() if not _is_boolean(own) else pd.Series(False, own.index)
+    is_number = pd.to_numeric(own, errors="coerce").notna() if not is_boolean(own) else pd.Series(False, own.index)
     if is_number.mean() > 0.5:
         row = own.index[~is_number][0]  # below the header, from 0
         remedy = f"; if it marks a missing label, {how_to_name([own[row]])}" if is_mark(own[row]) else ""
         raise ValueError(
-            f"{file}, row {row_number(row)}: {column} is {own[row]}, but most values of this column are "
-            f"numbers{remedy}."
+            f"{row_of(file, row)}: {column} is {own[row]}, but most values of this column are numbers{remedy}."
         )
     if len(own) > FEW and own.nunique() > len(own) / 2:
         raise ValueError(
@@ -91,7 +90,7 @@ def infer(table: pd.DataFrame, columns: Sequence[str], file: Path) -> str:
 
 
 def encode(
-    table: pd.DataFrame, name: str, kind: str, columns: tuple[str, ...], train: NDArray[np.bool_], file: Path
+    table: pd.DataFrame, name: str, kind: str, columns: tuple[str, ...], train: NDArray[np.bool_], file: Path | Files
 ) -> tuple[Column, NDArray[Any]]:
     """A target and its value in every row."""
     if kind not in KINDS:
@@ -111,8 +110,8 @@ def encode(
             for v in classes
         )  # an integer column with an empty cell is read as floats; and a checkpoint holds no dates
         return Column(kind, columns, tuple(plain)), np.where(codes < 0, IGNORED, codes)
-    values = np.stack([_numbers(table[column], kind, file) for column in columns], 1)
-    if kind == "labels":
+    values = np.stack([to_numbers(table[column], kind, file) for column in columns], 1)
+    if kind in ("labels", "count"):
         return Column(kind, columns), values.astype(np.float32)
     known = ~np.isnan(values[train])
     for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
@@ -123,7 +122,7 @@ def encode(
     return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
 
 
-def encode_as(column: Column, table: pd.DataFrame, file: Path) -> NDArray[Any]:
+def encode_as(column: Column, table: pd.DataFrame, file: Path | Files) -> NDArray[Any]:
     """A target's value in every row, with the classes and statistics of the run that ``column`` comes from."""
     if column.kind == "class":
         own = table[column.columns[0]]
@@ -133,11 +132,11 @@ def encode_as(column: Column, table: pd.DataFrame, file: Path) -> NDArray[Any]:
         if (codes == -1).any():
             row = first_row(codes == -1)
             raise ValueError(
-                f"{file}, row {row_number(row)}: {own.name} is {own.iloc[row]}, a class that the model does not know; "
+                f"{row_of(file, row)}: {own.name} is {own.iloc[row]}, a class that the model does not know; "
                 f"its classes are {', '.join(map(str, column.classes))}."
             )
         return codes
-    values = np.stack([_numbers(table[name], column.kind, file) for name in column.columns], 1)
+    values = np.stack([to_numbers(table[name], column.kind, file) for name in column.columns], 1)
     if column.kind == "number":
         values = (values - np.array(column.mean)) / np.array(column.std)
     return values.astype(np.float32)
@@ -170,21 +169,22 @@ def _as_yaml(targets: Mapping[str, Sequence[str]]) -> str:
     return "{" + ", ".join(f"{name}: {own}" for name, own in words.items()) + "}"
 
 
-def _numbers(own: pd.Series, kind: str, file: Path) -> NDArray[np.float64]:
-    """A column as numbers, NaN if missing; ValueError with the row for text, infinity, or a label besides 0 and 1."""
-    numbers = own.astype(float) if _is_boolean(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
+def to_numbers(own: pd.Series, kind: str, file: Path | Files) -> NDArray[np.float64]:
+    """A column as numbers, NaN if missing; ValueError with the row for text, infinity, or what ``kind`` has not."""
+    numbers = own.astype(float) if is_boolean(own.dropna()) else pd.to_numeric(own, errors="coerce").astype(float)
     fine = numbers.isin([0, 1]) if kind == "labels" else np.isfinite(numbers)
+    if kind == "count":
+        fine &= (numbers >= 0) & (numbers % 1 == 0)
     wrong = own.notna() & ~fine
     if wrong.any():
         row = first_row(wrong)
-        accepted = "0, 1" if kind == "labels" else "a finite number"
-        raise ValueError(
-            f"{file}, row {row_number(row)}: {own.name} is {own.iloc[row]}; it must be {accepted} or empty."
-        )
+        accepted = {"labels": "0, 1", "count": "a whole number from 0 on"}.get(kind, "a finite number")
+        raise ValueError(f"{row_of(file, row)}: {own.name} is {own.iloc[row]}; it must be {accepted} or empty.")
     return numbers.to_numpy(np.float64)
 
 
-def _is_boolean(own: pd.Series) -> bool:
+def is_boolean(own: pd.Series) -> bool:
+    """Whether a column has truth values alone."""
     return is_bool_dtype(own) or (own.dtype == object and all(isinstance(value, bool) for value in own))
 
 

@@ -21,6 +21,7 @@ from mtl.data.columns import KINDS, target_name
 from mtl.data.folder import find_root
 from mtl.data.image_sizes import DEFAULT_SIZE, say_scale, size_for
 from mtl.data.label_table import LabelTable
+from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_left_out, show_targets, show_written
 from mtl.data.table_configuration import describe, write_configuration
 from mtl.errors import require_positive
 
@@ -44,6 +45,8 @@ class ImageTable:
     - ``labels``: columns of 0 and 1, or booleans, each a binary label. Inferred for several such columns.
     - ``number``: columns of numbers, standardised by the mean and deviation of the training rows; metrics are in the
       table's units. Inferred for all other numbers.
+    - ``count``: columns of whole numbers from 0 on, as they are, of which a model predicts the logarithm of the mean:
+      see mtl.losses.MaskedPoisson. Never inferred.
 
     An empty cell or NaN is a missing label, and so is every value in ``missing``, such as ``[-1, NA]``; spaces around
     it do not count. A value that looks like such a mark is warned of; an empty list says that there is none. ``split``
@@ -54,7 +57,7 @@ class ImageTable:
     error. ``augment``: random crops and horizontal flips, which are wrong for targets that describe positions.
 
     Inputs: ``[B, 3, *image_size]``, resized and normalised as the backbone wants.
-    Targets: ``class`` ``[B]``, -100 if missing; ``labels`` and ``number`` ``[B, columns]``, NaN if missing.
+    Targets: ``class`` ``[B]``, -100 if missing; the others ``[B, columns]``, NaN if missing.
 
     Raises ValueError for a missing or invalid table, column, cell or image, with its row, of which the header is 1;
     when a sample is read, for an unreadable image.
@@ -135,7 +138,7 @@ class ImageTable:
         if column.kind == "labels":
             return metrics.attributes(None if column.width == 1 else column.width)
         endings = [""] if column.width == 1 else [f"_{target_name(name)}" for name in column.columns]
-        return metrics.standardised(column.std, endings)
+        return metrics.counts(endings) if column.kind == "count" else metrics.standardised(column.std, endings)
 
 
 # ---------------------------------------------------------------------------------------- the command
@@ -162,27 +165,13 @@ def make_fixture(root: Path, rows: int = 24) -> None:
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
 
 
-def _kinds(given: Sequence[str]) -> dict[str, str]:
-    for text in given:
-        if "=" not in text:
-            raise ValueError(f"--kinds {text} must be TARGET=KIND, as in age=number.")
-    return dict(text.split("=", 1) for text in given)
-
-
 def main() -> None:
     """Print the inferred kinds of a table's columns, and write a configuration that trains on them."""
     parser = argparse.ArgumentParser("python -m mtl.data.image_table", description=main.__doc__)
     parser.add_argument("root", nargs="?", help="the folder with the images and the table")
     parser.add_argument("--labels", default="labels.csv", help="the table's path in that folder: .csv or .parquet")
     parser.add_argument("--image", help="the column with the images' paths; default: the first")
-    parser.add_argument("--split", help="the column with train, val or test, if there is one")
-    parser.add_argument("--write", type=Path, metavar="CONF", help="write the configuration into this folder")
-    parser.add_argument("--name", default="mine", help="the name of the configuration; default: mine, for data=mine")
-    parser.add_argument("--make-fixture", type=Path, metavar="DIR", help="write a tiny example folder and exit")
-    marks = "values that mark a missing label besides an empty cell, such as -1 NA; none: there are no others"
-    parser.add_argument("--missing", nargs="*", metavar="VALUE", help=marks)
-    kinds = f"what a target is, where it is not what it seems to be: {', '.join(KINDS)}"
-    parser.add_argument("--kinds", nargs="*", default=[], metavar="TARGET=KIND", help=kinds)
+    add_arguments(parser, KINDS)
     given = parser.parse_args()
     if given.make_fixture is not None:
         fixtures.write(make_fixture, given.make_fixture, parser)
@@ -194,23 +183,17 @@ def main() -> None:
     if given.missing is not None:
         arguments["missing"] = given.missing
     try:
-        data, left_out = describe(**arguments, kinds=_kinds(given.kinds))
-        rows = ", ".join(f"{part} {(data.parts == part).sum()}" for part in SPLITS)
-        print(f"{rows} rows; an image is {data.image}")
+        data, left_out = describe(**arguments, kinds=kinds_of(given.kinds))
+        print(f"{count_rows(data.parts)}; an image is {data.image}")
         if data.file_size is not None:
             high, wide = data.file_size
             print(
                 f"an image has {high}×{wide} pixels and is scaled to image_size={size_for(data.file_size)} of each side"
             )
-        for target, column in data.columns.items():
-            named = "" if column.columns == (target,) else f" (the column {', '.join(column.columns)})"
-            print(f"  {target}{named}: {column}\n    {data.counts[target]}")
-        for column_name, reason in left_out.items():
-            print(f"  {column_name} is left out: {reason}")
+        show_targets(data.columns, data.counts)
+        show_left_out(left_out)
         if given.write is not None:
-            files = write_configuration(data, arguments, given.write, given.name)
-            print(f"Written: {', '.join(map(str, files))}. Check them, then train:")
-            print(f"mtl-train -cd {given.write} data={given.name}")
+            show_written(write_configuration(data, arguments, given.write, given.name), given.write, given.name)
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -12,11 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mtl.data import SPLITS
-from mtl.data.columns import Column, as_list, encode, encode_as, infer, known_columns, target_name
+from mtl.data.columns import known_columns
 from mtl.data.image_paths import find_image_column, find_images
 from mtl.data.image_sizes import SIZED, median_size
 from mtl.data.names import share_out
-from mtl.data.table_checks import check_labelled, inspect
+from mtl.data.table_splits import check_shares, splits_of
+from mtl.data.table_targets import count_labels, encode_targets, targets_of
 from mtl.data.table_text import check_column
 from mtl.data.tables import first_row, read_table, row_number
 
@@ -55,50 +56,17 @@ class LabelTable:
         self.paths = table[self.image].to_numpy()
         self.file_size = median_size([self.folder / name for name in self.paths[:SIZED]])
         self.parts = self._assign_splits(table, split, validation, test)
-        wanted = wanted or self._all_columns(table, split)
-        self.columns, self.values = self._encode_targets(table, wanted, kinds or {}, self.parts == "train", known)
-        self.counts = {name: self._inspect(table, name, missing) for name in self.columns}
+        wanted = wanted or targets_of((c for c in table.columns if c not in (self.image, split)), self._file)
+        if unknown := sorted(set(kinds or {}) - set(wanted)):
+            raise ValueError(f"kinds.{unknown[0]} names no target; the targets are {', '.join(wanted)}.")
+        train = self.parts == "train"
+        self.columns, self.values = encode_targets(table, wanted, kinds or {}, train, known, self._file)
+        self.counts = {
+            name: count_labels(table, name, own, self.parts, missing, self._file) for name, own in self.columns.items()
+        }
         for part in SPLITS:
             if not (self.parts == part).any():
                 raise ValueError(f"{self._file} has no row for the split {part}.")
-
-    def _encode_targets(
-        self,
-        table: pd.DataFrame,
-        wanted: Mapping[str, str | Sequence[str]],
-        kinds: Mapping[str, str],
-        train: NDArray[np.bool_],
-        known: Mapping[str, Column],
-    ) -> tuple[dict[str, Column], dict[str, NDArray[Any]]]:
-        """The targets, and their values in every row; ``known`` are those of another run."""
-        if unknown := sorted(set(kinds) - set(wanted)):
-            raise ValueError(f"kinds.{unknown[0]} names no target; the targets are {', '.join(wanted)}.")
-        found: dict[str, Column] = {}
-        values: dict[str, NDArray[Any]] = {}
-        for name, own in wanted.items():
-            columns = tuple(check_column(table.columns, c, f"targets.{name}", self._file) for c in as_list(own))
-            if name in known:
-                found[name], values[name] = known[name], encode_as(known[name], table, self._file)
-                continue
-            kind = kinds.get(name) or infer(table, columns, self._file)
-            check_labelled(str(self._file), name, table[list(columns)], train)
-            found[name], values[name] = encode(table, name, kind, columns, train, self._file)
-        return found, values
-
-    def _inspect(self, table: pd.DataFrame, name: str, missing: Sequence[Any] | None) -> str:
-        """How many labels of what each split has, logged with warnings of likely mistakes."""
-        own = self.columns[name]
-        counts = inspect(f"{self._file}: {name}", own.kind, table[list(own.columns)], self.parts, missing)
-        log.info("%s: %s", name, counts)
-        return counts
-
-    def _all_columns(self, table: pd.DataFrame, split: str | None) -> dict[str, str]:
-        columns = [column for column in table.columns if column not in (self.image, split)]
-        names = [target_name(column) for column in columns]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{self._file}: two columns have the target name {name}; name them in data.targets.")
-        return dict(zip(names, columns, strict=True))
 
     def _find_images(self, table: pd.DataFrame) -> list[str]:
         """The path of every row's image; ValueError with the row where there is none."""
@@ -125,16 +93,8 @@ class LabelTable:
     def _assign_splits(self, table: pd.DataFrame, split: str | None, validation: float, test: float) -> NDArray[Any]:
         """The split of every row."""
         if split is not None:
-            named = table[check_column(table.columns, split, "split", self._file)]
-            if not named.isin(SPLITS).all():
-                row = first_row(~named.isin(SPLITS))
-                raise ValueError(
-                    f"{self._file}, row {row_number(row)}: {split} is {named.iloc[row]}; it must be "
-                    f"{', '.join(SPLITS)}."
-                )
-            return named.to_numpy(dtype=object)
-        if min(validation, test) <= 0 or validation + test >= 1:
-            raise ValueError(f"validation={validation} and test={test} must be above 0 and together below 1.")
+            return splits_of(table[check_column(table.columns, split, "split", self._file)], self._file)
+        shares = check_shares(validation, test)
         # By name and not by row: an image that has several rows is in one split.
-        part_of = share_out(table[self.image].unique().tolist(), {"test": test, "val": validation}, self._file)
+        part_of = share_out(table[self.image].unique().tolist(), shares, self._file)
         return table[self.image].map(part_of).to_numpy(dtype=object)

@@ -7,6 +7,7 @@ The description is made of plain types and tensors:
 - ``preprocess``, the plain values of which it is made; ``class_names``, ``scales`` and ``units`` of the targets;
   ``inputs_per_task``; and ``sample``, the shapes and types of two samples: what :func:`mtl.load` needs besides, to
   predict without the data. Older checkpoints lack them;
+- ``backbone``: the backbone's own ``config``, from which it is built without its files; None for most;
 - ``splits``: of each split its ``size``; ``names``, a number ``[N]`` for each sample's name; and its ``digest``.
 """
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,20 @@ def hash_names(names: Iterable[str]) -> NDArray[np.int64]:
 
 
 def share_out(names: Sequence[str], shares: Mapping[str, float], file: Path) -> dict[str, str]:
-    """The split of each name, by a hash: about ``shares`` of them are held out, the others are for training.
+    """The split of each image's name, by its hash; see :func:`share_out_hashes`."""
+    found = share_out_hashes(hash_names(names).view(np.uint64), shares, file, "images", lambda i: names[i])
+    return dict(zip(names, found.tolist(), strict=True))
 
-    A name's split does not depend on the other names, unless a split would be empty: it then takes the name whose hash
-    is the nearest, and a warning says so.
+
+def share_out_hashes(
+    hashes: NDArray[np.uint64], shares: Mapping[str, float], file: Any, noun: str, name: Callable[[int], str]
+) -> NDArray[Any]:
+    """The split of each hash, ``[N]``: about ``shares`` of them are held out, the others are for training.
+
+    A split does not depend on the other hashes, unless a split would be empty: it then takes the one that is the
+    nearest, and a warning says so, with ``name(i)``, of all these ``noun``.
     """
-    places = hash_names(names).view(np.uint64) / 2.0**64
+    places = hashes / 2.0**64
     edges = np.cumsum([0.0, *shares.values(), 1 - sum(shares.values())])
     parts = [*shares, "train"]
     found = np.searchsorted(edges[1:-1], places, side="right")
@@ -36,7 +45,7 @@ def share_out(names: Sequence[str], shares: Mapping[str, float], file: Path) -> 
             nearest = int(np.where(counts[found] > 1, distance, np.inf).argmin())
             found[nearest] = number
             log.warning(
-                "%s: the hash of the names puts none of %d images into %s, so that it takes %s; with more images that "
-                "one may be in another split.", file, len(names), part, names[nearest],
+                "%s: the hash of the names puts none of %d %s into %s, so that it takes %s; with more %s that one may "
+                "be in another split.", file, len(places), noun, part, name(nearest), noun,
             )  # fmt: skip
-    return {name: parts[number] for name, number in zip(names, found, strict=True)}
+    return np.array(parts, object)[found]

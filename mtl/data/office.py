@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from mtl import metrics
 from mtl.data import SPLITS, fixtures
 from mtl.data.files import height_and_width
 from mtl.data.folder import errors_named_by, find_root
-from mtl.data.metadata import digest
+from mtl.data.own_inputs import OwnInputs
 from mtl.data.preprocess import ImagePreprocess
 from mtl.errors import require, require_positive
 
@@ -83,7 +83,12 @@ class Office:
         names = [index if name is None else name for index, name in enumerate(self.metadata["classes"])]
         self.class_names = dict.fromkeys(domains, names)
         self.train, self.val, self.test = (
-            OwnImages(images, own, self.preprocess, seed if split == "train" else None)
+            OwnInputs(
+                own,
+                partial(_read, images, self.preprocess),
+                [path for items in own.values() for path, _ in items],
+                seed if split == "train" else None,
+            )
             for split, own in lists_of.items()
         )
 
@@ -92,54 +97,8 @@ class Office:
         return metrics.classification(self.classes)
 
 
-class OwnImages(Dataset):
-    """One split: sample i has an image of every domain, or, with ``seed=None``, of those with more than i images."""
-
-    def __init__(
-        self,
-        root: Path,
-        images: dict[str, Images],
-        preprocess: ImagePreprocess,
-        seed: int | None = None,
-    ) -> None:
-        self._root, self._images, self._preprocess = root, images, preprocess
-        every = [item for own in images.values() for item in own]
-        self.names, self.digest = [path for path, _ in every], digest([label for _, label in every])
-        self._order = None
-        if seed is not None:
-            rngs = (np.random.default_rng((seed, number)) for number in range(len(images)))
-            self._order = {
-                domain: rng.permutation(len(images[domain])) for domain, rng in zip(images, rngs, strict=True)
-            }
-
-    def __len__(self) -> int:
-        return max(map(len, self._images.values()))
-
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        inputs, targets = self.batch([index], epoch=0)
-        return {name: x[0] for name, x in inputs.items()}, {name: y[0] for name, y in targets.items()}
-
-    def samples(self, task: str, indices: Sequence[int]) -> list[int]:
-        """The ``indices`` for which a domain has an image."""
-        return list(indices) if self._order is not None else [i for i in indices if i < len(self._images[task])]
-
-    def batch(self, indices: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The images of ``indices`` in this epoch, for each domain that has one."""
-        inputs, targets = {}, {}
-        for domain, images in self._images.items():
-            own = [images[self._position(domain, index, epoch)] for index in self.samples(domain, indices)]
-            if own:
-                inputs[domain] = torch.stack([self._preprocess(self._root / path) for path, _ in own])
-                targets[domain] = torch.tensor([label for _, label in own])
-        return inputs, targets
-
-    def _position(self, domain: str, index: int, epoch: int) -> int:
-        if self._order is None:
-            return index
-        # A smaller domain continues over epochs: the next epoch starts with the first image that this one did not
-        # reach.
-        order = self._order[domain]
-        return int(order[(epoch * len(self) + index) % len(order)])
+def _read(root: Path, preprocess: ImagePreprocess, paths: Sequence[str]) -> Tensor:
+    return torch.stack([preprocess(root / path) for path in paths])
 
 
 def _class_folders(

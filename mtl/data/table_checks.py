@@ -32,10 +32,17 @@ class Untrainable(ValueError):
         self.target = target
 
 
-def check_labelled(where: str, target: str, own: pd.DataFrame, train: NDArray[np.bool_]) -> None:
-    """Untrainable if one of a target's columns ``own`` has no label in the training rows."""
+def check_labelled(where: str, target: str, kind: str, own: pd.DataFrame, train: NDArray[np.bool_]) -> None:
+    """Untrainable if one of a target's columns ``own`` has no label in the training rows, or a class has one value."""
     for column in own:
-        if not own.loc[train, column].notna().any():
+        labels = own.loc[train, column].dropna()
+        if kind == "class" and len(labels) and own[column].nunique() > 1 and labels.nunique() == 1:
+            raise Untrainable(
+                target,
+                f"{where}: {column} is {labels.iloc[0]!r} in every training row that has a label, so that there is "
+                "nothing to learn; choose other splits, or leave it out of data.targets.",
+            )
+        if not len(labels):
             raise Untrainable(
                 target,
                 f"{where}: {column} has no label in the training rows, so it cannot be learnt; label some of them, or "
@@ -172,3 +179,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return int(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def check_all_splits(parts: NDArray[Any], file: object) -> None:
+    """ValueError for a split without a row."""
+    for part in SPLITS:
+        if not (parts == part).any():
+            raise ValueError(f"{file} has no row for the split {part}.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mtl.data.columns import encode, infer, target_name
+from mtl.data.columns import Column, encode, infer, target_name
 from mtl.data.folder import find_root
 from mtl.data.image_sizes import size_for
 from mtl.data.label_table import LabelTable
@@ -20,6 +20,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "class": {"_target_": "torch.nn.CrossEntropyLoss"},
     "labels": {"_target_": "mtl.losses.MaskedBCE"},
     "number": {"_target_": "mtl.losses.MaskedL2", "invalid": None},
+    "count": {"_target_": "mtl.losses.MaskedPoisson"},
 }
 
 
@@ -63,18 +64,22 @@ def describe(
 
 
 def write_configuration(data: LabelTable, arguments: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
-    """Write {data,heads,losses}/<name>.yaml under ``folder``, for ``mtl-train -cd <folder> data=<name>``."""
-    columns = data.columns.items()
+    """Write {data,heads,losses}/<name>.yaml under ``folder`` for a table of images."""
     own: dict[str, Any] = {"_target_": "mtl.data.image_table.ImageTable", **arguments}
-    own["targets"] = {target: column.columns[0] for target, column in columns}
-    own["kinds"] = {target: column.kind for target, column in columns}
+    own["targets"] = {target: column.columns[0] for target, column in data.columns.items()}
+    own["kinds"] = {target: column.kind for target, column in data.columns.items()}
     own |= {"batch_size": 32, "image_size": size_for(data.file_size), "augment": False}
-    heads: dict[str, Any] = {"defaults": [{f"/head@{target}": "linear"} for target in data.columns]}
-    heads |= {target: {"out_features": column.width} for target, column in columns}
+    return write_files(own, data.columns, folder, name)
+
+
+def write_files(data: Mapping[str, Any], targets: Mapping[str, Column], folder: Path, name: str) -> list[Path]:
+    """Write {data,heads,losses}/<name>.yaml under ``folder``, for ``mtl-train -cd <folder> data=<name>``."""
+    heads: dict[str, Any] = {"defaults": [{f"/head@{target}": "linear"} for target in targets]}
+    heads |= {target: {"out_features": column.width} for target, column in targets.items()}
     contents = {
-        "data": own,
+        "data": data,
         "heads": heads,
-        "losses": {target: dict(LOSSES[column.kind]) for target, column in columns},
+        "losses": {target: dict(LOSSES[column.kind]) for target, column in targets.items()},
     }
     files = {folder / group / f"{name}.yaml": content for group, content in contents.items()}
     for file in files:
@@ -82,6 +87,6 @@ def write_configuration(data: LabelTable, arguments: Mapping[str, Any], folder: 
             raise ValueError(f"{file} exists already: choose another --name, or delete the file.")
     for file, content in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        remarks = "".join(f"# {target}: {column}\n" for target, column in columns)
+        remarks = "".join(f"# {target}: {column}\n" for target, column in targets.items())
         file.write_text(remarks + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None))
     return list(files)

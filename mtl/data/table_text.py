@@ -1,9 +1,10 @@
-"""Tables of labels as text, without pandas: their encoding, what separates the columns, and the columns' names."""
+"""Tables as text, without pandas: their encoding, what separates the columns, and the columns' names."""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import io
 from collections.abc import Collection
 from itertools import islice
@@ -19,8 +20,7 @@ def read_header(file: Path) -> list[str]:
         return []
     try:
         content = decode(file.read_bytes())
-        rows = csv.reader(io.StringIO(content), delimiter=find_separator(content))
-        header = next((row for row in rows if row), [])
+        header = header_of(content, find_separator(content))
     except (OSError, ValueError, csv.Error):
         return []
     return header if all(name.strip() for name in header) and len({*header}) == len(header) else []
@@ -48,8 +48,15 @@ def find_separator(content: str) -> str:
     return SEPARATORS[0]
 
 
-def check_column(columns: Collection[str], column: str, key: str, file: Path) -> str:
+def header_of(content: str, separator: str) -> list[str]:
+    """The first row that is not empty."""
+    return next((row for row in csv.reader(io.StringIO(content), delimiter=separator) if row), [])
+
+
+def check_column(columns: Collection[str], column: str, key: str, file: object) -> str:
     """The column's name; ValueError with the option ``key`` that names it unless it is one of ``columns``."""
     if column not in columns:
-        raise ValueError(f"{key}={column} is no column of {file}; its columns are {', '.join(columns)}.")
+        close = difflib.get_close_matches(column, columns, n=1)
+        hint = f"did you mean {close[0]}? Its" if close else "its"
+        raise ValueError(f"{key}={column} is no column of {file}; {hint} columns are {', '.join(columns)}.")
     return column

@@ -1,11 +1,12 @@
-"""Tables of labels in CSV or Parquet, as pandas reads them."""
+"""Tables in CSV or Parquet, as pandas reads them."""
 
 from __future__ import annotations
 
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import pandas as pd
 from mtl.data.folder import errors_named_by
 from mtl.data.image_paths import find_image_column
 from mtl.data.table_checks import is_mark
-from mtl.data.table_text import TEXT, decode, find_separator
+from mtl.data.table_text import TEXT, decode, find_separator, header_of
 
 log = logging.getLogger(__name__)
 
 PARQUET = ".parquet"
+
+
+FindText = Callable[[pd.DataFrame], str | None]  # the column that stays text, if there is one
 
 
 def read_table(
@@ -28,44 +32,79 @@ def read_table(
 ) -> tuple[pd.DataFrame, str]:
     """Read a table of labels, with the column ``image`` as text; return it with that column's name.
 
-    Without ``image`` it is the first column with paths of files in ``folder``. In a text file, commas, semicolons, tabs
-    or | separate the columns, numbers may have decimal commas, and only an empty cell, NaN and the values in
-    ``missing`` are missing labels, because None and NA may be names of classes. A column that only numbers the rows, as
-    pandas writes it, is left out.
+    Without ``image`` it is the first column with paths of files in ``folder``. The rest is as :func:`read_rows` says.
     """
-    marks = [mark for value in missing for mark in _spellings("null" if value is None else value)]
-    if file.suffix.lower() not in (*TEXT, PARQUET):
-        raise ValueError(f"labels={file.name} must end in {', '.join(TEXT)} or {PARQUET}.")
-    read = _read_parquet if file.suffix.lower() == PARQUET else _read_text
+    table, name = _read("labels", file, missing, lambda texts: image or _image_column(texts, folder))
+    return table, str(name)
+
+
+def read_rows(file: Path, missing: Sequence[Any] = ()) -> pd.DataFrame:
+    """Read a table.
+
+    In a text file, commas, semicolons, tabs or | separate the columns, numbers may have decimal commas, and only an
+    empty cell, NaN and the values in ``missing`` are missing, because None and NA may be names of classes. A column
+    that only numbers the rows, as pandas writes it, is left out. ValueError for two columns of one name.
+    """
+    return _read("file", file, missing, lambda texts: None)[0]
+
+
+def _read(key: str, file: Path, missing: Sequence[Any], find_text: FindText) -> tuple[pd.DataFrame, str | None]:
+    marks = spellings_of(missing)
+    check_ending(key, file)
+    read = _read_parquet if is_parquet(file) else _read_text
     with errors_named_by(file):
-        table, name = read(file, image, marks, folder)
+        table, name = read(file, find_text, marks)
         if not len(table):
             raise ValueError("it has no rows")
-    return table.drop(columns=[column for column in table if column != name and _is_index(table[column])]), name
+    return table.drop(columns=[column for column in table if column != name and is_index(table[column])]), name
 
 
-def _read_parquet(file: Path, image: str | None, marks: Sequence[Any], folder: Path | None) -> tuple[pd.DataFrame, str]:
+def check_ending(key: str, file: Path) -> None:
+    """ValueError, with the option ``key`` that names it, for a file that ends like no table."""
+    if file.suffix.lower() not in (*TEXT, PARQUET):
+        raise ValueError(f"{key}={file.name} must end in {', '.join(TEXT)} or {PARQUET}.")
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether the file's name says that it is Parquet."""
+    return file.suffix.lower() == PARQUET
+
+
+def spellings_of(missing: Sequence[Any]) -> list[Any]:
+    """All values that the marks of missing values may have been read as."""
+    return [mark for value in missing for mark in _spellings("null" if value is None else value)]
+
+
+def _read_parquet(file: Path, find_text: FindText, marks: Sequence[Any]) -> tuple[pd.DataFrame, str | None]:
     table = _named(pd.read_parquet(file).reset_index(drop=True))
-    name = image or _image_column(table, folder)
-    for column in table.columns.drop(name, errors="ignore"):
+    name = find_text(table)
+    for column in table.columns.drop(name or [], errors="ignore"):
         bare = table[column].map(lambda value: value.strip() if isinstance(value, str) else value)
         table[column] = table[column].mask(bare.isin(["", *marks]))
     return table, name
 
 
-def _read_text(file: Path, image: str | None, marks: Sequence[Any], folder: Path | None) -> tuple[pd.DataFrame, str]:
+def _read_text(file: Path, find_text: FindText, marks: Sequence[Any]) -> tuple[pd.DataFrame, str | None]:
     content = decode(file.read_bytes())
     separator = find_separator(content)
+    check_different(header_of(content, separator))
     read = partial(pd.read_csv, sep=separator, keep_default_na=False)
     texts = read(io.StringIO(content), dtype=str)
-    name = image or _image_column(texts, folder)
+    name = find_text(texts)
     empty = {column: ["", "nan", "NaN", *(() if column == name else marks)] for column in texts.columns}
     for column, gaps in empty.items():  # a mark with spaces around it is one too
         gaps += [text for text in texts[column].unique() if text.strip() in gaps]
-    table = _named(read(io.StringIO(content), na_values=empty, dtype={name: str}))
-    for column in table.columns.drop(name, errors="ignore"):
+    table = _named(read(io.StringIO(content), na_values=empty, dtype={} if name is None else {name: str}))
+    for column in table.columns.drop(name or [], errors="ignore"):
         table[column] = _with_decimal_points(table[column], separator)
     return table, name
+
+
+def check_different(names: Sequence[str]) -> None:
+    """ValueError for two columns of one name."""
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise ValueError(f"two columns have the name {twice[0]}; rename one of them")
 
 
 def _image_column(table: pd.DataFrame, folder: Path | None) -> str:
@@ -97,7 +136,7 @@ def _with_decimal_points(own: pd.Series, separator: str) -> pd.Series:
     )
 
 
-def _is_index(own: pd.Series) -> bool:
+def is_index(own: pd.Series) -> bool:
     """Whether a column only numbers the rows from 0 or 1 on, and is named so or has no name."""
     if not re.fullmatch(r"unnamed: \d+|id|idx|index|__index_level_0__", str(own.name).casefold()):
         return False
@@ -114,6 +153,29 @@ def _spellings(mark: Any) -> list[Any]:
 def first_row(wrong: Any) -> int:
     """The place of the first true row, from 0."""
     return int(np.flatnonzero(np.asarray(wrong))[0])
+
+
+class Files:
+    """The files that the rows of a table come from, one below the other: its text names them."""
+
+    def __init__(self, sizes: Mapping[Path, int]) -> None:
+        self.sizes = dict(sizes)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.sizes))
+
+    def row(self, place: int) -> str:
+        """The file and the row at a place, from 0, as ``train.csv, row 2``."""
+        for file, size in self.sizes.items():
+            if place < size:
+                return f"{file}, row {row_number(place)}"
+            place -= size
+        raise IndexError(place)
+
+
+def row_of(source: Path | Files, place: int) -> str:
+    """What an error calls the row at a place, from 0: the file, and the number of the row."""
+    return source.row(place) if isinstance(source, Files) else f"{source}, row {row_number(place)}"
 
 
 def row_number(place: int) -> int:

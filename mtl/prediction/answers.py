@@ -75,6 +75,29 @@ class Answer:
             return scores.argmax(0)
         return scores[0] if self.kind in MAPS and len(scores) == 1 else scores
 
+    @property
+    def is_map(self) -> bool:
+        """Whether a sample's answer is an array, for a file of its own, and not for the cells of a table."""
+        return self.kind in (*MAPS, "output")
+
+    def cells(self, task: str, scores: Any, spread: Any = None, every: bool = False) -> dict[str, Any]:
+        """One sample's scores as the cells of a table, by the columns' names; ``spread``: their deviations.
+
+        Of a class its name and its probability, with ``every`` those of all classes; of labels their probabilities; of
+        numbers the numbers. Names of several are appended to the task's.
+        """
+        if self.kind == "class":
+            best = int(scores.argmax())
+            shown = {"": best} | ({f"_{name}": i for i, name in enumerate(self.names)} if every else {})
+            named = {task: self.names[best]}
+        else:
+            shown, named = {f"_{name}": i for i, name in enumerate(self.names)} or {"": 0}, {}
+        stem = task if self.kind == "value" else f"{task}_probability"
+        named |= {f"{stem}{name}": float(scores[i]) for name, i in shown.items()}
+        if spread is not None:
+            named |= {f"{task}_spread{name}": float(spread[i]) for name, i in shown.items()}
+        return named
+
 
 def answer_of(task: str, output: Any, loss: Any, description: Mapping[str, Any], *, tokens: bool = False) -> Answer:
     """What a task's ``output`` for two samples means, by its ``loss`` and the ``description`` of its data.

@@ -85,7 +85,8 @@ class Predictor:
     def scores(self, inputs: Any) -> dict[str, Any]:
         """By task, the scores of a batch of inputs as the model takes them; see :meth:`Answer.scores`."""
         inputs = to_device(inputs, self.device)
-        if self.description["inputs_per_task"] and not isinstance(inputs, Mapping):
+        by_task = isinstance(inputs, Mapping) and inputs.keys() <= {*self.description["targets"]}
+        if self.description["inputs_per_task"] and not by_task:
             inputs = dict.fromkeys(self.tasks, inputs)  # every task is asked about the same inputs
         with torch.inference_mode():
             features = self._engine.features(inputs)

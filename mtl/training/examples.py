@@ -83,15 +83,15 @@ def draw(
         return _classes_as_text(target, prediction, labelled, classes)
     target, prediction = target.float(), prediction.float()
     if kind == "segmentation":
-        pictures = [_colour_mapped(x / 19, "tab20") for x in (target % 20, prediction.argmax(0) % 20)]
+        pictures = [colour_mapped(x / 19, "tab20") for x in (target % 20, prediction.argmax(0) % 20)]
     elif kind == "depth":
         known = target[0] if labelled is None else target[0][labelled[0]]
         low, span = known.min(), (known.max() - known.min()).clamp_min(1e-6)
-        pictures = [_colour_mapped((x[0] - low) / span, "viridis") for x in (target, prediction)]
+        pictures = [colour_mapped((x[0] - low) / span, "viridis") for x in (target, prediction)]
     elif kind == "normals":
-        pictures = [_pixels(torch.nn.functional.normalize(x, dim=0) / 2 + 0.5) for x in (target, prediction)]
+        pictures = [pixels(torch.nn.functional.normalize(x, dim=0) / 2 + 0.5) for x in (target, prediction)]
     elif kind == "mask":
-        pictures = [_pixels(x) for x in (target, prediction.sigmoid())]
+        pictures = [pixels(x) for x in (target, prediction.sigmoid())]
     else:
         raise ValueError(f"kind={kind} must be one of segmentation, depth, normals, mask, class, value.")
     if labelled is not None:
@@ -190,16 +190,16 @@ def _normalised_image(image: Tensor) -> Pixels:
     if image.dim() != 3 or len(image) not in (1, 3):
         raise ValueError(f"an input of the shape {list(image.shape)} is no image [1 or 3, H, W]")
     image = image.float()
-    return _pixels((image - image.min()) / (image.max() - image.min()).clamp_min(1e-6))
+    return pixels((image - image.min()) / (image.max() - image.min()).clamp_min(1e-6))
 
 
-def _pixels(values: Tensor) -> Pixels:
+def pixels(values: Tensor) -> Pixels:
     """``[1 or 3, H, W]`` from 0 to 1 as pixels."""
     clean = values.nan_to_num(0).clamp(0, 1).expand(3, -1, -1)
     return (clean * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def _colour_mapped(values: Tensor, colours: str) -> Pixels:
+def colour_mapped(values: Tensor, colours: str) -> Pixels:
     """``[H, W]`` from 0 to 1 in the colours of one of matplotlib's maps."""
     from matplotlib import colormaps
 

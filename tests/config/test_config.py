@@ -28,7 +28,7 @@ THIRD = [
 
 
 # The data of the backbones that do not read images.
-DATA = {"theta": "toy", "causal_transformer": "stdlib", "mpnn": "qm9"}
+DATA = {"theta": "toy", "causal_transformer": "stdlib", "text": "paws_x", "mpnn": "qm9"}
 
 
 def built(*overrides):
@@ -49,23 +49,23 @@ def test_every_option_is_built_and_takes_a_step(group):
         one_step(*built(f"{group}={option}"))
 
 
-def on_fixture(cfg, folder):
-    """The configuration, with a tiny set in the folder where it takes one."""
-    if "root" in list(cfg.data):  # also where its value is missing
-        domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
-        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder, **domains)
-        cfg.data.root = str(folder)
-    return cfg
-
-
 # dataset takes one of the user's: tests/data/test_dataset.py
 @pytest.mark.parametrize("data", [data for data in options("data") if data != "dataset"])
 def test_every_data_set_alone_is_a_run(data, tmp_path):
     """No other group is named: backbone, heads and losses fit."""
-    cfg = on_fixture(load([f"data={data}", "device=cpu"]), tmp_path / data)
+    one_step(*build(of_data(data, tmp_path)))
+
+
+def of_data(data, folder, *overrides):
+    """The configuration of a data set, of its fixture where it is one of files."""
+    cfg = load([f"data={data}", "device=cpu", *overrides])
+    if "root" in list(cfg.data):  # also where its value is missing
+        domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
+        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder / data, **domains)
+        cfg.data.root = str(folder / data)
     if "image_size" in cfg.data:
         cfg.data.image_size = min(cfg.data.image_size, 64)  # a step on the papers' sizes takes twenty seconds
-    one_step(*build(cfg))
+    return cfg
 
 
 def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
@@ -83,8 +83,7 @@ def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
 
 @pytest.mark.parametrize("backbone", options("backbone"))
 def test_every_backbone_takes_a_step(backbone, tmp_path):
-    cfg = load([f"data={DATA.get(backbone, 'digits')}", f"backbone={backbone}", "device=cpu"])
-    one_step(*build(on_fixture(cfg, tmp_path / "data")))
+    one_step(*build(of_data(DATA.get(backbone, "digits"), tmp_path, f"backbone={backbone}")))
 
 
 STUDY = "experiment/digits_strategies"
@@ -140,8 +139,6 @@ def test_one_head_of_a_set_alone_sees_the_same_data():
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_every_head_on_its_kind_of_features(features, head, backbone):
     overrides = [f"backbone.name={backbone}"]
-    if features == "tokens":  # timm's attention pooling cannot say what it reads
-        overrides.append("backbone.features=tokens")
     if head == "attention_pool" and backbone == "test_resnet":
         overrides.append("data.image_size=64")
     heads = [f"head@heads.{side}={head}" for side in ("left", "right")]

@@ -24,7 +24,7 @@ def table(root, **keys):
 
 
 @pytest.mark.parametrize("name", ["nyuv2", "cityscapes", "celeba", "multimnist", "office", "taskonomy",
-                                  "pascal_context", "image_table", "qm9"])  # fmt: skip
+                                  "pascal_context", "paws_x", "image_table", "qm9"])  # fmt: skip
 def test_a_missing_folder_is_named_with_where_to_get_the_data(name, tmp_path):
     data = load([f"data={name}", f"data.root={tmp_path / 'no'}"]).data
     with pytest.raises(ConfigError) as caught:
@@ -40,18 +40,18 @@ def test_another_data_set_may_make_its_folder(target, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "wrong"),
+    ("keys", "wrong", "hint"),
     [
-        ({"targets": {"colour": "color"}}, "targets.colour=color"),
-        ({"targets": {"look": ["round", "stripes"]}}, "targets.look=stripes"),
-        ({"image": "path"}, "image=path"),
-        ({"split": "part"}, "split=part"),
+        ({"targets": {"colour": "color"}}, "targets.colour=color", "did you mean colour? Its"),
+        ({"targets": {"look": ["round", "stripes"]}}, "targets.look=stripes", "did you mean striped? Its"),
+        ({"image": "path"}, "image=path", "its"),
+        ({"split": "part"}, "split=part", "its"),
     ],
 )
-def test_a_misspelt_column_is_named_with_those_that_there_are(root, keys, wrong):
+def test_a_misspelt_column_is_named_with_those_that_there_are(root, keys, wrong, hint):
     with pytest.raises(ConfigError) as caught:
         check_files(table(root, **keys))
-    columns = "its columns are file, colour, round, striped, size."
+    columns = f"{hint} columns are file, colour, round, striped, size."
     assert str(caught.value) == f"data.{wrong} is no column of {root / 'labels.csv'}; {columns}"
     check_files(table(root, targets={"colour": "colour", "look": ["round", "striped"]}, image="file", split=None))
 
@@ -76,7 +76,7 @@ def test_a_column_that_pandas_would_find_is_let_through(root, content, column):
 
 def test_another_unicode_form_is_another_column(root):
     (root / "labels.csv").write_text("file,größe\n0.png,1\n")
-    with pytest.raises(ConfigError, match="its columns are file, größe"):
+    with pytest.raises(ConfigError, match="Its columns are file, größe"):
         check_files(table(root, targets={"a": unicodedata.normalize("NFD", "größe")}))
 
 

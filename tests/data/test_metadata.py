@@ -19,6 +19,7 @@ from mtl.data.multimnist import MultiMNIST
 from mtl.data.nyuv2 import NYUv2
 from mtl.data.office import Office
 from mtl.data.pascal_context import PascalContext
+from mtl.data.paws_x import PawsX
 from mtl.data.qm9 import QM9
 from mtl.data.scenes import Scenes
 from mtl.data.stdlib import Stdlib
@@ -27,7 +28,7 @@ from mtl.data.toy import Toy
 
 OF_FILES = {
     "celeba": CelebA, "cityscapes": Cityscapes, "image_table": ImageTable, "multimnist": MultiMNIST, "nyuv2": NYUv2,
-    "pascal_context": PascalContext, "qm9": QM9, "taskonomy": Taskonomy,
+    "pascal_context": PascalContext, "paws_x": PawsX, "qm9": QM9, "taskonomy": Taskonomy,
 }  # fmt: skip
 
 

@@ -1,0 +1,183 @@
+"""The rows of a table as inputs and targets, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
+
+from mtl.data import SPLITS
+from mtl.data.columns import KINDS, as_list, known_columns
+from mtl.data.input_columns import INPUT_KINDS, InputColumn, LeftOut, infer_input, learn
+from mtl.data.table_checks import check_all_splits
+from mtl.data.table_leaks import warn_of_leaks
+from mtl.data.table_rows import Rows
+from mtl.data.table_splits import check_shares, hash_column, hash_rows, split_by_hash, splits_of
+from mtl.data.table_targets import count_labels, encode_targets, targets_of
+from mtl.data.table_text import check_column
+from mtl.data.tables import Files, read_rows
+
+Targets = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+
+
+class InputTable:
+    """What mtl.data.table.Table knows of its table; the arguments and the errors are described there.
+
+    ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why.
+    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers`` and ``categories`` the inputs, and
+    ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        file: str | Mapping[str, str],
+        targets: Targets,
+        inputs: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        kinds: Mapping[str, str] | None = None,
+        split: str | None = None,
+        key: str | None = None,
+        validation: float = 0.15,
+        test: float = 0.15,
+        missing: Sequence[Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        table, self.files = read_files(folder, file, missing or ())
+        self._table, self._kinds = table, dict(kinds or {})
+        wanted = self._wanted(targets, metadata)
+        self.content = hash_rows(table)
+        self.hashes = self.content if key is None else hash_column(table[self._check(key, "key")])
+        self.parts = self._assign_splits(file, split, validation, test)
+        self.left_out: dict[str, str] = {}
+        train = self.parts == "train"
+        known = known_columns(metadata, wanted, self._target_kinds(wanted)) if metadata else {}
+        self.columns, self.values = encode_targets(table, wanted, self._target_kinds(wanted), train, known, self.files)
+        self.counts = {
+            name: count_labels(table, name, own, self.parts, missing, self.files) for name, own in self.columns.items()
+        }
+        used = {column for own in self.columns.values() for column in own.columns}
+        if metadata:
+            self.rows = Rows(metadata["inputs"])
+        else:
+            self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
+            warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
+        self.numbers, self.categories = self.rows.encode(table, self.files)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the numbers mean."""
+        return {
+            "targets": {name: asdict(column) for name, column in self.columns.items()},
+            "inputs": [asdict(column) for column in self.rows.inputs],
+        }
+
+    def _check(self, column: str, key: str) -> str:
+        return check_column(self._table.columns, column, key, self.files)
+
+    def _wanted(self, targets: Targets, metadata: Mapping[str, Any] | None) -> Mapping[str, str | Sequence[str]]:
+        """The targets' columns by name, as given or as another run had them."""
+        if not targets and metadata:
+            return {name: own["columns"] for name, own in metadata["targets"].items()}
+        if not targets:
+            raise ValueError(
+                f"targets={targets} names no target; the columns of {self.files} are {', '.join(self._table.columns)}."
+            )
+        if isinstance(targets, Mapping):
+            return targets
+        return targets_of([self._check(column, "targets") for column in as_list(targets)], self.files)
+
+    def _target_kinds(self, wanted: Mapping[str, Any]) -> dict[str, str]:
+        return {name: kind for name, kind in self._kinds.items() if name in wanted}
+
+    def _assign_splits(
+        self, file: str | Mapping[str, str], split: str | None, validation: float, test: float
+    ) -> NDArray[Any]:
+        if split is not None:
+            if not isinstance(file, str):
+                raise ValueError(f"split={split}: the files say already which rows are train, val and test.")
+            parts = splits_of(self._table[self._check(split, "split")], self.files)
+        else:
+            named = ["train"] if isinstance(file, str) else list(file)
+            parts = np.repeat(np.array(named, object), list(self.files.sizes.values()))
+            if shares := {part: share for part, share in check_shares(validation, test).items() if part not in named}:
+                rows = parts == "train"
+                parts[rows] = split_by_hash(self.hashes[rows], shares, self.files)
+        check_all_splits(parts, self.files)
+        return parts
+
+    def _learn_inputs(
+        self,
+        inputs: Sequence[str] | None,
+        exclude: Sequence[str],
+        used: set[str],
+        apart: set[Any],
+        train: NDArray[np.bool_],
+    ) -> list[InputColumn]:
+        """The inputs: ``inputs``, or every column that is neither ``used`` as a target nor set ``apart``."""
+        for key, named in (("inputs", inputs or ()), ("exclude", exclude)):
+            for column in named:
+                if self._check(column, key) in used:
+                    raise ValueError(f"{key}={column} is a target; name it in data.targets or in data.{key}, not both.")
+        found = []
+        for column in self._table.columns if inputs is None else inputs:
+            if inputs is None and column in {*exclude, *used, *apart}:
+                continue
+            try:
+                kind = self._input_kind(column) or infer_input(self._table, column, self.files)
+                if kind not in INPUT_KINDS:
+                    raise ValueError(f"kinds.{column}={kind} must be one of {', '.join(INPUT_KINDS)}: it is an input.")
+                found.append(learn(column, self._table[column], kind, train, self.files))
+            except LeftOut as reason:
+                if inputs is not None:
+                    raise ValueError(f"{self.files}: inputs={column} cannot be an input: {reason}.") from reason
+                self.left_out[column] = str(reason)
+        self._check_kinds(used, {column.name for column in found})
+        if not found:
+            raise ValueError(f"{self.files} has no column that can be an input, beside the targets.")
+        return found
+
+    def _input_kind(self, column: str) -> str | None:
+        return None if column in self.columns else self._kinds.get(column)  # which is then a target's
+
+    def _check_kinds(self, used: set[str], inputs: set[str]) -> None:
+        for name in self._kinds:
+            if name not in {*self.columns, *inputs}:
+                raise ValueError(
+                    f"kinds.{name} names neither a target nor an input; a target is {', '.join(KINDS)}, and an input "
+                    f"{', '.join(INPUT_KINDS)}."
+                )
+
+
+def read_files(folder: Path, file: str | Mapping[str, str], missing: Sequence[Any]) -> tuple[Any, Files]:
+    """The table in one file, or those of several below each other; ValueError where a column is of two kinds."""
+    names = {"train": file} if isinstance(file, str) else dict(file)
+    if unknown := sorted({*names} - {*SPLITS}):
+        raise ValueError(f"file.{unknown[0]} is no split; a file is of {', '.join(SPLITS)}.")
+    if "train" not in names:
+        raise ValueError("file: there is none for train.")
+    read = {folder / name: read_rows(folder / name, missing) for name in names.values()}
+    files = Files({path: len(own) for path, own in read.items()})
+    (first, table), *others = read.items()
+    for path, own in others:
+        _check_alike(first, table, path, own)
+    return pd.concat(read.values(), ignore_index=True) if others else table, files
+
+
+def _check_alike(first: Path, table: pd.DataFrame, other: Path, own: pd.DataFrame) -> None:
+    """ValueError where the columns of two files differ, or one has numbers in one file and text in the other."""
+    for column in table.columns.symmetric_difference(own.columns):
+        lacks = other if column in table.columns else first
+        raise ValueError(f"{lacks} has no column {column}, which the other files have.")
+    for column in table.columns:
+        if not table[column].notna().any() or not own[column].notna().any():
+            continue
+        kinds = ["numbers" if is_numeric_dtype(part[column]) else "text" for part in (table, own)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{column} has {kinds[0]} in {first} and {kinds[1]} in {other}.")
