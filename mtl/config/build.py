@@ -141,7 +141,9 @@ def build_trained(cfg: DictConfig, description: Description) -> Trained:
         outputs = model.eval()(inputs)  # a lazy head finds its width
     state = description["preprocess"] or TensorPreprocess(one_sample(description["sample"]["inputs"])).state()
     losses = {task: _make_loss(cfg.losses, task) for task in model.heads}
-    return Trained(model, losses, make("preprocess", state), outputs)
+    # Not by Hydra, which reads texts as "???" in its own way: a vocabulary may have them.
+    arguments = {name: value for name, value in state.items() if name != "_target_"}
+    return Trained(model, losses, import_target("preprocess", state)(**arguments), outputs)
 
 
 # ------------------------------------------------------------------------------------------- data, model, tasks

@@ -23,6 +23,7 @@ from mtl.data.image_sizes import DEFAULT_SIZE, say_scale, size_for
 from mtl.data.label_table import LabelTable
 from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_left_out, show_targets, show_written
 from mtl.data.table_configuration import describe, write_configuration
+from mtl.data.table_targets import class_names_of, scales_of
 from mtl.errors import require_positive
 
 if TYPE_CHECKING:
@@ -91,13 +92,8 @@ class ImageTable:
         say_scale(table.file_size, size)
         self.image, self.columns, self.counts = table.image, table.columns, table.counts
         self.targets = tuple(self.columns)
-        self.kinds = {name: "value" if c.kind == "number" else "class" for name, c in self.columns.items()}
-        self.class_names = {
-            name: c.classes if c.kind == "class" else c.columns
-            for name, c in self.columns.items()
-            if c.classes or c.width > 1
-        }
-        self.scales = {name: (c.mean, c.std) for name, c in self.columns.items() if c.kind == "number"}
+        self.kinds = {name: "value" if c.kind in ("number", "count") else "class" for name, c in self.columns.items()}
+        self.class_names, self.scales = class_names_of(self.columns), scales_of(self.columns)
         self.batch_size = batch_size
         self.input_info = {"in_channels": 3, "image_size": image_size if isinstance(image_size, int) else size}
         self.preprocess = ImagePreprocess(size)

@@ -104,7 +104,7 @@ def learn(name: str, own: pd.Series, kind: str, train: NDArray[np.bool_], file: 
     seen = own[train].dropna()
     if not len(seen):
         raise LeftOut("it has no value in the training rows")
-    gaps = len(seen) < train.sum()
+    gaps = len(seen) < int(train.sum())
     if kind == "category":
         column = InputColumn(name, kind, numeric=_is_number(own), boolean=is_boolean(own.dropna()))
         values = sorted(seen.unique().tolist(), key=lambda value: (isinstance(value, str), value))

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
 from mtl.data import SPLITS
+from mtl.data.columnar import Columnar, open_columns, remove_texts
 from mtl.data.columns import KINDS, as_list, known_columns
 from mtl.data.input_columns import INPUT_KINDS, InputColumn, LeftOut, infer_input, learn
+from mtl.data.table_cache import check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
 from mtl.data.table_checks import check_all_splits
 from mtl.data.table_leaks import warn_of_leaks
 from mtl.data.table_rows import Rows
@@ -48,14 +50,54 @@ class InputTable:
         test: float = 0.15,
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        cache: str | None = None,
     ) -> None:
-        table, self.files = read_files(folder, file, missing or ())
-        self._table, self._kinds = table, dict(kinds or {})
+        arguments = (file, targets, inputs, exclude, kinds, split, key, validation, test, missing, metadata)
+        self._file, self._kinds = file, dict(kinds or {})
+        self._table: Any = None  # only while it is read
+        paths = paths_of(folder, file)
+        before = stamps(paths)
+        if cache is None:
+            self._read(paths, None, *arguments)
+            check_unchanged(before)
+            return
+        own = Path(cache).expanduser() / fingerprint(before, arguments)
+        with locked(own):
+            if (found := load(own)) is None:
+                self._read(paths, emptied(own), *arguments)
+                check_unchanged(before)
+                save(own, *self._state())
+                found = load(own)
+                remove_texts(own)
+        self._restore(*found)  # type: ignore[misc]
+
+    def _read(
+        self,
+        paths: Sequence[Path],
+        cache: Path | None,
+        file: str | Mapping[str, str],
+        targets: Targets,
+        inputs: Sequence[str] | None,
+        exclude: Sequence[str],
+        kinds: Mapping[str, str] | None,
+        split: str | None,
+        key: str | None,
+        validation: float,
+        test: float,
+        missing: Sequence[Any] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
+        """Everything from the files; the inputs in the folder ``cache``, if there is one."""
+        columns = open_columns(paths, missing or (), cache)
+        if columns is None:
+            self._table, self.files = read_files(paths, missing or ())
+        else:
+            self._table, self.files = columns, Files(columns.sizes)
+        table = self._table
         wanted = self._wanted(targets, metadata)
         self.content = hash_rows(table)
         self.hashes = self.content if key is None else hash_column(table[self._check(key, "key")])
-        self.parts = self._assign_splits(file, split, validation, test)
-        self.left_out: dict[str, str] = {}
+        self.parts = self._assign_splits(split, validation, test)
         train = self.parts == "train"
         known = known_columns(metadata, wanted, self._target_kinds(wanted)) if metadata else {}
         self.columns, self.values = encode_targets(table, wanted, self._target_kinds(wanted), train, known, self.files)
@@ -63,12 +105,43 @@ class InputTable:
             name: count_labels(table, name, own, self.parts, missing, self.files) for name, own in self.columns.items()
         }
         used = {column for own in self.columns.values() for column in own.columns}
+        self.left_out: dict[str, str] = {}
         if metadata:
             self.rows = Rows(metadata["inputs"])
         else:
             self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
             warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
-        self.numbers, self.categories = self.rows.encode(table, self.files)
+        self._encode(cache)
+
+    def _encode(self, cache: Path | None) -> None:
+        """The inputs of all rows, a block of rows at a time."""
+        info, count = self.rows.input_info, len(self._table)
+        self.numbers = new_array(cache, "numbers", (count, info["numbers"]), np.float32)
+        self.categories = new_array(cache, "categories", (count, len(info["categories"])), np.int32)
+        self.rows.check(self._table.columns, self.files)
+        in_blocks = isinstance(self._table, Columnar)
+        for first, block in self._table.blocks(self.rows.columns) if in_blocks else [(0, self._table)]:
+            rows = slice(first, first + len(block))
+            self.numbers[rows], self.categories[rows] = self.rows.encode(block, Files(self.files.sizes, first))
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What a cache holds."""
+        plain = {"metadata": self.metadata, "counts": self.counts, "left_out": self.left_out}
+        plain["sizes"] = {str(file): size for file, size in self.files.sizes.items()}
+        parts = np.select([self.parts == part for part in SPLITS], [*range(len(SPLITS))])
+        arrays = {"numbers": self.numbers, "categories": self.categories, "parts": parts.astype(np.uint8)}
+        arrays |= {"content": self.content, "hashes": self.hashes}
+        return plain, arrays | {f"target {name}": own for name, own in self.values.items()}
+
+    def _restore(self, plain: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.columns = known_columns(plain["metadata"], None, None)
+        self.rows = Rows(plain["metadata"]["inputs"])
+        self.counts, self.left_out = dict(plain["counts"]), dict(plain["left_out"])
+        self.files = Files({Path(file): size for file, size in plain["sizes"].items()})
+        self.numbers, self.categories = arrays["numbers"], arrays["categories"]
+        self.parts = np.array(SPLITS, object)[arrays["parts"]]
+        self.content, self.hashes = arrays["content"], arrays["hashes"]
+        self.values = {name: arrays[f"target {name}"] for name in self.columns}
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -96,9 +169,8 @@ class InputTable:
     def _target_kinds(self, wanted: Mapping[str, Any]) -> dict[str, str]:
         return {name: kind for name, kind in self._kinds.items() if name in wanted}
 
-    def _assign_splits(
-        self, file: str | Mapping[str, str], split: str | None, validation: float, test: float
-    ) -> NDArray[Any]:
+    def _assign_splits(self, split: str | None, validation: float, test: float) -> NDArray[Any]:
+        file = self._file
         if split is not None:
             if not isinstance(file, str):
                 raise ValueError(f"split={split}: the files say already which rows are train, val and test.")
@@ -155,14 +227,21 @@ class InputTable:
                 )
 
 
-def read_files(folder: Path, file: str | Mapping[str, str], missing: Sequence[Any]) -> tuple[Any, Files]:
-    """The table in one file, or those of several below each other; ValueError where a column is of two kinds."""
+def paths_of(folder: Path, file: str | Mapping[str, str]) -> list[Path]:
+    """The files, in the order of their splits' names in ``file``; ValueError for another name than a split's."""
     names = {"train": file} if isinstance(file, str) else dict(file)
     if unknown := sorted({*names} - {*SPLITS}):
         raise ValueError(f"file.{unknown[0]} is no split; a file is of {', '.join(SPLITS)}.")
     if "train" not in names:
         raise ValueError("file: there is none for train.")
-    read = {folder / name: read_rows(folder / name, missing) for name in names.values()}
+    if len({*names.values()}) < len(names):
+        raise ValueError(f"file={names}: two splits have one file.")
+    return [folder / name for name in names.values()]
+
+
+def read_files(paths: Sequence[Path], missing: Sequence[Any]) -> tuple[pd.DataFrame, Files]:
+    """The table in one file, or those of several below each other; ValueError where a column is of two kinds."""
+    read = {path: read_rows(path, missing) for path in paths}
     files = Files({path: len(own) for path, own in read.items()})
     (first, table), *others = read.items()
     for path, own in others:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.losses import Focal
+from mtl.losses import Focal, MaskedPoisson
+
+MOST = 2**53  # of a count: beyond it numbers are not whole
 
 
 @dataclass(frozen=True)
@@ -65,4 +67,6 @@ def labels_of(loss: Any, prediction: Any, target: Any) -> Labels | None:
     soft = floating and isinstance(loss, nn.CrossEntropyLoss | Focal) and prediction.shape == target.shape
     if soft or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss):
         lowest, highest = 0, 1
+    if isinstance(loss, MaskedPoisson):  # a standardised number would be fitted without a word
+        lowest, highest = 0, MOST
     return Labels(floating, target.dim(), lowest, highest, None if floating else getattr(loss, "ignore_index", None))

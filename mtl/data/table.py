@@ -21,6 +21,7 @@ from mtl.data.input_columns import INPUT_KINDS
 from mtl.data.input_table import InputTable
 from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_left_out, show_targets, show_written
 from mtl.data.table_configuration import write_files
+from mtl.data.table_targets import class_names_of, scales_of
 from mtl.errors import require_positive
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class Table:
     ``split`` is the column with ``train``, ``val`` or ``test``. Without it a hash decides, of the column ``key``, such
     as a customer's number, or without one of the whole row: rows with the same key are in one split, whatever the seed
     and the other rows. About the shares ``validation`` and ``test`` are held out. ``missing`` are further values that
-    stand for none, in inputs and targets. ``metadata``, another run's, reads the table with the inputs, kinds, classes
-    and statistics that its model learnt.
+    stand for none, in inputs and targets. ``cache`` is a folder for the numbers that the table becomes: they are read
+    from there and not from memory, also by the next run, and a text is read a block at a time. ``metadata``, another
+    run's, reads the table with the inputs, kinds, classes and statistics that its model learnt.
 
     Inputs: ``numbers`` ``[B, p]`` and ``categories`` ``[B, q]``, int64. ``preprocess`` makes them of a row or of many.
     Targets: ``class`` ``[B]``, -100 if missing; the others ``[B, columns]``, NaN if missing.
@@ -77,18 +79,20 @@ class Table:
         test: float = 0.15,
         batch_size: int = 256,
         missing: Sequence[Any] | None = None,
+        cache: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size)
         names = [file] if isinstance(file, str) else list(file.values())
         folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE)
         table = InputTable(
-            folder, file, targets or (), inputs, exclude, kinds, split, key, validation, test, missing, metadata
+            folder, file, targets or (), inputs, exclude, kinds, split, key, validation, test, missing, metadata, cache
         )
         for column, reason in table.left_out.items():
             log.warning("%s is left out of the inputs: %s", column, reason)
         self.columns, self.counts = table.columns, table.counts
         self.targets = tuple(self.columns)
+        self.class_names, self.scales = class_names_of(self.columns), scales_of(self.columns)
         self.preprocess, self.metadata = table.rows, table.metadata
         self.batch_size, self.input_info = batch_size, table.rows.input_info
         self.train, self.val, self.test = (Part(table, part) for part in SPLITS)

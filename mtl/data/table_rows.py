@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +49,7 @@ class Rows:
 
     def encode(self, rows: Any, file: Path | Files = Path("the rows")) -> tuple[NDArray[Any], NDArray[Any]]:
         """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows that came from ``file``."""
-        for name in self.columns:
-            if name not in rows.columns:
-                close = difflib.get_close_matches(name, list(map(str, rows.columns)), n=1)
-                hint = f"did you mean it by {close[0]}" if close else "give it, or None where it has no value"
-                raise ValueError(f"{file} have no column {name}; {hint}.")
+        self.check(rows.columns, file)
         numbers = [own.numbers(_plain(rows[own.name]), file) for own in self._numbers]
         codes = [own.codes(_plain(rows[own.name])) for own in self._categories]
         count = len(rows)
@@ -61,6 +57,14 @@ class Rows:
             np.concatenate(numbers, 1) if numbers else np.empty((count, 0), np.float32),
             np.stack(codes, 1) if codes else np.empty((count, 0), np.int32),
         )
+
+    def check(self, columns: Collection[Any], file: Path | Files) -> None:
+        """ValueError, with the closest name, for an input that is not among the ``columns`` of a table."""
+        for name in self.columns:
+            if name not in columns:
+                close = difflib.get_close_matches(name, list(map(str, columns)), n=1)
+                hint = f"did you mean it by {close[0]}" if close else "give it, or None where it has no value"
+                raise ValueError(f"{file}: there is no column {name}; {hint}.")
 
     def state(self) -> dict[str, Any]:
         """The same in plain values, with the class that takes them."""

@@ -49,6 +49,20 @@ def count_labels(
     return counts
 
 
+def class_names_of(columns: Mapping[str, Column]) -> dict[str, tuple[Any, ...]]:
+    """The names of a target's classes, or of its columns where it has several."""
+    return {
+        name: own.classes if own.kind == "class" else own.columns
+        for name, own in columns.items()
+        if own.classes or own.width > 1
+    }
+
+
+def scales_of(columns: Mapping[str, Column]) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Mean and deviation of the standardised numbers."""
+    return {name: (own.mean, own.std) for name, own in columns.items() if own.kind == "number"}
+
+
 def targets_of(columns: Iterable[str], file: Path | Files) -> dict[str, str]:
     """A target for each of the columns; ValueError if two have one name as a target."""
     own = list(columns)

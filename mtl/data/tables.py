@@ -96,7 +96,7 @@ def _read_text(file: Path, find_text: FindText, marks: Sequence[Any]) -> tuple[p
         gaps += [text for text in texts[column].unique() if text.strip() in gaps]
     table = _named(read(io.StringIO(content), na_values=empty, dtype={} if name is None else {name: str}))
     for column in table.columns.drop(name or [], errors="ignore"):
-        table[column] = _with_decimal_points(table[column], separator)
+        table[column] = with_decimal_points(table[column], separator)
     return table, name
 
 
@@ -115,7 +115,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis([str(column) for column in table.columns], axis=1)
 
 
-def _with_decimal_points(own: pd.Series, separator: str) -> pd.Series:
+def with_decimal_points(own: pd.Series, separator: str) -> pd.Series:
     """A column of texts as 5,25 as numbers; ValueError where the comma may also be one of thousands."""
     texts = own[own.map(lambda value: isinstance(value, str) and not is_mark(value))]
     if not len(texts) or not texts.str.fullmatch(r"[-+]?\d+(,\d+)*").all() or not texts.str.contains(",").any():
@@ -136,9 +136,14 @@ def _with_decimal_points(own: pd.Series, separator: str) -> pd.Series:
     )
 
 
+def is_index_name(name: str) -> bool:
+    """Whether a column that numbers the rows may have such a name, or none."""
+    return re.fullmatch(r"unnamed: \d+||id|idx|index|__index_level_0__", name.casefold()) is not None
+
+
 def is_index(own: pd.Series) -> bool:
     """Whether a column only numbers the rows from 0 or 1 on, and is named so or has no name."""
-    if not re.fullmatch(r"unnamed: \d+|id|idx|index|__index_level_0__", str(own.name).casefold()):
+    if not is_index_name(str(own.name)):
         return False
     numbers = pd.to_numeric(own, errors="coerce").to_numpy()
     return any(np.array_equal(numbers, np.arange(first, first + len(own))) for first in (0, 1))
@@ -158,14 +163,15 @@ def first_row(wrong: Any) -> int:
 class Files:
     """The files that the rows of a table come from, one below the other: its text names them."""
 
-    def __init__(self, sizes: Mapping[Path, int]) -> None:
-        self.sizes = dict(sizes)
+    def __init__(self, sizes: Mapping[Path, int], first: int = 0) -> None:
+        self.sizes, self.first = dict(sizes), first
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.sizes))
 
     def row(self, place: int) -> str:
-        """The file and the row at a place, from 0, as ``train.csv, row 2``."""
+        """The file and the row at a place from ``first`` on, from 0, as ``train.csv, row 2``."""
+        place += self.first
         for file, size in self.sizes.items():
             if place < size:
                 return f"{file}, row {row_number(place)}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mtl.losses import Focal
+from mtl.losses import Focal, MaskedPoisson
 
 MAPS = ("segmentation", "depth", "normals", "mask")  # the kinds that have a number, or several, a pixel
 BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss, Focal)
@@ -26,7 +26,8 @@ class Answer:
     ``kind``: one of ``class``, ``labels``, ``value``; of the maps ``segmentation``, ``depth``, ``normals``, ``mask``;
     ``token``; or ``output``, which stays as it is. ``names``: of the classes, of several labels or numbers. ``scale``:
     the mean and deviation of standardised numbers; ``unit``: of numbers, where it is known. ``logits``: false where the
-    model itself gives probabilities, for torch.nn.BCELoss.
+    model itself gives probabilities, for torch.nn.BCELoss; ``logarithm``: true where the numbers are the exponentials
+    of the model's, for mtl.losses.MaskedPoisson.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Answer:
     scale: tuple[Sequence[float], Sequence[float]] | None = None
     unit: str | None = None
     logits: bool = True
+    logarithm: bool = False
 
     def scores(self, output: Any) -> Any:
         """The output of a batch as NumPy arrays: probabilities, numbers in their unit, normals of length one.
@@ -52,7 +54,7 @@ class Answer:
             return _rows(_to_numpy(output.sigmoid() if self.logits else output))
         if self.kind == "normals":
             return _to_numpy(nn.functional.normalize(output, dim=1))
-        values = _rows(_to_numpy(output))
+        values = _rows(_to_numpy(output.exp() if self.logarithm else output))
         if self.scale is None:
             return values
         # In float64, as the table's own numbers are.
@@ -62,13 +64,17 @@ class Answer:
     def say(self, scores: Any) -> Any:
         """One sample's scores in the user's terms.
 
-        Of a class ``{"class", "probability", "probabilities"}``, of labels and numbers a number, or by name where there
-        are several; of maps an array ``[H, W]`` of classes, depth or probabilities, or normals ``[3, H, W]``.
+        Of a class ``{"class", "probability", "probabilities"}``, of a token after a text ``{"text", "probability"}``;
+        of labels and numbers a number, or by name where there are several; of maps an array ``[H, W]`` of classes, depth
+        or probabilities, or normals ``[3, H, W]``.
         """
         if self.kind == "class":
             best = int(scores.argmax())
             probabilities = dict(zip(self.names, scores.tolist(), strict=True))
             return {"class": self.names[best], "probability": float(scores[best]), "probabilities": probabilities}
+        if self.kind == "token":
+            best = int(scores.argmax())
+            return {"text": self.names[best], "probability": float(scores[best])}
         if self.kind in ("labels", "value"):
             return dict(zip(self.names, scores.tolist(), strict=True)) if self.names else float(scores[0])
         if self.kind == "segmentation":
@@ -99,14 +105,16 @@ class Answer:
         return named
 
 
-def answer_of(task: str, output: Any, loss: Any, description: Mapping[str, Any], *, tokens: bool = False) -> Answer:
+def answer_of(
+    task: str, output: Any, loss: Any, description: Mapping[str, Any], tokens: Sequence[str] | None = None
+) -> Answer:
     """What a task's ``output`` for two samples means, by its ``loss`` and the ``description`` of its data.
 
-    ``tokens``: the data set is a text, of which the tasks predict tokens.
+    ``tokens``: the text of every token, for a data set of texts.
     """
     target = description["sample"]["targets"].get(task)
-    kind = _kind(description["kinds"].get(task), output, loss, target, tokens)
-    names = tuple(description["class_names"].get(task) or ())
+    kind = _kind(description["kinds"].get(task), output, loss, target, tokens is not None)
+    names = tuple(tokens or ()) if kind == "token" else tuple(description["class_names"].get(task) or ())
     if kind in ("class", "segmentation") and len(names) != output.shape[1]:
         names = tuple(range(output.shape[1]))  # a head of another width than the data's classes, or no names
     if kind in ("labels", "value"):
@@ -114,7 +122,8 @@ def answer_of(task: str, output: Any, loss: Any, description: Mapping[str, Any],
         names = () if width == 1 else names if len(names) == width else tuple(range(width))
     scale = description["scales"].get(task) if kind in ("value", "depth") else None
     unit = description["units"].get(task)
-    return Answer(kind, names, None if scale is None else (scale[0], scale[1]), unit, not isinstance(loss, nn.BCELoss))
+    scale = None if scale is None else (scale[0], scale[1])
+    return Answer(kind, names, scale, unit, not isinstance(loss, nn.BCELoss), isinstance(loss, MaskedPoisson))
 
 
 def _kind(shown: str | None, output: Any, loss: Any, target: Any, tokens: bool) -> str:

@@ -304,7 +304,7 @@ def test_images_are_read_upright_in_colour_and_at_one_size(folder, tmp_path):
         (dict(a=["train"] * 30, b=[1, 2, 3] * 10), {"split": "a"}, "{file} has no row for the split val."),
         (dict(a=[1, 2, 3] * 10), {"targets": {"b": "c"}}, "targets.b=c is no column of {file}"),
         (dict(a=[1, 2, 3] * 10), {"kinds": {"b": "class"}}, "kinds.b names no target; the targets are a."),
-        (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "text"}}, "kinds.a=text must be one of class, labels, number."),
+        (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "text"}}, "kinds.a=text must be one of class, labels, number, count."),
         (dict(a=[1, 2, 3] * 10, b=[1, 2, 3] * 10), {"targets": {"t": ["a", "b"]}, "kinds": {"t": "class"}},
          "targets.t=['a', 'b']: a class has one column"),
         (dict(a=[1, 2, 3] * 10), {"kinds": {"a": "labels"}}, "{file}, row 3: a is 2; it must be 0, 1 or empty."),
@@ -428,7 +428,7 @@ def test_the_command_takes_kinds(folder, tmp_path):
     done = subprocess.run([*arguments, "a=number", "--write", str(tmp_path / "conf")], capture_output=True, text=True)
     assert "a: number" in done.stdout, done.stderr
     assert "out_features: 1" in (tmp_path / "conf" / "heads" / "mine.yaml").read_text()
-    assert "must be TARGET=KIND" in subprocess.run([*arguments, "a"], capture_output=True, text=True).stderr
+    assert "must be NAME=KIND" in subprocess.run([*arguments, "a"], capture_output=True, text=True).stderr
 
 
 WITHOUT_TORCH = """
