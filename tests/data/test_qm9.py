@@ -15,6 +15,7 @@ from support.going_on import goes_on
 from torch import nn
 
 import mtl
+from mtl import predict
 from mtl.config import load
 from mtl.config.build import build
 from mtl.data.molecules import NUMBERS
@@ -271,7 +272,9 @@ def test_two_processes_have_the_losses_of_one(root, train_tiny):
         assert {key: two[key] for key in names} == pytest.approx({key: one[key] for key in names}, rel=1e-4, abs=1e-5)
 
 
-def test_a_run_is_resumed_to_the_last_bit_evaluated_and_loaded_without_its_data(root, table, train_tiny, tmp_path):
+def test_a_run_is_resumed_to_the_last_bit_evaluated_and_predicts_without_its_data(
+    root, table, train_tiny, tmp_path, monkeypatch
+):
     copy = shutil.copytree(root, tmp_path / "data")
     run = [*SMALL, f"data.root={copy}", "tasks=[mu,u0_atom]", "strategy=gradvac", "scheduler=plateau"]
     whole = train_tiny(*run, folder="whole")
@@ -293,6 +296,17 @@ def test_a_run_is_resumed_to_the_last_bit_evaluated_and_loaded_without_its_data(
         assert error == pytest.approx(measured[f"{target}/abs_err"], rel=1e-5)
     with pytest.raises(ValueError, match="a molecule has the element 16; QM9 has"):
         predictor({"charges": [16], "positions": [[0.0, 0.0, 0.0]]})
+
+    (tmp_path / "new").mkdir()
+    for name in names:
+        molecule = raw(table, name)
+        atoms = [f"{SYMBOLS[charge]} {x} {y} {z}" for charge, (x, y, z) in zip(*molecule.values(), strict=True)]
+        (tmp_path / "new" / name).write_text("\n".join([str(len(atoms)), name, *atoms]))
+    monkeypatch.setattr("sys.argv", ["mtl-predict", str(whole), str(tmp_path / "new"), "--out", f"{tmp_path}/out.csv"])
+    predict.main()
+    rows = pd.read_csv(tmp_path / "out.csv").set_index("file")
+    for name, own in zip(names, predicted, strict=True):
+        assert rows["mu"][str(tmp_path / "new" / name)] == pytest.approx(own["mu"], rel=1e-5)
 
 
 def test_the_study_runs_on_the_fixture(root, tmp_path):

@@ -31,6 +31,7 @@ KINDS = {
     "office": {"class"},
     "office_home": {"class"},
     "pascal_context": {"segmentation", "normals", "mask"},
+    "qm9": {"value"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
     "taskonomy": {"segmentation", "depth", "normals"},
@@ -89,7 +90,9 @@ def test_the_model_of_every_data_set(folder, name):
         for task, output in trained.outputs.items()
     }
     assert {answer.kind for answer in answers.values()} == KINDS[name]
-    assert trained.preprocess.takes == {"stdlib": "text", "toy": "tensor", "dataset": "tensor"}.get(name, "image")
+    assert trained.preprocess.takes == {"qm9": "molecule", "stdlib": "text", "toy": "tensor", "dataset": "tensor"}.get(
+        name, "image"
+    )
     for task, answer in answers.items():
         scores = answer.scores(expected[task])
         assert len(scores) == len(expected[task]) and answer.say(scores[0]) is not None
