@@ -12,6 +12,7 @@ import torch
 from support.composing import configuration
 from support.exactness import assert_same, left_by, same
 from support.going_on import goes_on
+from support.ranks import run_ranks
 from torch import nn
 
 import mtl
@@ -237,6 +238,7 @@ def test_trains_and_goes_on_to_the_last_bit(root, kind):
 WAYS = {
     "compile": (["trainer.compile=true"], ["trainer.compile=false"], 1e-5),
     "pieces": (["data.batch_size=3", "trainer.accumulate_grad_batches=2", "trainer.accumulate=exact"], [], 1e-5),
+    "bf16": (["trainer.precision=bf16"], [], 2e-2),
     "detached": (["strategy=naive"], ["strategy=detached"], 1e-5),
     "another seed": (["seed=1"], [], None),
 }
@@ -255,19 +257,11 @@ def test_options_of_the_trainer_leave_the_training_as_it_is(root, way, train_tin
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(root, train_tiny):
-    common = [
-        *SMALL,
-        f"data.root={root}",
-        "strategy=mgda",
-        "optimizer=sgd",
-        "scheduler=constant",
-        "trainer.log_every=1",
-    ]
-    rows = [
-        read_metrics(train_tiny(*common, f"trainer.devices={count}", folder=str(count)), "train") for count in (1, 2)
-    ]
-    for one, two in zip(*rows, strict=True):
+def test_two_processes_have_the_losses_of_one(root, tmp_path):
+    cfg = load([*SMALL, f"data.root={root}", "strategy=mgda", "trainer.max_steps=3", "trainer.log_every=1"])
+    train(cfg, tmp_path / "one")
+    run_ranks(2, train, cfg, tmp_path / "two")
+    for one, two in zip(*(read_metrics(tmp_path / name, "train") for name in ("one", "two")), strict=True):
         names = [key for key in one if key.startswith(("loss/", "weight/"))]
         assert {key: two[key] for key in names} == pytest.approx({key: one[key] for key in names}, rel=1e-4, abs=1e-5)
 
