@@ -314,4 +314,4 @@ def test_the_study_runs_on_the_fixture(root, tmp_path):
 def test_an_architecture_that_needs_maps_or_vectors_is_refused_in_one_sentence(root, architecture):
     with pytest.raises(ConfigError) as caught:
         build(load([*SMALL, f"data.root={root}", f"architecture={architecture}"]))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "must be float32" not in str(caught.value), "a mask is no image"
