@@ -27,7 +27,7 @@ class Answer:
     ``token``; or ``output``, which stays as it is. ``names``: of the classes, of several labels or numbers. ``scale``:
     the mean and deviation of standardised numbers; ``unit``: of numbers, where it is known. ``logits``: false where the
     model itself gives probabilities, for torch.nn.BCELoss; ``logarithm``: true where the numbers are the exponentials
-    of the model's, for mtl.losses.MaskedPoisson.
+    of the model's, for the losses of counts.
     """
 
     kind: str
@@ -65,8 +65,8 @@ class Answer:
         """One sample's scores in the user's terms.
 
         Of a class ``{"class", "probability", "probabilities"}``, of a token after a text ``{"text", "probability"}``;
-        of labels and numbers a number, or by name where there are several; of maps an array ``[H, W]`` of classes, depth
-        or probabilities, or normals ``[3, H, W]``.
+        of labels and numbers a number, or by name where there are several; of maps an array ``[H, W]`` of classes,
+        depth or probabilities, or normals ``[3, H, W]``.
         """
         if self.kind == "class":
             best = int(scores.argmax())
@@ -123,7 +123,12 @@ def answer_of(
     scale = description["scales"].get(task) if kind in ("value", "depth") else None
     unit = description["units"].get(task)
     scale = None if scale is None else (scale[0], scale[1])
-    return Answer(kind, names, scale, unit, not isinstance(loss, nn.BCELoss), isinstance(loss, MaskedPoisson))
+    return Answer(kind, names, scale, unit, not isinstance(loss, nn.BCELoss), _is_logarithm(loss))
+
+
+def _is_logarithm(loss: Any) -> bool:
+    """Whether a loss takes the logarithms of counts, as torch.nn.PoissonNLLLoss does by default."""
+    return isinstance(loss, MaskedPoisson) or getattr(loss, "log_input", False)
 
 
 def _kind(shown: str | None, output: Any, loss: Any, target: Any, tokens: bool) -> str:

@@ -34,10 +34,18 @@ KINDS = {
     "qm9": {"value"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
+    "table": {"class", "value"},
     "taskonomy": {"segmentation", "depth", "normals"},
     "toy": {"output"},
     "dataset": {"class", "value"},
 }
+TAKES = {
+    "qm9": "molecule",
+    "stdlib": "text",
+    "table": "row",
+    "toy": "tensor",
+    "dataset": "tensor",
+}  # the others take images
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +98,7 @@ def test_the_model_of_every_data_set(folder, name):
         for task, output in trained.outputs.items()
     }
     assert {answer.kind for answer in answers.values()} == KINDS[name]
-    assert trained.preprocess.takes == {"qm9": "molecule", "stdlib": "text", "toy": "tensor", "dataset": "tensor"}.get(
-        name, "image"
-    )
+    assert trained.preprocess.takes == TAKES.get(name, "image")
     for task, answer in answers.items():
         scores = answer.scores(expected[task])
         assert len(scores) == len(expected[task]) and answer.say(scores[0]) is not None
