@@ -31,7 +31,7 @@ def make_encoder(
     options: Mapping[str, Any],
     config: Mapping[str, Any] | None,
 ) -> Any:
-    """The encoder of mtl.backbones.Text, which says what arguments and errors are; ``sizes`` are those of a small BERT."""
+    """The encoder of mtl.backbones.Text, which says what its arguments are; ``sizes`` are those of a small BERT."""
     transformers = _transformers()
     if config is not None:
         own = transformers.AutoConfig.for_model(**config)

@@ -34,6 +34,7 @@ KINDS = {
     "office_home": {"class"},
     "pascal_context": {"segmentation", "normals", "mask"},
     "paws_x": {"class"},
+    "qm9": {"value"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
     "table": {"class", "value"},
@@ -42,6 +43,7 @@ KINDS = {
     "dataset": {"class", "value"},
 }
 TAKES = {
+    "qm9": "molecule",
     "stdlib": "text",
     "table": "row",
     "flights": "row",
