@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from mtl.backbones import CausalBlock, CausalTransformer, Timm
+from mtl.backbones import CausalBlock, CausalTransformer, ConvNet, Timm
 from mtl.config import load
 from mtl.config.build import build
 from mtl.errors import ConfigError
@@ -236,3 +236,13 @@ def test_what_does_not_fit_the_transformer_is_named(transformer):
     for num_heads in (0, 3):
         with pytest.raises(ValueError, match=f"width=8 must be a multiple of num_heads={num_heads}"):
             CausalBlock(8, num_heads)
+
+
+def test_one_number_sets_the_size_of_the_convolutions():
+    model = ConvNet(5, in_channels=2)
+    assert model(torch.zeros(3, 2, 16, 16)).shape == (3, 20)
+    assert (
+        sum(p.numel() for p in model.parameters()) == 90 * 25 + 9 * 5 * 2 + 14 * 5
+    )  # of 3×3 weights, and normalisation
+    with pytest.raises(ValueError, match=r"^width=0 must be 1 or more"):
+        ConvNet(0)
