@@ -162,7 +162,7 @@ def _size_sentences(comparison: Comparison) -> Iterator[str]:
     if not size.differ(methods):
         if methods:
             parameters, operations = size.parameters(methods[0]), size.multiply_adds(methods[0])
-            yield f"All strategies train {parameters:,.0f} parameters, with {operations:,.0f} multiply-adds a sample."
+            yield f"All strategies have {parameters:,.0f} parameters and {operations:,.0f} multiply-adds a sample."
         return
     if any(math.isfinite(row.single_networks) for row in methods):
         yield "Single networks: one plain network for each task of the row, their parameters together."

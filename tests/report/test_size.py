@@ -120,7 +120,7 @@ def test_strategies_of_one_size_have_no_columns_and_one_sentence(tmp_path):
         write_run(tmp_path / str(i), strategy, test=accuracies(0.5, 0.5), recorded=sized(1000))
     comparison, _ = compared(tmp_path)
     table = tables(comparison)[0]
-    assert "All strategies train 1,200 parameters, with 5,000 multiply-adds a sample." in table.caption
+    assert "All strategies have 1,200 parameters and 5,000 multiply-adds a sample." in table.caption
     assert not any("parameters" in title for title in table.header) and not comparison.warnings
 
 
