@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from mtl.backbones import CausalTransformer, Tabular, Timm
+from mtl.backbones import CausalTransformer, ConvNet, Tabular, Timm
 from mtl.backbones.transformer import CausalBlock
 from mtl.config import load
 from mtl.config.build import build
@@ -273,3 +273,13 @@ def test_what_does_not_fit_a_table_is_named(arguments, words):
     with pytest.raises(ValueError) as caught:
         Tabular(numbers=1, categories=[3, 4], **arguments)
     assert words in str(caught.value)
+
+
+def test_one_number_sets_the_size_of_the_convolutions():
+    model = ConvNet(5, in_channels=2)
+    assert model(torch.zeros(3, 2, 16, 16)).shape == (3, 20)
+    assert (
+        sum(p.numel() for p in model.parameters()) == 90 * 25 + 9 * 5 * 2 + 14 * 5
+    )  # of 3×3 weights, and normalisation
+    with pytest.raises(ValueError, match=r"^width=0 must be 1 or more"):
+        ConvNet(0)

@@ -22,6 +22,7 @@ from mtl.data.office import Office
 from mtl.data.pascal_context import PascalContext
 from mtl.data.paws_x import PawsX
 from mtl.data.qm9 import QM9
+from mtl.data.relatedness import Relatedness
 from mtl.data.scenes import Scenes
 from mtl.data.stdlib import Stdlib
 from mtl.data.table import Table
@@ -47,7 +48,7 @@ def made(fixture_root, tmp_path):
             return Office(str(root or fixture_root(name)), ["amazon", "dslr", "webcam"], 31, image_size=16, **arguments)
         if name in OF_FILES:
             return OF_FILES[name](str(root or fixture_root(name)), **arguments)
-        return {"digits": Digits, "scenes": Scenes, "toy": Toy}[name](**arguments)
+        return {"digits": Digits, "relatedness": Relatedness, "scenes": Scenes, "toy": Toy}[name](**arguments)
 
     return make
 
@@ -60,7 +61,7 @@ def texts(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", [*OF_FILES, "office", "table", "stdlib", "digits", "scenes", "toy"])
+@pytest.mark.parametrize("name", [*OF_FILES, "office", "table", "stdlib", "digits", "relatedness", "scenes", "toy"])
 def test_every_data_set_is_described_in_what_a_checkpoint_holds_and_can_be_read_so_again(made, name):
     data = made(name)
     description = describe(data)
