@@ -16,7 +16,6 @@ from mtl.engine.precision import DTYPES, Precision
 from mtl.errors import first_line, require, suggestion
 from mtl.model import MultiTaskModel
 from mtl.prediction.answers import Answer, answer_of
-from mtl.training.loaders import to_device
 
 BATCH = 64  # raw inputs that are answered together
 
@@ -85,6 +84,8 @@ class Predictor:
 
     def scores(self, inputs: Any) -> dict[str, Any]:
         """By task, the scores of a batch of inputs as the model takes them; see :meth:`Answer.scores`."""
+        from mtl.training.loaders import to_device  # which imports timm and W&B
+
         inputs = to_device(inputs, self.device)
         by_task = isinstance(inputs, Mapping) and inputs.keys() <= {*self.description["targets"]}
         if self.description["inputs_per_task"] and not by_task:
