@@ -206,7 +206,7 @@ def date_parts(dates: pd.Series) -> dict[str, NDArray[np.float64]]:
     """The parts of dates ``[N]``, NaN where there is none; Monday is the weekday 0."""
     own = dates.dt
     found = {
-        "year": own.year, "month": own.month, "weekday": own.weekday, "day of year": own.dayofyear,
+        "year": own.year, "month": own.month, "weekday": own.day_of_week, "day of year": own.day_of_year,
         "hour": own.hour + own.minute / 60,
     }  # fmt: skip
     return {part: values.to_numpy(np.float64, na_value=np.nan) for part, values in found.items()}

@@ -62,7 +62,7 @@ def test_every_column_becomes_what_pandas_says_of_the_training_rows(root):
     train_rows, test_rows = rows_of(data, root), rows_of(data, root, "test")
     inputs, targets = everything(data.test)
     days, seen = (pd.to_datetime(rows["day"]) for rows in (test_rows, train_rows))
-    dates = [(getattr(days.dt, part), getattr(seen.dt, part)) for part in ("month", "weekday", "dayofyear")]
+    dates = [(getattr(days.dt, part), getattr(seen.dt, part)) for part in ("month", "day_of_week", "day_of_year")]
     columns = [(now - then.mean()) / then.std(ddof=0) for now, then in dates]
     age = (test_rows["age"] - train_rows["age"].mean()) / train_rows["age"].std(ddof=0)
     expected = [*columns, days.isna(), age, age.isna()]
@@ -455,7 +455,7 @@ def test_the_command_writes_a_configuration_that_trains(root, tmp_path):
 
     found = command(root / "table.csv", "--targets", *TARGETS, "--kinds", "age=category", "--write", tmp_path / "conf")
     assert found.returncode == 0, found.stderr
-    assert "train 84, val 22, test 14 rows" in found.stdout and "age: category" in found.stdout
+    assert "train 91, val 15, test 14 rows" in found.stdout and "age: category" in found.stdout
     assert "customer is left out: its 120 texts are all different" in found.stdout
     cfg = load([f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "data=mine", "device=cpu", "tracker=jsonl"])
     check(cfg)
