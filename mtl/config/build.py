@@ -158,8 +158,10 @@ def _find_device(name: str) -> torch.device:
 
 def _make_data(cfg: DictConfig, read_as: Description | None) -> Any:
     own = {key: value for key, value in cfg.data.items() if key != "on_error"}
+    reads_text = getattr(import_target("backbone", cfg.backbone), "reads_text", False)
     # Empty metadata are none: a data set of an own class may have learnt nothing.
-    return make("data", own, seed=cfg.seed, metadata=(read_as and read_as["metadata"]) or None)
+    metadata = (read_as and read_as["metadata"]) or None
+    return make("data", own, seed=cfg.seed, metadata=metadata, reads_text=reads_text)
 
 
 def _normalize(data: Any, backbone: nn.Module | None, read_as: Description | None) -> None:

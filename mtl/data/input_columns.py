@@ -1,8 +1,7 @@
-"""The columns of a table as inputs: numbers, categories and dates; without torch."""
+"""The columns of a table as inputs: numbers, categories, dates and texts; without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_
 from mtl.data.columns import FEW, infer, is_boolean, to_numbers
 from mtl.data.tables import Files, first_row, row_of
 
-INPUT_KINDS = ("number", "category", "date")
+INPUT_KINDS = ("number", "category", "date", "text")
+WORDS = 3  # most values of a column of free text have as many or more
 # One of them for all rows of a column: which of day and month comes first cannot be told from every row.
 DATE_FORMATS = ("ISO8601", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y", "%d.%m.%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y")
 TRUE = ("true", "1", "1.0")
@@ -47,6 +47,8 @@ class InputColumn:
     gaps: bool = False
 
     def __str__(self) -> str:
+        if self.kind == "text":
+            return "text"
         if self.kind == "category":
             more = f" and {len(self.values) - FEW} more" if len(self.values) > FEW else ""
             return f"category of {', '.join(self.values[:FEW])}{more}"
@@ -59,8 +61,8 @@ class InputColumn:
         return len(self.mean) + self.gaps
 
     def numbers(self, own: pd.Series, file: Path | Files) -> NDArray[np.float32]:
-        """Standardised numbers ``[N, width]``, 0 where there is none; of a category ``[N, 0]``."""
-        if self.kind == "category":
+        """Standardised numbers ``[N, width]``, 0 where there is none; of a category or a text ``[N, 0]``."""
+        if self.kind in ("category", "text"):
             return np.empty((len(own), 0), np.float32)
         found = self._parts(own, file)
         missing = np.isnan(found)
@@ -75,7 +77,13 @@ class InputColumn:
         return np.array([*found, 0], np.int32)[codes]
 
     def _texts(self, values: Any) -> list[str]:
-        return [_text(value, self.numeric, self.boolean) for value in values]
+        """Categories as texts: 3, 3.0 and "3" are one number, and True and "true" one truth value."""
+        if self.boolean:
+            return [str(str(value).strip().casefold() in TRUE) for value in values]
+        if not self.numeric:
+            return [str(value) for value in values]
+        numbers = pd.to_numeric(pd.Series(list(values)), errors="coerce").tolist()
+        return [str(v) if pd.isna(n) else f"{float(n):.15g}" for v, n in zip(values, numbers, strict=True)]
 
     def _parts(self, own: pd.Series, file: Path | Files) -> NDArray[np.float64]:
         if self.kind == "number":
@@ -83,19 +91,27 @@ class InputColumn:
         return np.stack([date_parts(_dates(own, self.format, file))[part] for part in self.parts], 1)
 
 
-def infer_input(table: Any, name: str, file: Path | Files) -> str:
-    """The kind of an input column; LeftOut for one that is none, ValueError for one of several kinds."""
+def infer_input(table: Any, name: str, file: Path | Files, reads_text: bool = False) -> str:
+    """The kind of an input column; LeftOut for one that is none, ValueError for one of several kinds.
+
+    ``reads_text``: the model reads free text, which otherwise is no input.
+    """
     own = table[name]
     known = own.dropna()
     if not len(known):
         raise LeftOut("it is empty")
     if is_datetime64_any_dtype(own) or (_is_text(known) and find_format(own, file)):
         return "date"
-    different = known.nunique()
-    if _is_text(known) and different == len(known) > FEW:
-        raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
-    if _is_text(known) and len(known) > FEW and different > len(known) / 2 and not _mostly_numbers(known):
-        raise LeftOut(f"it has {different} different texts in {len(known)} rows: free text, or too many categories")
+    if _is_text(known) and len(known) > FEW and not _mostly_numbers(known):
+        different = known.nunique()
+        if different > len(known) / 2 and _has_words(known):
+            if reads_text:
+                return "text"
+            raise LeftOut("it is free text, which backbone=table_text and backbone=text read")
+        if different == len(known):
+            raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
+        if different > len(known) / 2:
+            raise LeftOut(f"it has {different} different texts in {len(known)} rows, too many for categories")
     return "number" if infer(table, (name,), file) == "number" else "category"
 
 
@@ -105,6 +121,8 @@ def learn(name: str, own: pd.Series, kind: str, train: NDArray[np.bool_], file: 
     if not len(seen):
         raise LeftOut("it has no value in the training rows")
     gaps = len(seen) < int(train.sum())
+    if kind == "text":
+        return InputColumn(name, kind)
     if kind == "category":
         column = InputColumn(name, kind, numeric=_is_number(own), boolean=is_boolean(own.dropna()))
         values = sorted(seen.unique().tolist(), key=lambda value: (isinstance(value, str), value))
@@ -127,7 +145,7 @@ def _with_statistics(
     mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
     if not np.isfinite(std).all():
         raise ValueError(f"{file}: the numbers in {column.name} are too large for a standard deviation; scale them.")
-    varies = std > 0
+    varies = np.nanmax(values, 0) > np.nanmin(values, 0)  # rounding may give what is constant a deviation
     if not varies.any() and not gaps:
         raise LeftOut(f"it is {own[train].dropna().iloc[0]} in every training row")
     if not varies.any():  # where there is a value is all that it tells
@@ -150,6 +168,8 @@ def find_format(own: pd.Series, file: Path | Files) -> str | None:
         return None
     if pd.to_numeric(texts, errors="coerce").notna().mean() > 0.5:
         return None  # 20240131 may be a number
+    if pd.to_datetime(texts, format=DATE_FORMATS[0], errors="coerce").notna().all():
+        return DATE_FORMATS[0]
     right = {form: pd.to_datetime(texts, format=form, errors="coerce").notna() for form in DATE_FORMATS}
     whole = [form for form, fits in right.items() if fits.all()]
     if len(whole) > 1:
@@ -200,14 +220,6 @@ def _examples() -> str:
 # ------------------------------------------------------------------------------------------------------------ values
 
 
-def _text(value: Any, numeric: bool, boolean: bool) -> str:
-    """A category as text: 3, 3.0 and "3" are one number, and True and "true" one truth value."""
-    if boolean:
-        return str(str(value).strip().casefold() in TRUE)
-    number = pd.to_numeric(value, errors="coerce") if numeric else None
-    return str(value) if number is None or pd.isna(number) else f"{float(number):.15g}"
-
-
 def _is_number(own: pd.Series) -> bool:
     return is_numeric_dtype(own) and not is_bool_dtype(own)
 
@@ -216,5 +228,10 @@ def _is_text(known: pd.Series) -> bool:
     return not is_numeric_dtype(known) and not is_bool_dtype(known) and not is_boolean(known)
 
 
-def _mostly_numbers(known: Sequence[Any]) -> bool:
-    return bool(pd.to_numeric(pd.Series(known), errors="coerce").notna().mean() > 0.5)
+def _has_words(known: pd.Series) -> bool:
+    """Whether most of a column's first values are of several words, as names and identifiers are not."""
+    return bool(known[:1000].astype(str).str.split().str.len().median() >= WORDS)
+
+
+def _mostly_numbers(known: pd.Series) -> bool:
+    return bool(pd.to_numeric(known, errors="coerce").notna().mean() > 0.5)

@@ -16,9 +16,9 @@ from mtl.data import SPLITS
 from mtl.data.columnar import Columnar, open_columns, remove_texts
 from mtl.data.columns import KINDS, as_list, known_columns
 from mtl.data.input_columns import INPUT_KINDS, InputColumn, LeftOut, infer_input, learn
-from mtl.data.table_cache import check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
+from mtl.data.table_cache import alias, check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
 from mtl.data.table_checks import check_all_splits
-from mtl.data.table_leaks import warn_of_leaks
+from mtl.data.table_leaks import find_leaks
 from mtl.data.table_rows import Rows
 from mtl.data.table_splits import check_shares, hash_column, hash_rows, split_by_hash, splits_of
 from mtl.data.table_targets import count_labels, encode_targets, targets_of
@@ -31,9 +31,11 @@ Targets = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 class InputTable:
     """What mtl.data.table.Table knows of its table; the arguments and the errors are described there.
 
-    ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why.
-    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers`` and ``categories`` the inputs, and
-    ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+    ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why;
+    ``leaks`` the warnings of inputs that give a target away. Of each row, ``parts`` has the split, ``values[target]``
+    the label, ``numbers``, ``categories`` and ``texts`` the inputs, ``content`` a number for all its cells, and
+    ``hashes`` one for its key, or its content where there is none. ``counts`` says in words how many labels each split
+    has.
     """
 
     def __init__(
@@ -51,15 +53,17 @@ class InputTable:
         missing: Sequence[Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         cache: str | None = None,
+        reads_text: bool = False,
     ) -> None:
         arguments = (file, targets, inputs, exclude, kinds, split, key, validation, test, missing, metadata)
-        self._file, self._kinds = file, dict(kinds or {})
+        self._file, self._kinds, self._reads_text = file, dict(kinds or {}), reads_text
         self._table: Any = None  # only while it is read
         paths = paths_of(folder, file)
         before = stamps(paths)
         if cache is None:
             self._read(paths, None, *arguments)
             check_unchanged(before)
+            self._table = None
             return
         own = Path(cache).expanduser() / fingerprint(before, arguments)
         with locked(own):
@@ -67,8 +71,11 @@ class InputTable:
                 self._read(paths, emptied(own), *arguments)
                 check_unchanged(before)
                 save(own, *self._state())
+                # A run that goes on from this one, or evaluates it, reads the table with what is known now.
+                alias(own, fingerprint(before, (*arguments[:-1], self.metadata)))
                 found = load(own)
                 remove_texts(own)
+        self._table = None
         self._restore(*found)  # type: ignore[misc]
 
     def _read(
@@ -106,12 +113,14 @@ class InputTable:
         }
         used = {column for own in self.columns.values() for column in own.columns}
         self.left_out: dict[str, str] = {}
+        self.leaks: list[str] = []
         if metadata:
             self.rows = Rows(metadata["inputs"])
         else:
             self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
-            warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
+            self.leaks = find_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
         self._encode(cache)
+        self.texts = self.rows.find_texts(table)
 
     def _encode(self, cache: Path | None) -> None:
         """The inputs of all rows, a block of rows at a time."""
@@ -126,7 +135,7 @@ class InputTable:
 
     def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What a cache holds."""
-        plain = {"metadata": self.metadata, "counts": self.counts, "left_out": self.left_out}
+        plain = {"metadata": self.metadata, "counts": self.counts, "left_out": self.left_out, "leaks": self.leaks}
         plain["sizes"] = {str(file): size for file, size in self.files.sizes.items()}
         parts = np.select([self.parts == part for part in SPLITS], [*range(len(SPLITS))])
         arrays = {"numbers": self.numbers, "categories": self.categories, "parts": parts.astype(np.uint8)}
@@ -136,12 +145,13 @@ class InputTable:
     def _restore(self, plain: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         self.columns = known_columns(plain["metadata"], None, None)
         self.rows = Rows(plain["metadata"]["inputs"])
-        self.counts, self.left_out = dict(plain["counts"]), dict(plain["left_out"])
+        self.counts, self.left_out, self.leaks = plain["counts"], plain["left_out"], plain["leaks"]
         self.files = Files({Path(file): size for file, size in plain["sizes"].items()})
         self.numbers, self.categories = arrays["numbers"], arrays["categories"]
         self.parts = np.array(SPLITS, object)[arrays["parts"]]
         self.content, self.hashes = arrays["content"], arrays["hashes"]
         self.values = {name: arrays[f"target {name}"] for name in self.columns}
+        self.texts = np.empty((len(self.parts), 0), object)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -202,7 +212,7 @@ class InputTable:
             if inputs is None and column in {*exclude, *used, *apart}:
                 continue
             try:
-                kind = self._input_kind(column) or infer_input(self._table, column, self.files)
+                kind = self._input_kind(column) or infer_input(self._table, column, self.files, self._reads_text)
                 if kind not in INPUT_KINDS:
                     raise ValueError(f"kinds.{column}={kind} must be one of {', '.join(INPUT_KINDS)}: it is an input.")
                 found.append(learn(column, self._table[column], kind, train, self.files))
@@ -210,7 +220,7 @@ class InputTable:
                 if inputs is not None:
                     raise ValueError(f"{self.files}: inputs={column} cannot be an input: {reason}.") from reason
                 self.left_out[column] = str(reason)
-        self._check_kinds(used, {column.name for column in found})
+        self._check_kinds({column.name for column in found})
         if not found:
             raise ValueError(f"{self.files} has no column that can be an input, beside the targets.")
         return found
@@ -218,7 +228,7 @@ class InputTable:
     def _input_kind(self, column: str) -> str | None:
         return None if column in self.columns else self._kinds.get(column)  # which is then a target's
 
-    def _check_kinds(self, used: set[str], inputs: set[str]) -> None:
+    def _check_kinds(self, inputs: set[str]) -> None:
         for name in self._kinds:
             if name not in {*self.columns, *inputs}:
                 raise ValueError(

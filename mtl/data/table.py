@@ -21,7 +21,9 @@ from mtl.data.input_columns import INPUT_KINDS
 from mtl.data.input_table import InputTable
 from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_left_out, show_targets, show_written
 from mtl.data.table_configuration import write_files
+from mtl.data.table_rows import one, raw_texts
 from mtl.data.table_targets import class_names_of, scales_of
+from mtl.data.tokenizer import Tokenizer, tokenizer_content
 from mtl.errors import require_positive
 
 if TYPE_CHECKING:
@@ -48,9 +50,12 @@ class Table:
     - ``category``: text, booleans, and whole numbers with at most 20 distinct values. A value that no training row has
       is the same as none.
     - ``date``: year, month, weekday, day of the year and hour, as numbers; those that do not vary are left out.
+    - ``text``: free text, where the backbone reads it; one column, or two as a pair. ``tokenizer`` is a tokenizer.json
+      or a folder with one; by default a vocabulary is learnt from the training rows. Texts of more than ``length``
+      tokens are cut.
 
-    A column of free text, of names or of one value is no input; a warning says so. A warning also names an input that
-    gives a target away, see mtl.data.table_leaks.
+    A column of names or of one value is no input, nor is free text that the backbone does not read; a warning says so.
+    A warning also names an input that gives a target away, see mtl.data.table_leaks.
 
     ``split`` is the column with ``train``, ``val`` or ``test``. Without it a hash decides, of the column ``key``, such
     as a customer's number, or without one of the whole row: rows with the same key are in one split, whatever the seed
@@ -59,7 +64,8 @@ class Table:
     from there and not from memory, also by the next run, and a text is read a block at a time. ``metadata``, another
     run's, reads the table with the inputs, kinds, classes and statistics that its model learnt.
 
-    Inputs: ``numbers`` ``[B, p]`` and ``categories`` ``[B, q]``, int64. ``preprocess`` makes them of a row or of many.
+    Inputs: ``numbers`` ``[B, p]`` and ``categories`` ``[B, q]``, int64; with texts also ``text``, of ``tokens``, int64,
+    and ``mask`` ``[B, length]``, see mtl.data.tokenizer. ``preprocess`` makes them of a row or of many.
     Targets: ``class`` ``[B]``, -100 if missing; the others ``[B, columns]``, NaN if missing.
 
     Raises ValueError for a missing or invalid table, column or cell, with its row, of which the header is 1.
@@ -80,22 +86,64 @@ class Table:
         batch_size: int = 256,
         missing: Sequence[Any] | None = None,
         cache: str | None = None,
+        tokenizer: str | None = None,
+        length: int = 128,
+        reads_text: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         require_positive(batch_size=batch_size)
+        if reads_text and cache is not None:
+            raise ValueError(f"cache={cache} is for numbers, and the backbone reads text: leave it out.")
         names = [file] if isinstance(file, str) else list(file.values())
         folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE)
         table = InputTable(
-            folder, file, targets or (), inputs, exclude, kinds, split, key, validation, test, missing, metadata, cache
+            folder,
+            file,
+            targets or (),
+            inputs,
+            exclude,
+            kinds,
+            split,
+            key,
+            validation,
+            test,
+            missing,
+            metadata,
+            cache,
+            reads_text,
         )
         for column, reason in table.left_out.items():
             log.warning("%s is left out of the inputs: %s", column, reason)
+        for leak in table.leaks:
+            log.warning("%s", leak)
         self.columns, self.counts = table.columns, table.counts
         self.targets = tuple(self.columns)
         self.class_names, self.scales = class_names_of(self.columns), scales_of(self.columns)
-        self.preprocess, self.metadata = table.rows, table.metadata
+        self.preprocess, self.metadata = table.rows, dict(table.metadata)
+        self._read_texts(table, reads_text, tokenizer, length, metadata)
         self.batch_size, self.input_info = batch_size, table.rows.input_info
         self.train, self.val, self.test = (Part(table, part) for part in SPLITS)
+
+    def _read_texts(
+        self, table: InputTable, reads: bool, path: str | None, length: int, metadata: Mapping[str, Any] | None
+    ) -> None:
+        """Give the table's rows the tokenizer of their texts; ValueError where they or a backbone for them lack."""
+        named = table.rows.texts
+        if named and not reads:
+            raise ValueError(f"kinds.{named[0]}=text needs a backbone that reads text: table_text or text.")
+        if reads and not named:
+            raise ValueError(
+                f"the backbone reads text, and no input of {table.files} is free text; name it by +data.kinds."
+            )
+        if not named:
+            return
+        texts = table.texts[table.parts == "train"]
+        content = metadata["tokenizer"] if metadata else tokenizer_content(path, texts.ravel().tolist())
+        table.rows.tokenizer = Tokenizer(content, length)
+        self.metadata["tokenizer"] = table.rows.tokenizer.content
+        if not metadata:
+            log.info("free text: %s", ", ".join(named))
+            table.rows.tokenizer.say_cut(raw_texts(texts))
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """Of a class ``accuracy``, ``log_loss``, and of two classes ``auc`` and ``average_precision``.
@@ -131,19 +179,16 @@ class Part:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         inputs, targets = self.batch([index], 0)
-        return {name: own[0] for name, own in inputs.items()}, {name: own[0] for name, own in targets.items()}
+        return one(inputs), one(targets)
 
-    def batch(self, indices: Sequence[int], epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def batch(self, indices: Sequence[int], epoch: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The rows of ``indices``, the same in every epoch."""
         import torch
 
-        rows = self._rows[indices]
-        inputs = {
-            "numbers": torch.from_numpy(self._table.numbers[rows]),
-            "categories": torch.from_numpy(self._table.categories[rows].astype(np.int64)),
-        }
+        own, rows = self._table, self._rows[indices]
+        inputs = own.rows.tensors(own.numbers[rows], own.categories[rows], own.texts[rows])
         return inputs, {name: torch.from_numpy(own[rows]) for name, own in self._table.values.items()}
 
     def path(self, index: int) -> str:
@@ -179,6 +224,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path, help="the table: .csv, .tsv, .txt or .parquet")
     parser.add_argument("--targets", nargs="+", default=[], metavar="COLUMN", help="the columns to predict")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="COLUMN", help="columns that are to be no inputs")
+    parser.add_argument("--text", action="store_true", help="columns of free text are inputs, too")
     parser.add_argument("--key", help="the column whose hash decides the split; default: the whole row's")
     add_arguments(parser, (*KINDS, *(kind for kind in INPUT_KINDS if kind not in KINDS)))
     given = parser.parse_args()
@@ -198,6 +244,7 @@ def main() -> None:
             targets=given.targets,
             exclude=given.exclude,
             kinds=kinds_of(given.kinds),
+            reads_text=given.text,
             **own,
         )
         print(f"{count_rows(data.parts)}; targets:")
@@ -206,6 +253,7 @@ def main() -> None:
         for column in data.rows.inputs:
             print(f"  {column.name}: {column}")
         show_left_out(data.left_out)
+        print(*(f"WARNING: {leak}" for leak in data.leaks), sep="\n", end="\n" if data.leaks else "")
         if given.write is not None:
             files = write_files(_data(data, arguments), data.columns, given.write, given.name)
             show_written(files, given.write, given.name)
@@ -216,12 +264,15 @@ def main() -> None:
 def _data(data: InputTable, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of the data, with all that was found, so that another table cannot change it."""
     inputs = {column.name: column.kind for column in data.rows.inputs}
-    own: dict[str, Any] = {"defaults": [{"override /backbone@_global_.backbone": "tabular"}]}
+    texts = len(data.rows.texts)
+    backbone = "tabular" if not texts else "text" if texts == len(inputs) else "table_text"
+    own: dict[str, Any] = {"defaults": [{"override /backbone@_global_.backbone": backbone}]}
     own |= {"_target_": "mtl.data.table.Table", **arguments}
     own["targets"] = {target: column.columns[0] for target, column in data.columns.items()}
     own |= {"inputs": list(inputs), "exclude": []}
     own["kinds"] = inputs | {target: column.kind for target, column in data.columns.items()}
-    return own | {"validation": 0.15, "test": 0.15, "batch_size": 256}
+    own |= {"validation": 0.15, "test": 0.15, "batch_size": 32 if texts else 256}
+    return own | ({"tokenizer": "${oc.select:backbone.path,null}", "length": 128} if texts else {})
 
 
 if __name__ == "__main__":

@@ -6,15 +6,16 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor
 
 from mtl.data.folder import errors_named_by
 from mtl.errors import first_line, require_positive
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         """The tokens of a batch, the batch axis first."""
+        import torch
+
         tokens = np.full((len(texts), self.length), self._padding, np.int64)
         mask = np.zeros((len(texts), self.length), bool)
         segments = np.zeros((len(texts), self.length), np.int64)

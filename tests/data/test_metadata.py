@@ -23,6 +23,7 @@ from mtl.data.paws_x import PawsX
 from mtl.data.qm9 import QM9
 from mtl.data.scenes import Scenes
 from mtl.data.stdlib import Stdlib
+from mtl.data.table import Table
 from mtl.data.taskonomy import Taskonomy
 from mtl.data.toy import Toy
 
@@ -39,6 +40,8 @@ def made(fixture_root, tmp_path):
     def make(name, root=None, **arguments):
         if name == "stdlib":
             return Stdlib(path=str(root or texts(tmp_path / "texts")), context=16, vocabulary=300, **arguments)
+        if name == "table":
+            return Table(str(root or fixture_root(name)), ["basket", "amount"], **arguments)
         if name == "office":
             return Office(str(root or fixture_root(name)), ["amazon", "dslr", "webcam"], 31, image_size=16, **arguments)
         if name in OF_FILES:
@@ -56,7 +59,7 @@ def texts(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", [*OF_FILES, "office", "stdlib", "digits", "scenes", "toy"])
+@pytest.mark.parametrize("name", [*OF_FILES, "office", "table", "stdlib", "digits", "scenes", "toy"])
 def test_every_data_set_is_described_in_what_a_checkpoint_holds_and_can_be_read_so_again(made, name):
     data = made(name)
     description = describe(data)

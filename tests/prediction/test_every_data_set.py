@@ -13,6 +13,7 @@ from mtl.prediction.answers import answer_of
 
 SIZED = {"celeba": 16, "taskonomy": 32, "pascal_context": 32, "image_table": 16, "office": 16, "office_home": 16}
 OWN = {
+    "paws_x": ["data.length=24", "backbone.width=16"],
     "stdlib": ["data.context=16"],
     "scenes": ["data.size=5", "data.image_size=32"],
     "dataset": [
@@ -31,6 +32,7 @@ KINDS = {
     "office": {"class"},
     "office_home": {"class"},
     "pascal_context": {"segmentation", "normals", "mask"},
+    "paws_x": {"class"},
     "qm9": {"value"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
