@@ -43,6 +43,7 @@ KINDS = {
 }
 TAKES = {
     "qm9": "molecule",
+    "paws_x": "row",
     "stdlib": "text",
     "table": "row",
     "toy": "tensor",
