@@ -44,6 +44,7 @@ KINDS = {
 }
 TAKES = {
     "qm9": "molecule",
+    "paws_x": "row",
     "stdlib": "text",
     "table": "row",
     "flights": "row",
