@@ -1,7 +1,7 @@
 """Test metrics of a report's rows with their intervals, from its results.csv.
 
-python experiments/architectures/figure.py experiments/architectures/results.csv
-python experiments/architectures/figure.py experiments/relatedness/results.csv --metrics loss/first loss/second
+python experiments/architectures/figure.py experiments/architectures/results.csv accuracy.png
+python experiments/architectures/figure.py experiments/relatedness/results.csv loss.png --metrics loss/first loss/second
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def main() -> None:
     """One panel a metric, one line a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
+    parser.add_argument("name", help="of the picture, which is written beside the results")
     parser.add_argument("--metrics", nargs="+", default=["left/accuracy", "sum/accuracy"])
     options = parser.parse_args()
     found = {metric: values_by_row(options.results, metric) for metric in options.metrics}
@@ -47,8 +48,8 @@ def main() -> None:
         panel.grid(axis="x", alpha=0.3)
         panel.set_yticks(range(len(labels)), labels)
     figure.tight_layout()
-    figure.savefig(options.results.with_suffix(".png"), dpi=110)
-    print(options.results.with_suffix(".png"))
+    figure.savefig(options.results.with_name(options.name), dpi=110)
+    print(options.results.with_name(options.name))
 
 
 if __name__ == "__main__":
