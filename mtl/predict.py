@@ -39,8 +39,8 @@ def predict(given: argparse.Namespace) -> str:
     options = dict(which=given.which, device=given.device, precision=given.precision, tasks=given.tasks)
     ensemble = Ensemble([load(path, **options) for path in (given.checkpoint, *given.also)])
     _check_form(ensemble, given.out)
-    preprocess = ensemble.preprocess
-    raws, labels = find_inputs(given.inputs, preprocess.takes, getattr(preprocess, "columns", None), given.column)
+    missing = ensemble.members[0].config["data"].get("missing") or ()
+    raws, labels = find_inputs(given.inputs, ensemble.preprocess, given.column, missing)
     inputs = Inputs(raws, labels, ensemble.collate)
     if given.out is None:
         for rows in _rows(ensemble, inputs, given, Path(), set()):
@@ -50,6 +50,8 @@ def predict(given: argparse.Namespace) -> str:
     try:
         for rows in _rows(ensemble, inputs, given, output.folder, output.done):
             output.add(rows)
+        if not output.done:
+            raise ValueError(f"none of {len(inputs)} inputs can be read, so {given.out} is not written.")
     except BaseException:
         if output.leave():
             log.warning("%d of %d inputs are in %s; --resume goes on.", len(output.done), len(inputs), output.folder)
@@ -79,9 +81,9 @@ def _check_form(ensemble: Ensemble, out: Path | None) -> None:
 
 def _job(ensemble: Ensemble, inputs: Inputs, given: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for a job to go on."""
-    members = [{"path": str(m.path.absolute()), "step": m.step, "tasks": m.tasks} for m in ensemble.members]
     from mtl.data.metadata import digest
 
+    members = [{"path": str(m.path.absolute()), "step": m.step, "tasks": m.tasks} for m in ensemble.members]
     names = digest(json.dumps(inputs.labels).encode())
     return {"members": members, "inputs": names, "all": given.all, "tokens": given.tokens, "precision": given.precision}
 
@@ -93,9 +95,11 @@ def _rows(
     from tqdm import tqdm
 
     from mtl.data.loader import Batches, closing
+    from mtl.prediction.predictor import BATCH
 
     texts = ensemble.preprocess.takes == "text"  # of different lengths, which make no batch
-    size = 1 if texts else given.batch_size or ensemble.members[0].config["data"].get("batch_size", 64)
+    own = ensemble.members[0].config["data"].get("batch_size")
+    size = 1 if texts else given.batch_size or (own if isinstance(own, int) else BATCH)
     left = [index for index in range(len(inputs)) if index not in done]
     keys = [(0, left[start : start + size]) for start in range(0, len(left), size)]
     batches = Batches(inputs, keys, 0, given.workers, split="input", on_error=given.on_error)
@@ -120,9 +124,12 @@ def _answers(
         for task, answer in ensemble.answers.items():
             own, between = scores[task][place], None if spread is None else spread[task][place]
             if answer.is_map:
-                row |= save_map(folder, inputs.places[index], task, answer, own, between)
+                cells: dict[str, Any] = dict(save_map(folder, inputs.places[index], task, answer, own, between))
             else:
-                row |= answer.cells(task, own, between, given.all)
+                cells = answer.cells(task, own, between, given.all)
+            if twice := row.keys() & cells.keys():
+                raise ValueError(f"two columns would be named {min(twice)}: predict one of the tasks alone by --tasks.")
+            row |= cells
         rows[index] = row
     return rows
 
@@ -178,7 +185,7 @@ def main() -> None:
             done = predict(given)
         except DataError as error:
             raise ValueError(f"{first_line(error)} (--on-error skip leaves such inputs out)") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"mtl-predict: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -193,6 +193,11 @@ class TextPreprocess:
         second = np.append(False, begins[:-1])
         return np.where(begins, joined, codes)[~second]
 
+    @property
+    def tokens(self) -> list[str]:
+        """The text of every token; bytes that are no UTF-8 by themselves are �."""
+        return [self.decode([token]).decode(errors="replace") for token in range(BYTES + len(self.pairs))]
+
     def decode(self, tokens: Sequence[int]) -> bytes:
         """The text of some tokens."""
         return b"".join(

@@ -27,7 +27,7 @@ class Answer:
     ``token``; or ``output``, which stays as it is. ``names``: of the classes, of several labels or numbers. ``scale``:
     the mean and deviation of standardised numbers; ``unit``: of numbers, where it is known. ``logits``: false where the
     model itself gives probabilities, for torch.nn.BCELoss; ``logarithm``: true where the numbers are the exponentials
-    of the model's, for mtl.losses.MaskedPoisson.
+    of the model's, for the losses of counts.
     """
 
     kind: str
@@ -64,13 +64,17 @@ class Answer:
     def say(self, scores: Any) -> Any:
         """One sample's scores in the user's terms.
 
-        Of a class ``{"class", "probability", "probabilities"}``, of labels and numbers a number, or by name where there
-        are several; of maps an array ``[H, W]`` of classes, depth or probabilities, or normals ``[3, H, W]``.
+        Of a class ``{"class", "probability", "probabilities"}``, of a token after a text ``{"text", "probability"}``;
+        of labels and numbers a number, or by name where there are several; of maps an array ``[H, W]`` of classes,
+        depth or probabilities, or normals ``[3, H, W]``.
         """
         if self.kind == "class":
             best = int(scores.argmax())
             probabilities = dict(zip(self.names, scores.tolist(), strict=True))
             return {"class": self.names[best], "probability": float(scores[best]), "probabilities": probabilities}
+        if self.kind == "token":
+            best = int(scores.argmax())
+            return {"text": self.names[best], "probability": float(scores[best])}
         if self.kind in ("labels", "value"):
             return dict(zip(self.names, scores.tolist(), strict=True)) if self.names else float(scores[0])
         if self.kind == "segmentation":
@@ -101,14 +105,16 @@ class Answer:
         return named
 
 
-def answer_of(task: str, output: Any, loss: Any, description: Mapping[str, Any], *, tokens: bool = False) -> Answer:
+def answer_of(
+    task: str, output: Any, loss: Any, description: Mapping[str, Any], tokens: Sequence[str] | None = None
+) -> Answer:
     """What a task's ``output`` for two samples means, by its ``loss`` and the ``description`` of its data.
 
-    ``tokens``: the data set is a text, of which the tasks predict tokens.
+    ``tokens``: the text of every token, for a data set of texts.
     """
     target = description["sample"]["targets"].get(task)
-    kind = _kind(description["kinds"].get(task), output, loss, target, tokens)
-    names = tuple(description["class_names"].get(task) or ())
+    kind = _kind(description["kinds"].get(task), output, loss, target, tokens is not None)
+    names = tuple(tokens or ()) if kind == "token" else tuple(description["class_names"].get(task) or ())
     if kind in ("class", "segmentation") and len(names) != output.shape[1]:
         names = tuple(range(output.shape[1]))  # a head of another width than the data's classes, or no names
     if kind in ("labels", "value"):
@@ -117,7 +123,12 @@ def answer_of(task: str, output: Any, loss: Any, description: Mapping[str, Any],
     scale = description["scales"].get(task) if kind in ("value", "depth") else None
     unit = description["units"].get(task)
     scale = None if scale is None else (scale[0], scale[1])
-    return Answer(kind, names, scale, unit, not isinstance(loss, nn.BCELoss), isinstance(loss, MaskedPoisson))
+    return Answer(kind, names, scale, unit, not isinstance(loss, nn.BCELoss), _is_logarithm(loss))
+
+
+def _is_logarithm(loss: Any) -> bool:
+    """Whether a loss takes the logarithms of counts, as torch.nn.PoissonNLLLoss does by default."""
+    return isinstance(loss, MaskedPoisson) or getattr(loss, "log_input", False)
 
 
 def _kind(shown: str | None, output: Any, loss: Any, target: Any, tokens: bool) -> str:

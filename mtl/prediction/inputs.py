@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import io
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +13,11 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mtl.data.folder import errors_named_by
 from mtl.data.image_paths import find_images
-from mtl.data.table_text import check_column, decode, find_separator
-from mtl.data.tables import PARQUET, read_table, row_number
+from mtl.data.table_text import check_column
+from mtl.data.tables import PARQUET, read_rows, read_table, row_number
+
+log = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv", PARQUET)
 
@@ -36,14 +37,12 @@ class Inputs(Dataset):
 
     def batch(self, indices: Sequence[int], epoch: int) -> Any:
         """The inputs of ``indices`` as a batch; ValueError, with the name of one alone, for what cannot be prepared."""
-        own = (
-            self._raws.iloc[list(indices)] if isinstance(self._raws, pd.DataFrame) else [self._raws[i] for i in indices]
-        )
+        rows = isinstance(self._raws, pd.DataFrame)
         try:
-            return self._collate(own)
-        except ValueError as error:
+            return self._collate(self._raws.iloc[list(indices)] if rows else [self._raws[i] for i in indices])
+        except Exception as error:
             name = self.name(indices[0])
-            if len(indices) > 1 or name.partition(", row ")[0] in str(error):
+            if len(indices) > 1 or (isinstance(error, ValueError) and self.labels[indices[0]]["file"] in str(error)):
                 raise
             raise ValueError(f"{name}: {error}") from error
 
@@ -54,17 +53,19 @@ class Inputs(Dataset):
 
 
 def find_inputs(
-    given: Sequence[str], takes: str, columns: Sequence[str] | None, column: str | None
+    given: Sequence[str], preprocess: Any, column: str | None = None, missing: Sequence[Any] = ()
 ) -> tuple[Any, list[dict[str, Any]]]:
     """The raw inputs that ``given`` (files, folders, globs) have, and the cells that tell each in a table.
 
-    ``takes``: what a raw input is, see mtl.data.preprocess. ``columns``: those that a row must have. ``column``:
-    the one with the paths of images, or with texts. ValueError for what is not there, and for a folder or a table
-    without inputs.
+    ``preprocess``: whose inputs they are, see mtl.data.preprocess. ``column``: of a table, the one with the paths of
+    images, or with texts. ``missing``: values that mark a missing number in the training's table. ValueError for what
+    is not there, and for a folder or a table without inputs.
     """
+    takes = preprocess.takes
     files = [file for text in given for file in _files(text, takes)]
     if takes == "row":
-        tables = [(file, _rows(file, columns)) for file in dict.fromkeys(files)]
+        columns = getattr(preprocess, "columns", ())
+        tables = [(file, _rows(file, columns, missing)) for file in dict.fromkeys(files)]
         labels = [{"file": str(file), "row": row_number(i)} for file, table in tables for i in range(len(table))]
         return pd.concat([table for _, table in tables], ignore_index=True), labels
     raws: list[Any] = []
@@ -89,9 +90,15 @@ def _files(text: str, takes: str) -> list[Path]:
             )
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and _is_input(file.relative_to(path), takes))
+        files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+        found = sorted(file for file in files if _is_input(file, takes))
         if not found:
             raise ValueError(f"{text} has no {takes} in it: a folder's files count that {_accepted(takes)}.")
+        if others := [file for file in files if not _is_input(file, takes)]:
+            kinds = ", ".join(sorted({file.suffix or file.name for file in others})[:5])
+            log.warning(
+                "PASSED OVER: %d of %d files in %s, which are no %s: %s", len(others), len(files), text, takes, kinds
+            )
         return found
     found = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())
     if not found:
@@ -99,9 +106,11 @@ def _files(text: str, takes: str) -> list[Path]:
     return found
 
 
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
+
+
 def _is_input(file: Path, takes: str) -> bool:
-    if any(part.startswith(".") for part in file.parts):
-        return False
     suffix = file.suffix.lower()
     if takes == "image":
         return suffix == ".npy" or suffix in Image.registered_extensions()
@@ -138,20 +147,11 @@ def _cells(file: Path, takes: str, column: str | None) -> Iterator[tuple[Any, di
     yield from ((file.parent / (path or cell), {"file": cell}) for path, cell in zip(paths, cells, strict=True))
 
 
-def _rows(file: Path, columns: Sequence[str] | None) -> pd.DataFrame:
-    with errors_named_by(file):
-        if file.suffix.lower() == PARQUET:
-            table = pd.read_parquet(file)
-        else:
-            content = decode(file.read_bytes())
-            # As in training: None and NA may be names of categories.
-            missing = {"keep_default_na": False, "na_values": ["", "nan", "NaN"]}
-            table = pd.read_csv(io.StringIO(content), sep=find_separator(content), **missing)
-    if not len(table):
-        raise ValueError(f"{file} has no rows.")
-    if lacking := [name for name in columns or () if name not in table.columns]:
+def _rows(file: Path, columns: Sequence[str], missing: Sequence[Any]) -> pd.DataFrame:
+    table = read_rows(file, missing)
+    if lacking := [name for name in columns if name not in table.columns]:
         raise ValueError(
-            f"{file} lacks columns of the training: {', '.join(lacking)}; it has {', '.join(table.columns)}."
+            f"{file} lacks columns of the training: {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}."
         )
     return table
 

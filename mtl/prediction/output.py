@@ -54,6 +54,8 @@ class Output:
                 raise ValueError(
                     f"{self.folder} is of a job that was stopped: --resume goes on with it, --overwrite starts over."
                 )
+            if not file.is_file():
+                raise ValueError(f"{self.folder} is not of mtl-predict, which needs that name: move it away.")
             shutil.rmtree(self.folder)
         if file.is_file():
             self._read(file, head)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch.utils.data import default_collate
 
+from mtl.data.preprocess import TextPreprocess
 from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.errors import first_line, require, suggestion
@@ -151,10 +152,8 @@ def _of_content(
     kept = _chosen(list(trained.model.heads), tasks)
     for task in set(trained.model.heads) - set(kept):
         del trained.model.heads[task]
-    tokens = hasattr(trained.preprocess, "decode")
-    answers = {
-        task: answer_of(task, trained.outputs[task], trained.losses[task], description, tokens=tokens) for task in kept
-    }
+    tokens = trained.preprocess.tokens if isinstance(trained.preprocess, TextPreprocess) else None
+    answers = {task: answer_of(task, trained.outputs[task], trained.losses[task], description, tokens) for task in kept}
     model = trained.model.to(where)
     if cfg.trainer.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ DATA = {
         "data.image_size=32", "data.size=10", "data.batch_size=2", "+head@heads.edges=fpn",
         "heads.edges.out_channels=1", "+losses.edges._target_=mtl.losses.BalancedBCE",
     ],
+    "table": ["data.batch_size=32"],
     "stdlib": ["data.context=16", "data.batch_size=2", "heads=next_2", "backbone.width=16", "backbone.depth=1"],
 }  # fmt: skip
 
@@ -18,7 +19,7 @@ def trained(tmp_path_factory):
     """The folder of a tiny run of a data set, and its own folder of files."""
     from support.composing import configuration
 
-    from mtl.data import image_table
+    from mtl.data import image_table, table
     from mtl.train import train
 
     made = {}
@@ -30,6 +31,9 @@ def trained(tmp_path_factory):
             given = [f"data={name}", *DATA[name]]
             if name == "image_table":
                 image_table.make_fixture(root / "data", rows=40)
+                given.append(f"data.root={root / 'data'}")
+            if name == "table":
+                table.make_fixture(root / "data")
                 given.append(f"data.root={root / 'data'}")
             if name == "stdlib":
                 (root / "data").mkdir()

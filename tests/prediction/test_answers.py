@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtl.losses import Focal, MaskedBCE, MaskedL1, TokenCrossEntropy
+from mtl.losses import Focal, MaskedBCE, MaskedL1, MaskedPoisson, TokenCrossEntropy
 from mtl.prediction.answers import Answer, answer_of
 
 LOGITS = torch.tensor([[0.0, np.log(3.0), 0.0], [2.0, 0.0, 0.0]])
@@ -89,6 +89,23 @@ def test_the_loss_and_the_target_say_what_an_output_is(shown, output, loss, targ
         "kinds": {} if shown is None else {"t": shown}, "class_names": {}, "scales": {}, "units": {},
     }  # fmt: skip
     assert answer_of("t", torch.zeros(output), loss, description).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "score"),
+    [
+        ("class", nn.BCEWithLogitsLoss(), 0.5), ("class", nn.BCELoss(), 0.0), ("value", MaskedPoisson(), 1.0),
+        ("value", nn.PoissonNLLLoss(), 1.0), ("value", nn.PoissonNLLLoss(log_input=False), 0.0),
+        ("value", nn.MSELoss(), 0.0),
+    ],
+    ids=["logits", "probabilities", "counts", "torch's counts", "torch's counts as they are", "numbers"],
+)  # fmt: skip
+def test_the_loss_says_what_an_output_of_zero_means(kind, loss, score):
+    description = {
+        "sample": {"targets": {"t": {"shape": [2, 1], "dtype": FLOAT}}}, "kinds": {"t": kind}, "class_names": {},
+        "scales": {}, "units": {},
+    }  # fmt: skip
+    assert answer_of("t", torch.zeros(2, 1), loss, description).scores(torch.zeros(2, 1)).tolist() == [[score]] * 2
 
 
 def test_a_head_of_another_form_is_given_as_it_is():

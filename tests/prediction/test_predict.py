@@ -1,9 +1,11 @@
 """mtl-predict: the run's own numbers, every form of input and output, and what a mistake leaves behind."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -104,7 +106,9 @@ def test_an_unreadable_file_stops_or_is_left_out_and_the_job_goes_on(run, traine
     assert (images.parent / "p.csv").read_text() == (images.parent / "whole.csv").read_text()
     assert not (images.parent / "p.csv.part").exists()
     (images / "7.png").write_text("text")
+    (images / "notes.txt").write_text("text")
     run(folder, "images", "--out", "p.csv", "--on-error", "skip", "--overwrite")
+    assert "PASSED OVER: 1 of 41 files in images, which are no image: .txt" in caplog.text
     assert "p.csv: 39 of 40 inputs; 1 LEFT OUT, unreadable" in capsys.readouterr().out
     assert "images/7.png" in caplog.text and "images/7.png" not in pd.read_csv("p.csv")["file"].tolist()
 
@@ -138,6 +142,21 @@ def test_several_models_give_the_mean_and_the_spread(run, trained, images):
     assert "has the tasks colour, but" in sentence
     narrow = trained("image_table", "data.image_size=8")
     assert "prepares its inputs in another way" in refused(run, folders[0], "images", "--also", narrow)
+
+
+def test_two_columns_of_one_name_are_refused():
+    from types import SimpleNamespace
+
+    from mtl.predict import _answers
+    from mtl.prediction.answers import Answer
+    from mtl.prediction.inputs import Inputs
+
+    answers = {"a": Answer("class", ("x", "y")), "a_probability": Answer("value")}
+    scores = {"a": np.array([[0.4, 0.6]]), "a_probability": np.array([[3.0]])}
+    ensemble = SimpleNamespace(answers=answers, scores=lambda batch: (scores, None))
+    inputs, given = Inputs([0], [{"file": "f"}], list), SimpleNamespace(all=False, tokens=1)
+    with pytest.raises(ValueError, match="two columns would be named a_probability"):
+        _answers(ensemble, inputs, [0], None, given, None)
 
 
 def test_maps_are_files_with_a_picture_beside_them(run, trained, tmp_path):
@@ -183,6 +202,23 @@ def test_a_text_goes_on(run, trained, tmp_path, capsys):
     assert "a text goes on by the task next_1" in refused(run, folder, "begin.txt", "--tasks", "next_2")
 
 
+def test_rows_of_a_table_are_told_by_their_number(run, trained, tmp_path):
+    folder = trained("table")
+    whole = pd.read_csv(folder.parent / "data" / "table.csv", keep_default_na=False, na_values=[""])
+    new = whole.drop(columns=["basket", "amount", "again"]).head(9)
+    new.to_csv(tmp_path / "new.csv", index=False)
+    run(folder, "new.csv", "--out", "p.csv")
+    found, said = pd.read_csv("p.csv"), mtl.load(folder)(new)
+    assert found["file"].eq("new.csv").all() and found["row"].tolist() == list(range(2, 11))
+    assert found["basket"].tolist() == [own["basket"]["class"] for own in said]
+    assert np.allclose(found["amount"], [own["amount"] for own in said], rtol=1e-6)
+    new.drop(columns=["age", "city"]).to_csv(tmp_path / "narrow.csv", index=False)
+    sentence = refused(run, folder, "narrow.csv", "--out", "q.csv")
+    assert "narrow.csv lacks columns of the training: city, age; it has" in sentence
+    Image.new("RGB", (8, 8)).save("new.png")
+    assert "new.png is no table: the model takes rows" in refused(run, folder, "new.png")
+
+
 def test_every_mistake_is_one_sentence_and_writes_nothing(run, trained, images, tmp_path, monkeypatch):
     folder = trained("image_table")
     (tmp_path / "empty").mkdir()
@@ -191,6 +227,9 @@ def test_every_mistake_is_one_sentence_and_writes_nothing(run, trained, images, 
     pd.DataFrame({"a": [1, 2], "b": [3, 4]}).to_csv("numbers.csv", index=False)
     content = checkpoint.load(folder / "checkpoints" / "best.pt")
     torch.save({**content, "format": 4}, tmp_path / "older.pt")
+    (tmp_path / "mine.csv.part").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("text")
     before = sorted(tmp_path.rglob("*"))
     for arguments, words in [
         (["nowhere", "images"], "There is no checkpoint nowhere."),
@@ -207,6 +246,9 @@ def test_every_mistake_is_one_sentence_and_writes_nothing(run, trained, images, 
         ([folder, "images", "--out", "no/p.csv"], "--out no/p.csv: there is no folder no."),
         ([folder, "images", "--out", "maps"], "no task gives a map, so no folder is needed"),
         ([folder, "images", "--batch-size", "-1"], "--batch-size=-1 must be 1 or more."),
+        ([folder, "images", "--out", "mine.csv", "--overwrite"], "mine.csv.part is not of mtl-predict"),
+        ([folder, "bad", "--out", "p.csv"], "bad/a.png cannot be read"),
+        ([folder, "bad", "--out", "p.csv", "--on-error", "skip"], "none of 1 inputs can be read, so p.csv is not"),
         ([folder, "images", "--device", "tpu"], "device=tpu must be auto, cpu"),
     ]:
         assert words in refused(run, *arguments), arguments
@@ -220,6 +262,10 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from mtl.predict impor
 
 def test_a_missing_checkpoint_is_answered_without_torch(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, "x.pt", "y"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", WITHOUT_TORCH, "x.pt", "y"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(mtl.__file__).parents[1])},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and done.stderr.strip() == "mtl-predict: There is no checkpoint x.pt."
