@@ -15,13 +15,13 @@ from torch import nn
 from mtl.architectures import CGC, MMoE
 from mtl.architectures.read import Read
 from mtl.architectures.stages import stages
+from mtl.backbones import Text
 from mtl.engine.accumulation import RecomputedChunks
 from mtl.heads import AttentionPool
 from mtl.model import MultiTaskModel
 from mtl.rules import MGDA
 from mtl.strategies import Balanced, Detached, Naive
 from mtl.tasks import Task
-from mtl.backbones import Text
 from mtl.weightings import Equal
 
 KINDS = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "gpt2", "albert"]
