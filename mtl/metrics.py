@@ -344,24 +344,28 @@ class LogitsAccuracy(FromLogits, MultilabelAccuracy):
 class Ranking(Metric):
     """Mixin for torchmetrics' rankings of logits by targets 0, 1 or NaN.
 
-    NaN, and not torchmetrics' 0, without a positive and a negative target. In double precision, where the
-    probabilities of large logits stay apart.
+    NaN, and not torchmetrics' 0, without a positive and a negative target.
     """
 
     target: list[Tensor] | Tensor  # one tensor where processes have been joined
 
     def __init__(self) -> None:
         super().__init__(ignore_index=IGNORED)
+        self.set_dtype(torch.float64)  # of what a process without a batch gives the others
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch."""
         if (target := _as_integers(target)).ne(IGNORED).any():
-            super().update(prediction.double().sigmoid(), target)
+            x = prediction.double()
+            super().update(0.5 + 0.5 * x / (1 + x.abs()), target)  # in their order, where a sigmoid would be one
+            self.target[-1] = self.target[-1].double()
 
     def compute(self) -> Tensor:
         """The value so far."""
-        found = set().union(*(own.unique().tolist() for own in self.target))
-        return super().compute() if found == {0, 1} else torch.tensor(torch.nan, device=self.device)
+        labels = torch.cat(self.target) if isinstance(self.target, list) and self.target else self.target
+        if not isinstance(labels, Tensor) or len(labels.unique()) < 2:
+            return torch.tensor(torch.nan, device=self.device)
+        return super().compute()
 
 
 class LogitAuc(Ranking, BinaryAUROC):

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from mtl.config import CONF, check
 from mtl.config.file_checks import check_files
+from mtl.config.table_heads import take_targets
 from mtl.distributed.ranks import has_several_ranks, process_group, rank
 from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
@@ -33,6 +34,7 @@ def train(
     ``stop`` is asked whether to save and end (mtl.system.signals). ``arguments``, those of the command line, are saved
     with the configuration. A mistake in the configuration is a ConfigError (a ValueError), before anything is trained.
     """
+    take_targets(cfg)
     check(cfg)
     check_files(cfg.data)
     check_devices(cfg.trainer.devices)

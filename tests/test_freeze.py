@@ -246,6 +246,15 @@ def test_the_optimizer_has_a_state_for_what_has_been_trained_alone(tmp_path):
     assert {float(s["step"]) for s in after.values()} == {3.0, 6.0}
 
 
+def test_momentum_of_what_is_trained_later_begins_there(tmp_path):
+    """torch's SGD in one kernel would fail in that step."""
+    options = [*SMALL, *UNFREEZE, "optimizer=sgd", "backbone=mlp", "freeze=[backbone.1,heads.left]"]
+    train(load(options), tmp_path)
+    assert all(own["momentum_buffer"] is not None for own in checkpoint.load(tmp_path)["optimizer"]["state"].values())
+    with pytest.raises(ConfigError, match=r"optimizer.fused=true: torch's SGD in one kernel cannot begin the momentum"):
+        build(load([*options, "+optimizer.fused=true"]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["naive", "pcgrad"])
 def test_a_whole_backbone_is_unfrozen_under_compilation(tmp_path, strategy):

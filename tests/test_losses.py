@@ -7,7 +7,19 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from mtl.losses import BalancedBCE, CosineNormals, Focal, InverseDepth, MaskedBCE, MaskedL1, MaskedL2, TokenCrossEntropy
+from mtl.losses import (
+    BalancedBCE,
+    CosineNormals,
+    Focal,
+    InverseDepth,
+    MaskedBCE,
+    MaskedHuber,
+    MaskedL1,
+    MaskedL2,
+    MaskedPoisson,
+    MaskedQuantile,
+    TokenCrossEntropy,
+)
 from mtl.tasks import Task, count_labels, present_tasks
 
 NAN = math.nan
@@ -142,7 +154,8 @@ def cases():
     normal[1][0, 0, 0, 0] = NAN
     normal[1][1, :, 2, 2] = 0.0
     return [
-        (MaskedL1(), *depth), (MaskedL2(), *depth), (InverseDepth(), *depth), (CosineNormals(), *normal),
+        (MaskedL1(), *depth), (MaskedHuber(), *depth), (MaskedQuantile(0.9), *depth), (MaskedPoisson(), *depth),
+        (MaskedL2(), *depth), (InverseDepth(), *depth), (CosineNormals(), *normal),
         (MaskedBCE(), *binaries), (BalancedBCE(), *binaries), (BalancedBCE(0.9), *binaries), (Focal(), *binaries),
     ]  # fmt: skip
 
@@ -191,7 +204,7 @@ def test_a_batch_without_any_label_of_a_task_has_it_absent():
 
 
 def test_shapes_that_would_be_broadcast_are_named():
-    for loss in (MaskedL1(), InverseDepth(), MaskedBCE(), BalancedBCE(), Focal(), CosineNormals()):
+    for loss in (MaskedL1(), MaskedPoisson(), InverseDepth(), MaskedBCE(), BalancedBCE(), Focal(), CosineNormals()):
         with pytest.raises(ValueError, match=r"prediction \[2, 3, 4, 4\] and the target \[2, 4, 4\] differ"):
             loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4))
 
@@ -200,6 +213,8 @@ def test_shapes_that_would_be_broadcast_are_named():
     ("make", "words"),
     [
         (lambda: InverseDepth(nearest=0.0), "nearest=0.0 must be above 0"),
+        (lambda: MaskedHuber(0.0), "delta=0.0 must be above 0"),
+        (lambda: MaskedQuantile(1.0), "quantile=1.0 must be between 0 and 1"),
         (lambda: BalancedBCE(1.5), "positive=1.5 must be from 0 to 1, or null"),
         (lambda: Focal(gamma=-1.0), "gamma=-1.0 must be 0 or more"),
         (lambda: Focal(alpha=2.0), "alpha=2.0 must be from 0 to 1, or null"),
@@ -216,3 +231,25 @@ def test_low_precision_predictions_are_summed_in_float32():
     for loss, expected in ((MaskedL1(), 7.0), (MaskedL2(), 49.0)):
         assert loss(big, torch.ones(big.shape)).item() == pytest.approx(expected)  # in float16 the sum is infinite
     assert big.sum().isinf()
+
+
+@pytest.mark.parametrize(
+    ("loss", "torchs"),
+    [(MaskedHuber(0.5), nn.HuberLoss(delta=0.5)), (MaskedPoisson(), nn.PoissonNLLLoss())],
+    ids=["Huber", "Poisson"],
+)
+def test_losses_of_numbers_are_torchs_over_the_labels(loss, torchs):
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(8, 2, generator=generator), torch.randint(9, (8, 2), generator=generator).float()
+    known = torch.rand(8, 2, generator=generator) < 0.7
+    expected = torchs(prediction[known], target[known]).item()
+    assert loss(prediction, target.where(known, NAN)).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(prediction, target).item() != pytest.approx(expected, rel=1e-6), "the negative control"
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
+def test_the_least_pinball_loss_is_at_the_quantile(quantile):
+    target = torch.arange(101.0)[:, None]
+    loss = MaskedQuantile(quantile)
+    values = [loss(torch.full_like(target, float(guess)), target).item() for guess in range(101)]
+    assert values.index(min(values)) == round(100 * quantile)

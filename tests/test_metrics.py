@@ -172,11 +172,12 @@ def test_every_metric_says_which_way_is_better():
     kinds = [
         metrics.classification(3), metrics.segmentation(3), metrics.depth(batch_mean=True), metrics.regression(),
         metrics.normals(batch_mean=True), metrics.attributes(), metrics.attributes(3),
-        metrics.edges(), metrics.saliency(),
+        metrics.edges(), metrics.saliency(), metrics.probabilities(2), metrics.ranking(2), metrics.counts([""]),
+        metrics.determination([""]),
     ]  # fmt: skip
     for named in kinds:
         for name, metric in named.items():
-            error = "err" in name or name.startswith(("angle", "rmse"))
+            error = "err" in name or name.startswith(("angle", "rmse", "log_loss"))
             assert metric.higher_is_better is not error, name
 
 
@@ -230,3 +231,63 @@ def test_accuracy_takes_the_most_probable_class_of_a_target(shape):
 def test_masked_means_refuse_shapes_that_torch_would_broadcast():
     with pytest.raises(ValueError, match=r"prediction \[4, 1\] and target \[4\] differ in shape"):
         metrics.regression()["abs_err"].update(torch.zeros(4, 1), torch.zeros(4))
+
+
+def updated(named, prediction, target, size=7):
+    for metric in named.values():
+        for p, t in zip(prediction.split(size), target.split(size), strict=True):
+            metric.update(p, t)
+    return {name: metric.compute().item() for name, metric in named.items()}
+
+
+def test_probabilities_are_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    logits, target = 30 * torch.randn(90, 2, generator=generator), torch.randint(2, (90,), generator=generator)
+    target[::5] = -100
+    known = target >= 0
+    p = logits.double().softmax(1)[known].numpy()
+    y, margin = target[known].numpy(), (logits[:, 1] - logits[:, 0])[known].numpy()
+    found = updated(metrics.probabilities(2), logits, target)
+    expected = {
+        "accuracy": sk.accuracy_score(y, p.argmax(1)), "auc": sk.roc_auc_score(y, margin),
+        "average_precision": sk.average_precision_score(y, margin),
+        "log_loss": -np.log(np.maximum(p, 1e-300))[np.arange(len(y)), y].mean(),
+    }  # fmt: skip
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert list(metrics.probabilities(3)) == ["accuracy", "log_loss"]
+
+
+def test_a_ranking_is_the_mean_over_the_labels_that_have_both_values():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(60, 3, generator=generator)
+    target = (torch.rand(60, 3, generator=generator) < 0.4).float()
+    target[::4, 0], target[:, 2] = NAN, 1.0
+    found = updated(metrics.ranking(3), logits, target)
+    known = [~target[:, i].isnan() for i in (0, 1)]
+    areas = [sk.roc_auc_score(target[k, i], logits[k, i]) for i, k in enumerate(known)]
+    precisions = [sk.average_precision_score(target[k, i], logits[k, i]) for i, k in enumerate(known)]
+    expected = {"auc": np.mean(areas), "average_precision": np.mean(precisions)}
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, 1, -100])
+def test_a_ranking_without_both_values_is_no_number(value):
+    found = updated(metrics.probabilities(2), torch.randn(10, 2), torch.full((10,), value))
+    assert math.isnan(found["auc"]) and math.isnan(found["average_precision"])
+
+
+def test_determination_and_counts_are_scikit_learns():
+    generator = torch.Generator().manual_seed(2)
+    logs = torch.randn(50, 2, generator=generator)
+    target = torch.poisson(logs.exp(), generator=generator)
+    target[::6, 0] = NAN
+    found = updated(metrics.counts(["_a", "_b"]), logs, target)
+    plain = updated(metrics.determination(["_a", "_b"]), logs, target)
+    for i, name in enumerate("ab"):
+        known = ~target[:, i].isnan()
+        y, p = target[known, i].double().numpy(), logs[known, i].double().exp().numpy()
+        assert found[f"r2_{name}"] == pytest.approx(sk.r2_score(y, p), rel=1e-6)
+        assert found[f"abs_err_{name}"] == pytest.approx(sk.mean_absolute_error(y, p), rel=1e-5)
+        assert found[f"rmse_{name}"] == pytest.approx(math.sqrt(sk.mean_squared_error(y, p)), rel=1e-5)
+        assert plain[f"r2_{name}"] == pytest.approx(sk.r2_score(y, logs[known, i].double().numpy()), rel=1e-6)
+    assert math.isnan(updated(metrics.determination([""]), logs[:1], target[1:2])["r2"]), "of one number"

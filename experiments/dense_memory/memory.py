@@ -1,6 +1,6 @@
 """The peak memory of a step with K dense heads: python experiments/dense_memory/memory.py
 
-Counts the bytes of live tensors above the parameters without computing anything: a minute, the same numbers on every
+Counts the bytes of live tensors above the parameters without computing anything: minutes, the same numbers on every
 machine. Prints the table, draws memory.png.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from mtl.weightings import Equal
 
 HERE = Path(__file__).parent
 BATCH, SIDE = 8, 256
-BACKBONES = ("resnet18", "resnet50")
 HEADS = (1, 3, 6)
 MIB = 2**20
 # What data=scenes has, in its shapes, and on the same targets two losses more: channels, loss, target.
@@ -43,6 +41,8 @@ TASKS: dict[str, tuple[int, nn.Module, str]] = {
     "focal": (6, Focal(), "segmentation"),
 }
 KINDS: dict[str, Callable[..., nn.Module]] = {"FPN": FPN, "DeepLab": DeepLab, "MTAN and FPN": FPN}
+PANELS = [(backbone, kind) for backbone in ("resnet18", "resnet50") for kind in ("FPN", "DeepLab")]
+PANELS.append(("resnet18", "MTAN and FPN"))
 
 
 class Ones(nn.Module):
@@ -134,7 +134,7 @@ def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
     """A panel a kind of head: the peaks over the number of heads."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(18, 3.6), layout="constrained")
+    figure = Figure(figsize=(16, 3.6), layout="constrained")
     for axes, (title, peaks) in zip(figure.subplots(1, len(measured)), measured.items(), strict=True):
         for name, row in peaks.items():
             axes.plot(HEADS, row, "o-", label=name)
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of memory.png")
     options = parser.parse_args()
     measured = {}
-    for backbone, kind in product(BACKBONES, KINDS):
+    for backbone, kind in PANELS:
         title = f"{backbone}, {kind}"
         measured[title] = {name: [peak(name, kind, n, backbone) for n in HEADS] for name in STRATEGIES}
         own = ", ".join(f"{name} {mib:,.1f}" for name, mib in parts(kind, backbone).items())

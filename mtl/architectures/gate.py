@@ -50,7 +50,7 @@ def flattened(x: Any) -> Tensor:
 def pooled(x: Any, last_axis_is_channels: bool = False) -> Tensor:
     """``[B, C, H, W]``, also ``[B, H, W, C]``, and ``[B, T, D]``, averaged over positions; ValueError as flattened.
 
-    Of a dict with ``tokens`` and their ``mask``, as of texts and atoms, where the mask is true.
+    Of tokens with their mask, as of a text or of atoms, the padding is left out.
     """
     if isinstance(x, Mapping) and x.keys() >= {"tokens", "mask"}:
         return masked_mean(_checked(x["tokens"]), x["mask"])

@@ -21,9 +21,9 @@ class LoRA:
 
     - Shared: ``W x + b + s · B A x`` in every linear layer that ``targets`` name, of rank ``shared_rank``. None: all.
     - Of task k: in the last block of each stage that heads read from, in the projection after the attention and in both
-      layers of the MLP, ``W x + b + s · B_k A_k x_k``, of rank ``task_rank``. x is the shared input and x_k the task's,
-      which is x in the projection. In a torch.nn.Sequential the last block is its last linear layer. With
-      ``task_rank=0`` there are none, and any module with linear layers will do.
+      layers of the MLP, ``W x + b + s · B_k A_k x_k``, of rank ``task_rank``, whatever ``targets`` name. x is the
+      shared input and x_k the task's, which is x in the projection. In a torch.nn.Sequential the last block is its last
+      linear layer. With ``task_rank=0`` there are none, and any module with linear layers will do.
 
     ``scale`` is s, used as it is; ``dropout`` is before each A. B begins at zero, so that all tasks begin with the
     network as it is: it should be pretrained. The rest is frozen, but for parameters that have one of ``trained`` in
@@ -127,9 +127,12 @@ def _adapt(plain: nn.Module, targets: Sequence[str] | None, low_rank: Callable[[
 
 
 def _freeze(plain: nn.Module, trained: Sequence[str] | None) -> None:
+    """Freeze the parameters that ``trained`` does not name; of the paper's names a backbone may lack some."""
     names = dict(plain.named_parameters())
-    kept = {name for name in names if any(part in name for part in TRAINED)} if trained is None else None
-    kept = set(_named("trained", trained, names)) if kept is None else kept
+    if trained is None:
+        kept = {name for name in names if any(part in name for part in TRAINED)}
+    else:
+        kept = set(_named("trained", trained, names))
     for name, parameter in names.items():
         parameter.requires_grad = name in kept  # requires_grad_() refuses lazy ones
 

@@ -63,7 +63,7 @@ def stages(backbone: nn.Module, texts: bool = False) -> Stages:
         if not texts:
             raise ValueError(
                 "between the stages of backbone=text are texts with their mask, which this architecture does not mix; "
-                "use mmoe, cgc, omoe or dselect_k with architecture.from_stage=1, or ensemble."
+                "use mmoe, cgc, omoe, dselect_k or ensemble."
             )
         return _of_text(backbone)
     if isinstance(backbone, nn.Sequential):

@@ -27,6 +27,8 @@ class MPNN(nn.Sequential):
     qm9_nn_conv, Nash-MTL and LibMTL.
     """
 
+    first_expert_stage = 1  # experts of a mixture share the embedding, and gates read its mean over the atoms
+
     def __init__(
         self, atom_features: int, bond_features: int, width: int = 64, edge_width: int = 128, rounds: int = 3
     ) -> None:
@@ -50,10 +52,10 @@ class Embedding(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> State:
         """Embed atoms and pairs, each by itself."""
-        mask = inputs["mask"]
+        mask, bonds = inputs["mask"], inputs["bonds"]
         pairs = mask[:, :, None] & mask[:, None, :] & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-        shares = pairs / pairs.sum(-1, keepdim=True).clamp(min=1)
-        hidden = self.bonds(inputs["bonds"]).relu()
+        shares = pairs.to(bonds.dtype) / pairs.sum(-1, keepdim=True).clamp(min=1)
+        hidden = self.bonds(bonds).relu()
         edges = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1) * shares[..., None]
         return {"tokens": self.atoms(inputs["atoms"]).relu(), "mask": mask, "edges": edges}
 

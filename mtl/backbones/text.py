@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mtl.backbones.encoders import make_encoder
 from mtl.backbones.tabular import Tabular
-from mtl.errors import first_line, require, suggestion
+from mtl.errors import require
 
 log = logging.getLogger(__name__)
 
 POOLS = ("mean", "cls", "pooler", "none")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 OF_BERTS_KIND = ("bert", "roberta", "xlm-roberta", "camembert")  # an embedding under encoder.layer
-SPARE = 0.9  # of an embedding's rows: encoders round them up, and a smaller tokenizer is another model's
 
 
 class Text(nn.Module):
@@ -45,7 +42,6 @@ class Text(nn.Module):
     """
 
     reads_text = True
-    first_expert_stage = 1  # experts of a mixture share the embedding, and gates read what comes of it
 
     def __init__(
         self,
@@ -65,33 +61,15 @@ class Text(nn.Module):
     ) -> None:
         super().__init__()
         pool = _chosen(pool, features)
-        transformers = _transformers()
-        if config is not None:
-            own = transformers.AutoConfig.for_model(**config)
-        elif path is not None:
-            own = _read_config(transformers, path)
-        else:
-            own = _small_bert(transformers, vocabulary, context, width, depth, num_heads)
-        for name, value in (options or {}).items():
-            if not hasattr(own, name):
-                raise ValueError(
-                    f"options.{name} is no setting of a {own.model_type}; {suggestion(name, own.to_dict())}."
-                )
-            setattr(own, name, value)
-        own.use_cache = False  # of a decoder's keys and values
-        self.config: dict[str, Any] = json.loads(own.to_json_string())
-        if path is not None and pretrained and config is None:
-            self.model: Any = _load(transformers, path, own)
-        else:
-            self.model = _random(transformers, own)
+        sizes = {"width": width, "depth": depth, "num_heads": num_heads}
+        self.model = make_encoder(vocabulary, context, path, pretrained, sizes, options or {}, config)
+        self.config: dict[str, Any] = json.loads(self.model.config.to_json_string())
         pooler = getattr(self.model, "pooler", None)
         if pool == "pooler" and pooler is None:
-            raise ValueError(f"pool=pooler: a {own.model_type} has no pooler; use mean or cls.")
+            raise ValueError(f"pool=pooler: a {self.config['model_type']} has no pooler; use mean or cls.")
         if pooler is not None:
             self.model.pooler = None  # otherwise it would run, and have parameters that nothing trains
         self.read = Pool(pool, pooler if pool == "pooler" else None)
-        where = "the encoder" if path is None else f"the encoder in {path}"
-        _check_sizes(where, own.vocab_size, _positions(self.model), vocabulary, context)
         if numbers or categories:
             log.warning(
                 "backbone=text reads the text alone: the table's %d numbers and %d categories are left out; "
@@ -104,6 +82,11 @@ class Text(nn.Module):
         segments = _segments(text) if self._reads_segments else {}
         output = self.model(input_ids=text["tokens"], attention_mask=text["mask"], **segments)
         return self.read({"tokens": output.last_hidden_state, "mask": text["mask"]})
+
+    @property
+    def first_expert_stage(self) -> int:
+        """Experts of a mixture share the first stage, and gates read what comes of it, where there are stages."""
+        return int(self.config["model_type"] in OF_BERTS_KIND)
 
     def parts(self) -> tuple[Embedding, list[Layer]] | None:
         """Embedding and layers, one after the other the encoder; None for one that is not of BERT's kind."""
@@ -227,126 +210,3 @@ def _chosen(pool: str, features: str | None) -> str:
     if features == "pooled" and pool == "none":
         raise ValueError("pool=none gives tokens, and features=pooled asks for one vector a text; use pool=mean.")
     return "none" if features == "tokens" else pool
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            "backbone=text needs the extra text, as in pip install 'mtl[text]': there is no package transformers."
-        ) from error
-    return transformers
-
-
-# --------------------------------------------------------------------------------------------- configuration
-
-
-def _read_config(transformers: Any, path: str) -> Any:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(
-            f"path={path}: there is no folder {folder.absolute()}; give one with an encoder as transformers' "
-            "save_pretrained writes it, for nothing is downloaded."
-        )
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"path={path}: {folder.absolute()} has no config.json; it must be that of an encoder.")
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise ValueError(f"path={path}: {folder / 'config.json'} cannot be read: {first_line(error)}") from error
-    if config.is_encoder_decoder or not hasattr(config, "vocab_size"):
-        raise ValueError(f"path={path} has a {config.model_type}, which is no encoder of texts; use one as BERT is.")
-    return config
-
-
-def _small_bert(transformers: Any, vocabulary: int, context: int, width: int, depth: int, num_heads: int) -> Any:
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"width={width} must be a multiple of num_heads={num_heads}.")
-    require("depth", depth, "1 or more", depth >= 1)
-    log.warning(
-        "backbone.path is open: the encoder of texts begins with random weights, %d layers of %d; a folder with a "
-        "pretrained one knows the language already", depth, width,
-    )  # fmt: skip
-    return transformers.BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=num_heads,
-        intermediate_size=4 * width,
-        max_position_embeddings=context,
-    )
-
-
-def _check_sizes(where: str, known: int, positions: int | None, vocabulary: int, context: int) -> None:
-    if vocabulary > known:
-        raise ValueError(
-            f"the tokenizer has {vocabulary} tokens, and {where} knows {known}; give data.tokenizer=… the one that "
-            "belongs to it."
-        )
-    if vocabulary < SPARE * known:
-        log.warning(
-            "the tokenizer has %d tokens, and %s knows %d: the tokens of another tokenizer mean something else to it",
-            vocabulary, where, known,
-        )  # fmt: skip
-    if positions is not None and context > positions:
-        raise ValueError(
-            f"the texts have up to {context} tokens, and {where} has {positions} positions; use data.length={positions}"
-            " or less, at which longer texts are cut."
-        )
-
-
-def _positions(model: Any) -> int | None:
-    """The most tokens that an encoder takes; None where its positions have no table."""
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding):  # RoBERTa's first positions are the padding's
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", None)
-
-
-# --------------------------------------------------------------------------------------------------- weights
-
-
-def _random(transformers: Any, config: Any) -> Any:
-    with _quiet(transformers):
-        return transformers.AutoModel.from_config(config, dtype=torch.float32)
-
-
-def _load(transformers: Any, path: str, config: Any) -> Any:
-    folder = Path(path).expanduser()
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise ValueError(
-            f"path={path}: {folder.absolute()} has no weights, as model.safetensors; backbone.pretrained=false starts "
-            "from random ones."
-        )
-    try:
-        with _quiet(transformers):
-            model, report = transformers.AutoModel.from_pretrained(
-                folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-    except Exception as error:
-        raise ValueError(f"path={path}: the weights cannot be loaded: {first_line(error)}") from error
-    missing, own = sorted(report["missing_keys"]), len(model.state_dict())
-    if len(missing) == own:
-        raise ValueError(f"path={path}: none of the weights there fits a {type(model).__name__}.")
-    if missing:
-        log.warning(
-            "the weights in %s lack %d of the %d parameters of a %s, which stay random: %s",
-            path, len(missing), own, type(model).__name__, ", ".join(missing[:3]),
-        )  # fmt: skip
-    return model
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without transformers' own progress bar and report: what matters in it is said here."""
-    logging_ = transformers.utils.logging
-    level, bar = logging_.get_verbosity(), logging_.is_progress_bar_enabled()
-    logging_.set_verbosity_error()
-    logging_.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging_.set_verbosity(level)
-        if bar:
-            logging_.enable_progress_bar()

@@ -97,14 +97,7 @@ def _check_component(key: str, node: Any) -> None:
     known = arguments_of(target)
     for argument in node:
         if known is not None and argument not in (*known, *RESERVED, *ours) and node[argument] is not None:
-            words = unknown_argument(key, str(argument), target, known)
-            raise ConfigError(f"{words} {as_own_dataset(target)}" if key == "data" else words)
-
-
-def as_own_dataset(target: str) -> str:
-    """How a torch Dataset is named, for one that was named in the place of data with splits; empty for ours."""
-    own = f"data=dataset data.dataset._target_={target}"
-    return "" if target.startswith("mtl.") else f"A torch Dataset without splits is named as {own}."
+            raise ConfigError(unknown_argument(key, str(argument), target, known))
 
 
 def _how_to_name(key: str, node: Any) -> str:
@@ -120,7 +113,9 @@ def unknown_argument(key: str, argument: str, target: str, known: Collection[str
     """The sentence for an argument of the component at ``key`` that its class ``target`` does not take."""
     hint = suggestion(argument, known) if known else "it takes none"
     leave_out = "" if hint.startswith("did you mean") else f"; ~{key}.{argument} leaves it out"
-    return f"{key}.{argument} is not an argument of {target}; {hint}{leave_out}."
+    own = f"; a torch Dataset without splits is named as data=dataset data.dataset._target_={target}"
+    whole = own if key == "data" and not target.startswith("mtl.") else ""
+    return f"{key}.{argument} is not an argument of {target}; {hint}{leave_out}{whole}."
 
 
 def _check_optimizer_groups(groups: Any) -> None:

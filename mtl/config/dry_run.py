@@ -96,7 +96,7 @@ def _other_dtype(inputs: Any) -> str:
     """What to change about inputs that are no float32, in words; else empty."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     other = next((leaf.dtype for leaf in leaves if leaf.dtype != torch.float32), None)
-    if other is None:
+    if other is None or any(leaf.dtype == torch.float32 for leaf in leaves):  # beside numbers others are masks or ids
         return ""
     change = "x.float() / 255" if other == torch.uint8 else "x.float()"
     return f"; the inputs are {other}, and images and numbers must be float32: return {change} from the data set"

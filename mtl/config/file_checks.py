@@ -12,7 +12,12 @@ from mtl.data.folder import find_root
 from mtl.data.table_text import check_column, read_header
 from mtl.errors import ConfigError
 
-TABLE = "mtl.data.image_table.ImageTable"
+# The classes of tables: the key that names the file, what it is without one, and what is in it.
+TABLES = {
+    "mtl.data.image_table.ImageTable": ("labels", "labels.csv", "the labels"),
+    "mtl.data.table.Table": ("file", "table.csv", "the table"),
+}
+NAMING = ("image", "split", "key", "inputs", "exclude")  # keys whose values are columns, beside targets
 
 
 def check_files(data: DictConfig) -> None:
@@ -24,11 +29,13 @@ def check_files(data: DictConfig) -> None:
     source = text_of(module, "SOURCE") if module.startswith("mtl.data.") else None
     if source is None or not isinstance(root, str):
         return
-    labels = data.get("labels", "labels.csv") if data["_target_"] == TABLE else None
+    key, usual, what = TABLES.get(data["_target_"], ("", None, ""))
+    given = data.get(key, usual)
+    files = [] if given is None else [given] if isinstance(given, str) else list(given.values())
     try:
-        folder = find_root(root, {labels: "the labels"} if labels else {}, source)
-        if labels:
-            _check_columns(data, folder / labels)
+        folder = find_root(root, dict.fromkeys(files, what), source)
+        for file in files:
+            _check_columns(data, folder / file)
     except ValueError as error:
         raise ConfigError(f"data.{error}") from error
 
@@ -40,9 +47,11 @@ def _check_columns(data: DictConfig, file: Path) -> None:
 
 
 def _named_columns(data: DictConfig) -> Iterator[tuple[str, str]]:
-    """The columns that the configuration of an image table names, with the key that names each."""
-    named = {"image": data.get("image"), "split": data.get("split")}
-    named |= {f"targets.{target!s}": columns for target, columns in (data.get("targets") or {}).items()}
+    """The columns that the configuration of a table names, with the key that names each."""
+    named = {key: data.get(key) for key in NAMING}
+    targets = data.get("targets")
+    by_name = targets.items() if isinstance(targets, DictConfig) else ()
+    named |= {f"targets.{target!s}": columns for target, columns in by_name} or {"targets": targets}
     for key, columns in named.items():
         for column in columns if isinstance(columns, ListConfig) else [columns]:
             if isinstance(column, str):

@@ -47,7 +47,7 @@ def make_optimizer(
     trained = [*(p for p in parts.model.parameters() if p.requires_grad), *of_losses, *learned]
     if not trained:
         raise ConfigError("optimizer: neither the backbone nor the heads have a parameter to train.")
-    fused = _fused(arguments, parts.model, of_losses)
+    fused = _fused(arguments, parts.model, of_losses, later)
     _check_step(node)
     _try_step(arguments, trained[0], fused)
     found = _groups(node, parts.model, later)
@@ -223,14 +223,25 @@ def _make_one(
         raise
 
 
-def _fused(arguments: Mapping[str, Any], model: MultiTaskModel, of_losses: list[nn.Parameter]) -> dict[str, bool]:
+def _fused(
+    arguments: Mapping[str, Any],
+    model: MultiTaskModel,
+    of_losses: list[nn.Parameter],
+    later: AbstractSet[nn.Parameter],
+) -> dict[str, bool]:
     """The argument that makes the optimizer one kernel, where it has one and every parameter is dense in memory.
 
     The kernel ignores strides, and writes past the end of a parameter with gaps. It takes no sharded parameters and
     whole ones together; the heads' group has both where heads have parameters in common, or losses some of their own.
-    SGD's takes no sharded ones at all.
+    SGD's takes no sharded ones at all, and none whose momentum begins ``later`` than that of others.
     """
-    no_kernel = arguments["_target_"] == "torch.optim.SGD" and is_sharded(*model.parameters())
+    is_sgd = arguments["_target_"] == "torch.optim.SGD"
+    if is_sgd and later and arguments.get("fused"):
+        raise ConfigError(
+            "optimizer.fused=true: torch's SGD in one kernel cannot begin the momentum of what trainer.unfreeze_at "
+            "trains later; use false."
+        )
+    no_kernel = is_sgd and (bool(later) or is_sharded(*model.parameters()))
     mixed = len({is_sharded(p) for p in (*model.heads.parameters(), *of_losses)}) == 2
     if mixed and arguments.get("fused"):
         raise ConfigError(

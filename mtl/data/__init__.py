@@ -24,7 +24,8 @@ The object that ``data`` in the configuration names has
 - ``normalize``, for images in colour: a torchvision.transforms.v2.Normalize which the splits apply to their images. Its
   mean and deviation become those that the backbone's weights want, before the first sample is read;
 - ``inputs_per_task``: true if every task has inputs of its own. Then a batch's inputs are a dict task -> inputs, and
-  the data sets have ``samples(task, indices)``: the indices of a batch for which the task has a sample.
+  the data sets have ``samples(task, indices)``: the indices of a batch for which the task has a sample. Where the
+  tasks' sets differ in size, mtl.data.mixture says which samples are drawn how often.
 """
 
 SPLITS = ("train", "val", "test")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import importlib.util
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mtl.data.folder import errors_named_by
-from mtl.data.table_text import find_separator
+from mtl.data.table_text import REMEDY, find_separator
 from mtl.data.tables import (
     check_different,
     is_index,
@@ -89,6 +92,15 @@ class Columnar:
                 if kinds[0] != kinds[1]:
                     raise ValueError(f"{name} has {kinds[0]} in {first} and {kinds[1]} in {other}.")
 
+    def _check_alike_texts(self, name: str, parts: Sequence[Any]) -> None:
+        """ValueError for texts that are numbers in one file and none in another."""
+        cleaned = [(source, self._cleaned(part)) for (source, *_), part in zip(self._files, parts, strict=True)]
+        known = [(source, _type_of(own) is None) for source, own in cleaned if own.null_count < len(own)]
+        for source, is_text in known if self._types[name] is None else ():
+            if is_text != known[0][1]:
+                kinds = ["text" if own else "numbers" for own in (known[0][1], is_text)]
+                raise ValueError(f"{name} has {kinds[0]} in {known[0][0]} and {kinds[1]} in {source}.")
+
     def _read(self, name: str) -> pd.Series:
         import pyarrow as pa
         from pyarrow import parquet
@@ -100,6 +112,7 @@ class Columnar:
         whole = pa.chunked_array([chunk.cast(same) for part in parts for chunk in part.chunks], same)
         if self._separator is not None:
             self._types[name] = _type_of(self._cleaned(whole))
+            self._check_alike_texts(name, parts)
         return self._series(name, whole)
 
     def _cleaned(self, column: Any) -> Any:
@@ -125,16 +138,11 @@ class Columnar:
         column = self._cleaned(column)
         kind = self._types.get(name)
         if kind is not None and kind != pa.bool_():
-            return column_of(compute.utf8_trim_whitespace(column).cast(kind), name)
+            return compute.utf8_trim_whitespace(column).cast(kind).to_pandas().rename(name)
         own = pd.Series(column.to_pandas(strings_to_categorical=True).astype(object), name=name)
         if kind is not None:
             return own.map(TRUTH)
         return own if self._separator is None else with_decimal_points(own, self._separator)
-
-
-def column_of(column: Any, name: str) -> pd.Series:
-    """An Arrow column as a pandas one of that name."""
-    return column.to_pandas().rename(name)
 
 
 def _is_text(kind: Any) -> bool:
@@ -172,7 +180,7 @@ def as_parquet(source: Path, file: Path) -> str:
     encoding = "utf-16" if is_utf16 else "utf-8"
     text = beginning[: len(beginning) // 2 * 2].decode(encoding, "ignore").removeprefix("\ufeff")
     separator = find_separator(text[: text.rfind("\n") + 1] or text)
-    with errors_named_by(source):
+    with errors_named_by(source), _encoding_named():
         options = csv.ReadOptions(encoding=encoding, block_size=16 << 20)
         parse = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         head = csv.open_csv(source, options, parse).schema.names
@@ -185,8 +193,21 @@ def as_parquet(source: Path, file: Path) -> str:
     return separator
 
 
+@contextmanager
+def _encoding_named() -> Iterator[None]:
+    """A sentence instead of Arrow's own for another encoding."""
+    try:
+        yield
+    except Exception as error:
+        if re.search("utf-?8", str(error), re.IGNORECASE):
+            raise ValueError(f"it is not UTF-8; {REMEDY}") from error
+        raise
+
+
 def open_columns(files: Sequence[Path], missing: Sequence[Any], folder: Path | None) -> Columnar | None:
     """The files as columns, where they are Parquet or there is a ``folder`` to write it to; None for other texts."""
+    if folder is not None or any(map(is_parquet, files)):
+        _check_pyarrow(files)
     if all(map(is_parquet, files)):
         return Columnar({file: file for file in files}, missing)
     if folder is None:
@@ -198,6 +219,13 @@ def open_columns(files: Sequence[Path], missing: Sequence[Any], folder: Path | N
     if len(separators) > 1:
         raise ValueError(f"{', '.join(map(str, files))} have columns that are separated by different signs.")
     return Columnar(made, missing, separators.pop())
+
+
+def _check_pyarrow(files: Sequence[Path]) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(
+            f"{files[0]}: Parquet and data.cache need pyarrow, which is not installed: pip install 'mtl[parquet]'."
+        )
 
 
 def remove_texts(folder: Path) -> None:

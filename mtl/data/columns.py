@@ -115,7 +115,7 @@ def encode(
         return Column(kind, columns), values.astype(np.float32)
     known = ~np.isnan(values[train])
     for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
-        if not own[seen].size or not own[seen].std():
+        if not own[seen].size or not np.ptp(own[seen]):  # rounding may give what is constant a deviation
             raise Untrainable(name, f"{file}: {column} is constant in the training rows, so it cannot be learnt.")
     mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
     scaled = ((values - mean) / std).astype(np.float32)

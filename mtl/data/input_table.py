@@ -16,9 +16,9 @@ from mtl.data import SPLITS
 from mtl.data.columnar import Columnar, open_columns, remove_texts
 from mtl.data.columns import KINDS, as_list, known_columns
 from mtl.data.input_columns import INPUT_KINDS, InputColumn, LeftOut, infer_input, learn
-from mtl.data.table_cache import check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
+from mtl.data.table_cache import alias, check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
 from mtl.data.table_checks import check_all_splits
-from mtl.data.table_leaks import warn_of_leaks
+from mtl.data.table_leaks import find_leaks
 from mtl.data.table_rows import Rows
 from mtl.data.table_splits import check_shares, hash_column, hash_rows, split_by_hash, splits_of
 from mtl.data.table_targets import count_labels, encode_targets, targets_of
@@ -31,9 +31,11 @@ Targets = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 class InputTable:
     """What mtl.data.table.Table knows of its table; the arguments and the errors are described there.
 
-    ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why.
-    Of each row, ``parts`` has the split, ``values[target]`` the label, ``numbers``, ``categories`` and ``texts`` the
-    inputs, and ``hashes`` a number for its key or content. ``counts`` says in words how many labels each split has.
+    ``columns`` are the targets and ``rows`` makes the inputs; ``left_out`` has the columns that are neither, and why;
+    ``leaks`` the warnings of inputs that give a target away. Of each row, ``parts`` has the split, ``values[target]``
+    the label, ``numbers``, ``categories`` and ``texts`` the inputs, ``content`` a number for all its cells, and
+    ``hashes`` one for its key, or its content where there is none. ``counts`` says in words how many labels each split
+    has.
 
     ``frame`` has the rows already, made of the file. Its inputs are known not to give a target away: no leak is sought.
     """
@@ -64,6 +66,7 @@ class InputTable:
         if cache is None:
             self._read(paths, None, *arguments)
             check_unchanged(before)
+            self._table = None
             return
         own = Path(cache).expanduser() / fingerprint(before, arguments)
         with locked(own):
@@ -71,8 +74,11 @@ class InputTable:
                 self._read(paths, emptied(own), *arguments)
                 check_unchanged(before)
                 save(own, *self._state())
+                # A run that goes on from this one, or evaluates it, reads the table with what is known now.
+                alias(own, fingerprint(before, (*arguments[:-1], self.metadata)))
                 found = load(own)
                 remove_texts(own)
+        self._table = None
         self._restore(*found)  # type: ignore[misc]
 
     def _read(
@@ -106,12 +112,13 @@ class InputTable:
         }
         used = {column for own in self.columns.values() for column in own.columns}
         self.left_out: dict[str, str] = {}
+        self.leaks: list[str] = []
         if metadata:
             self.rows = Rows(metadata["inputs"])
         else:
             self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
             if self._frame is None:
-                warn_of_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
+                self.leaks = find_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
         self._encode(cache)
         self.texts = self.rows.find_texts(table)
 
@@ -135,7 +142,7 @@ class InputTable:
 
     def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What a cache holds."""
-        plain = {"metadata": self.metadata, "counts": self.counts, "left_out": self.left_out}
+        plain = {"metadata": self.metadata, "counts": self.counts, "left_out": self.left_out, "leaks": self.leaks}
         plain["sizes"] = {str(file): size for file, size in self.files.sizes.items()}
         parts = np.select([self.parts == part for part in SPLITS], [*range(len(SPLITS))])
         arrays = {"numbers": self.numbers, "categories": self.categories, "parts": parts.astype(np.uint8)}
@@ -145,7 +152,7 @@ class InputTable:
     def _restore(self, plain: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         self.columns = known_columns(plain["metadata"], None, None)
         self.rows = Rows(plain["metadata"]["inputs"])
-        self.counts, self.left_out = dict(plain["counts"]), dict(plain["left_out"])
+        self.counts, self.left_out, self.leaks = plain["counts"], plain["left_out"], plain["leaks"]
         self.files = Files({Path(file): size for file, size in plain["sizes"].items()})
         self.numbers, self.categories = arrays["numbers"], arrays["categories"]
         self.parts = np.array(SPLITS, object)[arrays["parts"]]
@@ -220,7 +227,7 @@ class InputTable:
                 if inputs is not None:
                     raise ValueError(f"{self.files}: inputs={column} cannot be an input: {reason}.") from reason
                 self.left_out[column] = str(reason)
-        self._check_kinds(used, {column.name for column in found})
+        self._check_kinds({column.name for column in found})
         if not found:
             raise ValueError(f"{self.files} has no column that can be an input, beside the targets.")
         return found
@@ -228,7 +235,7 @@ class InputTable:
     def _input_kind(self, column: str) -> str | None:
         return None if column in self.columns else self._kinds.get(column)  # which is then a target's
 
-    def _check_kinds(self, used: set[str], inputs: set[str]) -> None:
+    def _check_kinds(self, inputs: set[str]) -> None:
         for name in self._kinds:
             if name not in {*self.columns, *inputs, *self.left_out}:
                 raise ValueError(

@@ -45,7 +45,7 @@ class Molecules:
 
     def state(self) -> dict[str, Any]:
         """All that makes another one."""
-        return {"_target_": f"{__name__}.{type(self).__name__}"}
+        return {"_target_": "mtl.data.molecules.Molecules"}
 
 
 def graphs(charges: Tensor, positions: Tensor) -> dict[str, Tensor]:

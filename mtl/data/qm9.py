@@ -39,8 +39,8 @@ class QM9:
     Inputs: ``{"atoms": [B, 29, 7], "bonds": [B, 29, 29, 2], "mask": [B, 29]}``, see :func:`mtl.data.molecules.graphs`.
     LibMTL has the 11 and 5 numbers of PyTorch Geometric. Those of hybridisation and aromaticity are zero for every
     molecule there (its issue 8370), and are left out here. Single, double and triple bonds are one kind here: a
-    geometry has no orders, and a bond's length tells them apart. Which pairs are bonded is worked out from it too, and
-    every atom has as many bonds as the package's InChI says, but for 37 molecules.
+    geometry has no orders, and a bond's length tells them apart. Which pairs are bonded is worked out from it too: as
+    many at each atom as in the skeletons of the package's InChI, but for 37 molecules.
 
     Targets ``[B, 1]``, standardised by the training molecules' mean and deviation: LibMTL's eleven, ``mu`` (Debye),
     ``alpha`` (a0³), ``homo``, ``lumo``, ``zpve`` (eV), ``r2`` (a0²), ``cv`` (cal/(mol K)), and ``u0_atom``, ``u_atom``,

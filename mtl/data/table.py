@@ -119,6 +119,8 @@ class Table:
         """Become the data set of a table that is read."""
         for column, reason in table.left_out.items():
             log.warning("%s is left out of the inputs: %s", column, reason)
+        for leak in table.leaks:
+            log.warning("%s", leak)
         self.columns, self.counts = table.columns, table.counts
         self.targets = tuple(self.columns)
         self.class_names, self.scales = class_names_of(self.columns), scales_of(self.columns)
@@ -257,6 +259,7 @@ def main() -> None:
         for column in data.rows.inputs:
             print(f"  {column.name}: {column}")
         show_left_out(data.left_out)
+        print(*(f"WARNING: {leak}" for leak in data.leaks), sep="\n", end="\n" if data.leaks else "")
         if given.write is not None:
             files = write_files(_data(data, arguments), data.columns, given.write, given.name)
             show_written(files, given.write, given.name)

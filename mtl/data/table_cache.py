@@ -23,7 +23,10 @@ Stamps = dict[str, tuple[int, int]]
 
 
 def stamps(files: Sequence[Path]) -> Stamps:
-    """Size and time of change of every file."""
+    """Size and time of change of every file; ValueError for one that is not there."""
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist.")
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 
 
@@ -68,8 +71,18 @@ def save(folder: Path, plain: Mapping[str, Any], arrays: Mapping[str, NDArray[An
     written.rename(folder / FOUND)  # the last step: a folder without it is not whole
 
 
+def alias(folder: Path, name: str) -> None:
+    """Another name for what a folder has."""
+    other = folder.with_name(name)
+    if not other.exists():
+        other.unlink(missing_ok=True)  # a name of a folder that is gone
+        other.symlink_to(folder.name)
+
+
 def emptied(folder: Path) -> Path:
     """The folder, without what another process may have left in it."""
+    if folder.is_symlink():
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,27 @@ from mtl.data.columns import IGNORED, Column
 from mtl.data.input_columns import InputColumn
 from mtl.data.tables import Files
 
-log = logging.getLogger(__name__)
-
 NEAR_ONE = 0.99
 LOOKED_AT = 20_000  # training rows, evenly spaced
 BINS = 200  # of an input's numbers: as many rows in each
 
 
-def warn_of_leaks(
+def find_leaks(
     table: Any,
     inputs: Sequence[InputColumn],
     targets: Mapping[str, Column],
     values: Mapping[str, NDArray[Any]],
     train: NDArray[np.bool_],
     file: Path | Files,
-) -> None:
-    """Warn of every input that tells a target alone, on the training rows: of 0.99 and more.
+) -> list[str]:
+    """A warning for every input that tells a target alone, on the training rows: of 0.99 and more.
 
     For a class it is the share of the rows that the most frequent class of the other rows with the same value gets
     right, if it also leaves a tenth at most of the errors of the most frequent class of all. For a number it is the
-    larger of the correlation's size, and of the share of the variance that the mean of the other rows with the same
-    value explains. Numbers are the same within a two-hundredth of the rows; no value is a value.
+    largest of the correlation, the correlation of the ranks, and the share of the variance that the mean of the other
+    rows with the same value explains. Numbers are the same within a two-hundredth of the rows; no value is a value.
     """
+    found = []
     rows = np.flatnonzero(train)
     rows = rows[:: max(1, len(rows) // LOOKED_AT)]
     for own in (own for own in inputs if own.kind != "text"):
@@ -46,11 +44,12 @@ def warn_of_leaks(
         for name, part, target in _each(targets, values, rows):
             share = _share(groups, numbers, target)
             if share is not None and share[1] >= NEAR_ONE:
-                log.warning(
-                    "%s: the input %s gives the target %s away: %s %.4f on the training rows; if it is not known when "
-                    "the model is used, leave it out by data.exclude=[%s]",
-                    file, own.name, name + part, *share, own.name,
-                )  # fmt: skip
+                found.append(
+                    f"{file}: the input {own.name} gives the target {name}{part} away: {share[0]} {share[1]:.4f} on "
+                    "the training rows; if it is not known when the model is used, leave it out by "
+                    f"data.exclude=[{own.name}]"
+                )
+    return found
 
 
 def _each(
@@ -85,8 +84,9 @@ def _share(groups: NDArray[Any], numbers: NDArray[Any] | None, target: NDArray[A
     known = ~np.isnan(target)
     found = "explained variance", _explained(groups[known], target[known].astype(np.float64))
     if numbers is not None and numbers[known].std() > 0 and target[known].std() > 0:
-        r = abs(float(np.corrcoef(numbers[known], target[known])[0, 1]))
-        found = max(found, ("correlation", r), key=lambda own: own[1])
+        both = pd.DataFrame({"input": numbers[known], "target": target[known]})
+        for name, own in (("correlation", both), ("rank correlation", both.rank())):
+            found = max(found, (name, abs(float(np.corrcoef(own.T)[0, 1]))), key=lambda share: share[1])
     return found
 
 

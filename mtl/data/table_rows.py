@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
 from mtl.data.input_columns import InputColumn
 from mtl.data.tables import Files
@@ -68,11 +69,14 @@ class Rows:
 
     def find_texts(self, rows: Any) -> NDArray[Any]:
         """The cells of text, ``[N, 0 to 2]``, empty where there is none."""
-        found = [rows[name].fillna("").astype(str).to_numpy(object) for name in self.texts]
+        found = [
+            rows[name].astype(object).where(rows[name].notna(), "").astype(str).to_numpy(object) for name in self.texts
+        ]
         return np.stack(found, 1) if found else np.empty((len(rows), 0), object)
 
-    def encode(self, rows: Any, file: Path | Files = Path("the rows")) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows that came from ``file``."""
+    def encode(self, rows: Any, file: Path | Files | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The numbers, float32 ``[N, p]``, and the categories, int32 ``[N, q]``, of rows, of a ``file`` or none."""
+        file = Given(len(rows)) if file is None else file
         self.check(rows.columns, file)
         numbers = [own.numbers(_plain(rows[own.name]), file) for own in self._numbers]
         codes = [own.codes(_plain(rows[own.name])) for own in self._categories]
@@ -116,6 +120,21 @@ def raw_texts(texts: NDArray[Any]) -> list[Any]:
     return texts[:, 0].tolist() if texts.shape[1] == 1 else [tuple(pair) for pair in texts.tolist()]
 
 
+class Given(Files):
+    """Rows that come from no file, and are counted from 0."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__({})
+        self._count = count
+
+    def __str__(self) -> str:
+        return "the row" if self._count == 1 else "the rows"
+
+    def row(self, place: int) -> str:
+        """The row at a place."""
+        return "the row" if self._count == 1 else f"row {place} of {self._count}, from 0"
+
+
 def _column(own: Mapping[str, Any]) -> InputColumn:
     return InputColumn(**{f.name: _tuple(own[f.name]) for f in fields(InputColumn) if f.name in own})
 
@@ -126,6 +145,6 @@ def _tuple(value: Any) -> Any:
 
 def _plain(own: pd.Series) -> pd.Series:
     """A column as it is read from a file: without the spaces that stand for no value."""
-    if own.dtype != object:
+    if is_numeric_dtype(own) or is_bool_dtype(own) or is_datetime64_any_dtype(own):
         return own
     return own.where(own.map(lambda value: not isinstance(value, str) or bool(value.strip())), None)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
 from mtl.data import SPLITS
+from mtl.data.columns import is_boolean
 from mtl.data.names import hash_names, share_out_hashes
 from mtl.data.tables import Files, first_row, row_of
 
@@ -58,8 +59,8 @@ def hash_column(own: pd.Series) -> NDArray[np.uint64]:
     if is_datetime64_any_dtype(own):
         numbers = own.to_numpy("datetime64[ns]").astype(np.int64).view(np.uint64)
         return np.where(own.isna(), np.uint64(MISSING), _spread(numbers))
-    if is_numeric_dtype(own) or is_bool_dtype(own):
-        values = own.to_numpy(np.float64, na_value=np.nan) + 0.0  # of -0.0, too
+    if is_numeric_dtype(own) or is_bool_dtype(own) or is_boolean(own.dropna()):
+        values = own.where(own.notna(), np.nan).astype("float64").to_numpy() + 0.0  # of -0.0, too
         return np.where(np.isnan(values), np.uint64(MISSING), _spread(values.view(np.uint64)))
     codes, values = pd.factorize(own)
     return np.append(hash_names(map(str, values)).view(np.uint64), np.uint64(MISSING))[codes]

@@ -11,14 +11,21 @@ from itertools import islice
 from pathlib import Path
 
 TEXT = (".csv", ".tsv", ".txt")
+REMEDY = "save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
+LARGE = 1 << 28  # bytes of a text that is not read for its header alone
 SEPARATORS = (",", ";", "\t", "|")
 
 
 def read_header(file: Path) -> list[str]:
-    """The names of a text table's columns; none where pandas may name them otherwise, or the file cannot be read."""
+    """The names of a text table's columns; none where pandas may name them otherwise, or the file cannot be read.
+
+    None either of a large file, which is not read for them alone.
+    """
     if file.suffix.lower() not in TEXT:
         return []
     try:
+        if file.stat().st_size > LARGE:
+            return []
         content = decode(file.read_bytes())
         header = header_of(content, find_separator(content))
     except (OSError, ValueError, csv.Error):
@@ -34,9 +41,7 @@ def decode(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"line {line} is not UTF-8; save the table as UTF-8, as with iconv -f latin1 -t utf-8 if it is Latin-1"
-        ) from error
+        raise ValueError(f"line {line} is not UTF-8; {REMEDY}") from error
 
 
 def find_separator(content: str) -> str:

@@ -91,7 +91,8 @@ def _edge_notes(rows: Sequence[Row]) -> Iterator[str]:
     edges: dict[str, list[str]] = {}
     for row in rows:
         for key, chosen in ((key, value) for key, value in row.tuned.items() if key.startswith("optimizer.")):
-            tried = {value for own in (row, *row.others) if _is_number(value := own.settings.get(key))}
+            values: list[Any] = [own.settings.get(key) for own in (row, *row.others)]
+            tried = [float(value) for value in values if _is_number(value)]
             if _is_number(chosen) and chosen in (min(tried), max(tried)):
                 edges.setdefault(f"{key}={chosen:g} of {min(tried):g} to {max(tried):g}", []).append(row.label)
     for edge, labels in edges.items():

@@ -347,7 +347,7 @@ function curvesCaption(c) {
 }
 
 function curves(c) {
-  const names = [...new Set(c.rows.flatMap(row => Object.keys(row.curves)))].filter(n => !n.includes("conflict/cos/"));
+  const names = [...new Set(c.rows.flatMap(row => Object.keys(row.curves)))].filter(n => !/conflict\/cos\/|architecture\/gate\//.test(n));
   const order = n => n.startsWith("val/loss/total") ? 0 : n.startsWith("val/") ? 1 : n.startsWith("train/loss") ? 2 : 3;
   names.sort((a, b) => order(a) - order(b));
   const ranked = c.rows.map((row, i) => [row.equal ? -1 : row.rank ?? 1e9, i]).sort((a, b) => a[0] - b[0]);

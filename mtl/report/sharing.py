@@ -38,9 +38,8 @@ def lines(row: Row) -> Iterator[list[str]]:
         if gates:
             yield [row.label, task or "all", *_gate_cells(row, runs, task, gates)]
     for task in row.first.tasks:
-        alphas = [own for run in runs if (own := _alpha(run, task))]
-        if alphas:
-            own, other = (np.mean([mean for pair in alphas for mean in pair[side]]) for side in (0, 1))
+        own, other = (_mean([value for run in runs for value in _alpha(run, task)[side]]) for side in (0, 1))
+        if math.isfinite(own):
             yield [row.label, task, f"α {own:.2f}, {other:.2f}", *["–"] * 4]
 
 
@@ -65,16 +64,17 @@ def _gate(run: Run, task: str) -> list[float]:
     return [_end(run, f"{start}{number}") for number in sorted(numbers)]
 
 
-def _alpha(run: Run, task: str) -> tuple[list[float], list[float]] | None:
+def _alpha(run: Run, task: str) -> tuple[list[float], list[float]]:
     """α of the task's own column, and those of the other ones, of every unit."""
-    own, other = [], []
+    own: list[float] = []
+    other: list[float] = []
     for name in run.series:
         inner = re.fullmatch(rf"alpha/{re.escape(task)}~(.+)/\d+", name.removeprefix(PREFIX))
         last = re.fullmatch(rf"alpha_last/{re.escape(task)}/(\d+)", name.removeprefix(PREFIX))
         if inner or last:
             column = inner[1] if inner else run.tasks[int(last[1])] if last else ""
             (own if column == task else other).append(_end(run, name.removeprefix(PREFIX)))
-    return (own, other) if own and other else None
+    return own, other
 
 
 def _end(run: Run, name: str) -> float:

@@ -161,8 +161,10 @@ def _size_sentences(comparison: Comparison) -> Iterator[str]:
     methods = [row for row in comparison.methods if math.isfinite(size.parameters(row))]
     if not size.differ(methods):
         if methods:
-            parameters, operations = size.parameters(methods[0]), size.multiply_adds(methods[0])
-            yield f"All strategies train {parameters:,.0f} parameters, with {operations:,.0f} multiply-adds a sample."
+            parameters, operations = (
+                format_number(of(methods[0]), ",.0f") for of in (size.parameters, size.multiply_adds)
+            )
+            yield f"All strategies have {parameters} parameters and {operations} multiply-adds a sample."
         return
     if any(math.isfinite(row.single_networks) for row in methods):
         yield "Single networks: one plain network for each task of the row, their parameters together."
@@ -190,9 +192,9 @@ def _differences(comparison: Comparison) -> Table | None:
         caption = (
             f"{caption[:-1]}, and its interval; * if the interval excludes zero. Of {count} such intervals {chance}."
         )
-    architectures = len({row.reference.is_plain for row in rows if row.reference} | {row.is_plain for row in rows}) > 1
-    what = f"equal weighting{' under hard sharing' * architectures}"
-    return Table(f"{comparison.data}: differences to {what}, paired by seed", caption, header, lines)
+    if any(row.reference.architecture != row.architecture for row in rows if row.reference):
+        caption += " Equal weighting under an architecture is compared with that under hard sharing."
+    return Table(f"{comparison.data}: differences to equal weighting, paired by seed", caption, header, lines)
 
 
 def _difference(found: Interval | None) -> str:

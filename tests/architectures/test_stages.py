@@ -6,7 +6,7 @@ from support.exactness import same
 from torch import nn
 
 from mtl.architectures.stages import channel_axis, stages
-from mtl.backbones import Timm
+from mtl.backbones import ConvNet, Timm
 
 TIMM = [
     *(("test_resnet", features) for features in ("pooled", "tokens", "pyramid")),
@@ -57,6 +57,15 @@ def test_of_a_sequence():
     assert torch.equal(found.read(outputs), backbone(x))
     assert [channel_axis(output, False) for output in outputs] == [1, 1, 1]
     assert channel_axis(torch.zeros(2, 5, 7), False) == 2 and channel_axis(torch.zeros(2, 5, 7, 3), True) == 3
+
+
+def test_pooling_and_flattening_at_the_end_of_a_sequence_read_the_last_stage():
+    torch.manual_seed(0)
+    backbone, x = ConvNet(2, in_channels=1), torch.randn(3, 1, 8, 8)
+    found = stages(backbone)
+    outputs = outputs_of(found, x)
+    assert [tuple(output.shape) for output in outputs] == [(3, 2, 4, 4), (3, 4, 2, 2), (3, 8, 2, 2)]
+    assert torch.equal(found.read(outputs), outputs[-1].mean((2, 3))) and not torch.equal(outputs[-1], 0 * outputs[-1])
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_the_stages_one_after_the_other_are_the_encoder(kind, pool):
 def test_the_stages_of_another_encoder_are_not_known():
     with pytest.raises(ValueError, match="the stages of a distilbert are not known"):
         stages(encoder("distilbert"), texts=True)
+    assert encoder("distilbert").first_expert_stage == 0 and encoder("bert").first_expert_stage == 1
 
 
 # ------------------------------------------------------------------------------------------------- gradients

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from mtl.backbones import CausalTransformer, Timm
+from mtl.backbones import CausalTransformer, ConvNet, Tabular, Timm
 from mtl.backbones.transformer import CausalBlock
 from mtl.config import load
 from mtl.config.build import build
@@ -240,3 +240,46 @@ def test_what_does_not_fit_the_transformer_is_named(transformer):
     for num_heads in (0, 3):
         with pytest.raises(ValueError, match=f"width=8 must be a multiple of num_heads={num_heads}"):
             CausalBlock(8, num_heads)
+
+
+def test_a_table_is_embedded_beside_its_numbers():
+    torch.manual_seed(0)
+    backbone = Tabular(numbers=2, categories=[3, 1000], hidden=[8, 4], dropout=0.5).eval()
+    inputs = {"numbers": torch.randn(5, 2), "categories": torch.tensor([[0, 1], [2, 999], [1, 0], [0, 0], [2, 3]])}
+    first, second = (own.weight for own in backbone[0].embeddings)
+    assert first.shape == (3, 3) and second.shape == (1000, 50)  # ceil(1.6 · 3^0.56) and at most 50
+    assert not first[0].any() and not second[0].any() and first[1:].any()
+    codes = inputs["categories"]
+    x = torch.cat([inputs["numbers"], first[codes[:, 0]], second[codes[:, 1]]], 1)
+    linear = [layer for layer in backbone if isinstance(layer, nn.Linear)]
+    expected = linear[1](linear[0](x).relu()).relu()
+    torch.testing.assert_close(backbone(inputs), expected)
+    assert sum(isinstance(layer, nn.Dropout) for layer in backbone) == 2
+    no_categories = Tabular(numbers=2, categories=[], hidden=[4])
+    assert no_categories({"numbers": torch.zeros(3, 2), "categories": torch.zeros(3, 0).long()}).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"hidden": []}, "hidden=[] must be one width or more"),
+        ({"hidden": [0]}, "hidden=[0] must be one width or more"),
+        ({"embedding": 0}, "embedding=0 must be 1 or more"),
+        ({"embedding": [2]}, "embedding=[2] must be 1 or more, or a list of such sizes, one for each of 2"),
+    ],
+    ids=["no layer", "no width", "no size", "too few sizes"],
+)
+def test_what_does_not_fit_a_table_is_named(arguments, words):
+    with pytest.raises(ValueError) as caught:
+        Tabular(numbers=1, categories=[3, 4], **arguments)
+    assert words in str(caught.value)
+
+
+def test_one_number_sets_the_size_of_the_convolutions():
+    model = ConvNet(5, in_channels=2)
+    assert model(torch.zeros(3, 2, 16, 16)).shape == (3, 20)
+    assert (
+        sum(p.numel() for p in model.parameters()) == 90 * 25 + 9 * 5 * 2 + 14 * 5
+    )  # of 3×3 weights, and normalisation
+    with pytest.raises(ValueError, match=r"^width=0 must be 1 or more"):
+        ConvNet(0)

@@ -28,7 +28,10 @@ THIRD = [
 
 
 # The data of the backbones that do not read images.
-DATA = {"theta": "toy", "causal_transformer": "stdlib", "text": "paws_x", "mpnn": "qm9"}
+DATA = {
+    "theta": ["data=toy"], "causal_transformer": ["data=stdlib"], "tabular": ["data=table"], "text": ["data=paws_x"],
+    "table_text": ["data=table", "data.kinds={city: text}"], "mpnn": ["data=qm9"],
+}  # fmt: skip
 
 
 def built(*overrides):
@@ -53,16 +56,16 @@ def test_every_option_is_built_and_takes_a_step(group):
 @pytest.mark.parametrize("data", [data for data in options("data") if data != "dataset"])
 def test_every_data_set_alone_is_a_run(data, tmp_path):
     """No other group is named: backbone, heads and losses fit."""
-    one_step(*build(of_data(data, tmp_path)))
+    one_step(*build(of_data(tmp_path, f"data={data}")))
 
 
-def of_data(data, folder, *overrides):
-    """The configuration of a data set, of its fixture where it takes files."""
-    cfg = load([f"data={data}", "device=cpu", *overrides])
+def of_data(folder, *overrides):
+    """The configuration with the fixture of its data set, where it takes files."""
+    cfg = load(["device=cpu", *overrides])
     if "root" in list(cfg.data):  # also where its value is missing
         domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
-        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder / data, **domains)
-        cfg.data.root = str(folder / data)
+        importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder / "data", **domains)
+        cfg.data.root = str(folder / "data")
     if "image_size" in cfg.data:
         cfg.data.image_size = min(cfg.data.image_size, 64)  # a step on the papers' sizes takes twenty seconds
     return cfg
@@ -70,9 +73,12 @@ def of_data(data, folder, *overrides):
 
 def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
     choices = {
-        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2] for data in ("digits", "stdlib", "toy", "qm9")
+        data: load([f"data={data}"]).backbone._target_.rpartition(".")[2]
+        for data in ("digits", "stdlib", "toy", "qm9", "table")
     }
-    assert choices == {"digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta", "qm9": "MPNN"}
+    assert choices == {
+        "digits": "Timm", "stdlib": "CausalTransformer", "toy": "Theta", "qm9": "MPNN", "table": "Tabular",
+    }  # fmt: skip
     assert load(["data=stdlib", "backbone=mlp"]).backbone == load(["backbone=mlp"]).backbone
     assert load(["data=toy", "~backbone", "+backbone._target_=mine.Backbone"]).backbone == {"_target_": "mine.Backbone"}
     with pytest.raises(ConfigError, match=r"^backbone: cannot take inputs of shape \[2, 128\]"):
@@ -83,7 +89,7 @@ def test_data_that_are_no_images_bring_another_backbone_unless_one_is_chosen():
 
 @pytest.mark.parametrize("backbone", options("backbone"))
 def test_every_backbone_takes_a_step(backbone, tmp_path):
-    one_step(*build(of_data(DATA.get(backbone, "digits"), tmp_path, f"backbone={backbone}")))
+    one_step(*build(of_data(tmp_path, *DATA.get(backbone, []), f"backbone={backbone}")))
 
 
 STUDY = "experiment/digits_strategies"
@@ -275,7 +281,7 @@ MISTAKES = [
     (["+trainer.max_step=3"], "trainer.max_step is not a key of the configuration; did you mean max_steps."),
     (["+lr=3"], "lr is not a key of the configuration; accepted: data, backbone,"),
     (["+backbone.nam=x"], "backbone.nam is not an argument of mtl.backbones.Timm; did you mean name."),
-    (["optimizer.lr=abc"], "optimizer.lr=abc has the wrong type: torch.optim.AdamW takes float"),
+    (["optimizer.lr=abc"], "optimizer.lr=abc has the wrong type: torch.optim.AdamW takes a number"),
     (["optimizer.groups.backbone.lr=abc"], "optimizer.groups.backbone.lr=abc has the wrong type"),
     (["+optimizer.groups.heads.lrr=1"], "optimizer.groups.heads.lrr is not an argument of torch.optim.AdamW"),
     (["+optimizer.groups.head.lr=1"], "optimizer.groups.head names no part of the model; did you mean heads."),

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mtl.config import load
-from mtl.config.file_checks import TABLE, check_files
+from mtl.config.file_checks import TABLES, check_files
 from mtl.data.image_table import make_fixture
 from mtl.errors import ConfigError
 
@@ -20,18 +20,18 @@ def root(tmp_path):
 
 
 def table(root, **keys):
-    return OmegaConf.create({"_target_": TABLE, "root": str(root), "labels": "labels.csv", **keys})
+    return OmegaConf.create({"_target_": next(iter(TABLES)), "root": str(root), "labels": "labels.csv", **keys})
 
 
 @pytest.mark.parametrize("name", ["nyuv2", "cityscapes", "celeba", "multimnist", "office", "taskonomy",
-                                  "pascal_context", "paws_x", "image_table", "qm9"])  # fmt: skip
+                                  "pascal_context", "paws_x", "image_table", "qm9", "table"])  # fmt: skip
 def test_a_missing_folder_is_named_with_where_to_get_the_data(name, tmp_path):
     data = load([f"data={name}", f"data.root={tmp_path / 'no'}"]).data
     with pytest.raises(ConfigError) as caught:
         check_files(data)
     place = tmp_path / "no"
     assert str(caught.value).startswith(f"data.root={place}: there is no folder {place}: ")
-    assert ("--make-fixture DIR" in str(caught.value)) != (name == "image_table")
+    assert ("--make-fixture DIR" in str(caught.value)) != (name in ("image_table", "table"))
 
 
 @pytest.mark.parametrize("target", ["torchvision.datasets.MNIST", f"{__name__}.Own", "mtl.data.digits.Digits"])

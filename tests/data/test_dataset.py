@@ -1,6 +1,7 @@
 """A torch data set of one's own: its split, what it tells the backbone, and its mistakes in one sentence each."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from mtl.config import check, load
 from mtl.config.build import build
 from mtl.data.dataset import OwnDataset
+from mtl.data.loader import Batches, DataError, sequential
 from mtl.errors import ConfigError
 from mtl.train import train
 
@@ -203,5 +205,93 @@ def test_channels_that_come_last_are_warned_of(caplog):
     assert "is taken for 32 channels of 32×3" in caplog.text
     caplog.clear()
     for shape in ((3, 32, 32), (1, 9, 9), (64, 3, 3)):
-        OwnDataset(Blots(shape=shape))
+        OwnDataset(Blots(200, shape))
     assert not caplog.records
+
+
+def test_a_split_of_few_samples_is_warned_of(caplog):
+    OwnDataset(Blots(60))
+    assert [r.getMessage() for r in caplog.records] == [
+        f"data: {split} has 9 of the 60 samples, each 11 % of an accuracy; data.{key}=… is the share"
+        for split, key in (("val", "validation"), ("test", "test"))
+    ]
+    caplog.clear()
+    OwnDataset(Blots(60), val_dataset=Blots(3), test=0.5)
+    assert not caplog.records
+
+
+# --------------------------------------------------------------------------------- what is met only in sample 137
+
+
+class Odd(Blots):
+    """One sample is not as the others."""
+
+    def __init__(self, kind, index=137):
+        super().__init__(200)
+        self.kind, self.odd = kind, index
+
+    def __getitem__(self, index):
+        image, targets = super().__getitem__(index)
+        if index == self.odd:
+            if self.kind == "unreadable":
+                raise OSError("image file is truncated")
+            image = torch.zeros(3, 8, 7) if self.kind == "shape" else image
+            other = {"keys": {"color": 1, "size": torch.tensor([0.1])}, "fewer": {"colour": 1},
+                     "target": {"colour": 1, "size": torch.zeros(2)}}  # fmt: skip
+            targets = other.get(self.kind, targets)
+        return image, targets
+
+
+ODD = {
+    "unreadable": r"OSError: image file is truncated \(tests/data/test_dataset.py, line \d+\)",
+    "shape": r"the input has the shape \[3, 8, 7\], and in sample \d+ the shape \[3, 8, 6\]; a batch takes one form",
+    "target": r"the target size has the shape \[2\], and in sample \d+ the shape \[1\]; a batch takes one form",
+    "fewer": r"the target size is missing, and in sample \d+ the shape \[1\]; a batch takes one form \(a missing label",
+    "keys": r"the target colour is missing, and in sample \d+ the shape \[\]; a batch takes one form \(a missing label",
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("first", [True, False], ids=["first of its batch", "last of its batch"])
+def test_an_odd_sample_is_named_by_its_index_in_the_data_set(kind, first):
+    split = OwnDataset(Odd(kind)).train
+    place = split.indices.index(137)
+    batch = [place, *range(3)] if first else [*range(3), place]
+    with pytest.raises(DataError) as caught:
+        list(Batches(split, [(0, batch)], 0))
+    sentence = str(caught.value).split("\n")[0]
+    assert re.fullmatch(rf"train sample 137 cannot be read: {ODD[kind]}.*data.on_error=skip leaves such samples out\.",
+                        sentence)  # fmt: skip
+    ((inputs, targets),) = list(Batches(split, [(0, batch)], 0, on_error="skip"))
+    assert inputs[:, 0, 0, 0].tolist() == split.own_indices(range(3)) and set(targets) == {"colour", "size"}
+
+
+def test_a_label_out_of_range_is_named_by_its_index_in_the_data_set():
+    parts, _ = build(load([*EXAMPLE, *A_HEAD, *A_LOSS, "data.batch_size=4", "backbone=mlp", "device=cpu"]))
+    split, labels = parts.data.train, {task.name: task.labels for task in parts.tasks}
+    images, targets = split.dataset[split.indices[1]]
+    split.dataset = {i: (images, {**targets, "colour": 7 if i == split.indices[1] else 1}) for i in split.indices}
+    with pytest.raises(
+        DataError, match=rf"target of colour in sample {split.indices[1]} is 7, but its loss takes 0 to"
+    ):
+        list(Batches(split, sequential(2, 2), 0, labels=labels))
+
+
+def test_the_first_sample_that_cannot_be_read_is_said_so():
+    with pytest.raises(
+        ValueError, match=r"dataset \(Odd\): the first sample cannot be read: OSError: image file is trun"
+    ):
+        OwnDataset(Odd("unreadable", index=0))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["data._target_=support.own_parts.OwnImages"], ["data=dataset", "data._target_=support.own_parts.OwnImages"]],
+    ids=["in the place of digits", "in the place of the wrapper"],
+)  # fmt: skip
+def test_a_torch_data_set_in_the_place_of_data_is_told_where_it_goes(overrides):
+    with pytest.raises(ConfigError) as caught:
+        cfg = load([*overrides, *A_HEAD, *A_LOSS, "device=cpu"])
+        check(cfg)
+        build(cfg)
+    assert "data.dataset._target_=support.own_parts.OwnImages" in str(caught.value)

@@ -300,5 +300,5 @@ def test_the_studys_own_backbone_and_heads_take_a_step(fixture_root, study):
 
 def test_every_data_set_of_files_is_among_these():
     files = {path.stem for path in (CONF / "data").glob("*.yaml") if "root: ???" in path.read_text()}
-    # Those of inputs of each task's own: tests/data/test_office.py, tests/data/test_paws_x.py.
-    assert files - {"office", "paws_x"} == set(NAMES)
+    # Images or pairs of each task's own, and a table's rows: test_office.py, test_paws_x.py, test_table.py.
+    assert files - {"office", "paws_x", "table"} == set(NAMES)

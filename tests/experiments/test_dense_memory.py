@@ -19,7 +19,10 @@ def study():
     return module
 
 
-@pytest.mark.parametrize("kind", ["FPN", pytest.param("DeepLab", marks=pytest.mark.slow)])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("DeepLab", "MTAN and FPN")]
+
+
+@pytest.mark.parametrize("kind", ["FPN", *SLOW])
 @pytest.mark.parametrize("strategy", ["naive", "detached", "balanced"])
 def test_what_is_counted_is_what_a_real_step_takes(study, strategy, kind):
     size = dict(backbone="test_resnet", side=32, batch=2)

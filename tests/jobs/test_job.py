@@ -10,10 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from mtl.data.loader import DataError
 from mtl.errors import ConfigError
 from mtl.jobs.job import JobFailed, run_job
 from mtl.runs.files import read_status, write_json, write_status
 from mtl.system.signals import Preempted
+from mtl.training.nonfinite import NotFinite
 
 
 @pytest.fixture
@@ -51,12 +53,27 @@ def test_a_job_is_running_and_then_finished(tmp_path, job):
         (ArithmeticError("a\nb"), "failed", "ArithmeticError: a"),
         (MemoryError("no more"), "oom", "MemoryError: no more"),
         (ConfigError("lr=0 must be positive."), "failed", "lr=0 must be positive."),
+        (DataError("sample 3 cannot be read.\na trace"), "failed", "sample 3 cannot be read."),
+        (NotFinite("step 3: the loss of a is nan."), "failed", "step 3: the loss of a is nan."),
     ],
 )
 def test_an_error_is_the_status_and_hydra_gets_one_without_a_traceback(tmp_path, job, error, status, message):
     with pytest.raises(JobFailed, match="did not start" if isinstance(error, ConfigError) else "run failed"):
         job(failing_with(error))
     assert (read_status(tmp_path)["status"], read_status(tmp_path)["error"]) == (status, message)
+
+
+def test_an_error_that_says_what_to_do_comes_without_a_traceback(job, caplog, monkeypatch):
+    for error in (DataError("sample 3 cannot be read.\na trace"), NotFinite("nan"), ArithmeticError("a bug")):
+        caplog.clear()
+        with pytest.raises(JobFailed):
+            job(failing_with(error))
+        (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+        assert "\n" not in record.getMessage() and bool(record.exc_info) == isinstance(error, ArithmeticError)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(JobFailed):
+        job(failing_with(DataError("sample 3 cannot be read.\na trace")))
+    assert caplog.records[-1].exc_info and "a trace" in caplog.records[-1].getMessage(), "where it is asked for"
 
 
 @pytest.mark.parametrize(

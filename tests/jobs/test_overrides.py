@@ -2,7 +2,9 @@
 
 import pytest
 
-from mtl.jobs.overrides import is_within, quoted, without
+from mtl.config import load
+from mtl.jobs.job import _choices
+from mtl.jobs.overrides import is_within, name_tracker_run, quoted, without
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,9 @@ def test_a_quoted_path_is_read_by_hydra_as_it_was(tmp_path):
     path = tmp_path / "it's, {a} = b"
     (override,) = OverridesParser.create().parse_overrides([f"resume={quoted(path)}"])
     assert override.value() == str(path)
+
+
+def test_a_run_is_named_by_its_choices_the_architecture_among_them():
+    cfg = load(["data=stdlib", "architecture=mmoe", "strategy=mgda", "tracker.tags=[mine]"])
+    assert name_tracker_run(cfg).tracker.tags == ["mine", "stdlib", "causal_transformer", "mmoe", "mgda"]
+    assert _choices() == "data=stdlib, backbone=causal_transformer, architecture=mmoe, strategy=mgda"

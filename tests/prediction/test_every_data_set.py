@@ -13,6 +13,7 @@ from mtl.prediction.answers import answer_of
 
 SIZED = {"celeba": 16, "taskonomy": 32, "pascal_context": 32, "image_table": 16, "office": 16, "office_home": 16}
 OWN = {
+    "paws_x": ["data.length=24", "backbone.width=16"],
     "stdlib": ["data.context=16"],
     "scenes": ["data.size=5", "data.image_size=32"],
     "dataset": [
@@ -25,18 +26,31 @@ KINDS = {
     "celeba": {"labels"},
     "cityscapes": {"segmentation", "depth"},
     "digits": {"class"},
+    "flights": {"class", "value"},
     "image_table": {"class", "value"},
     "multimnist": {"class"},
     "nyuv2": {"segmentation", "depth", "normals"},
     "office": {"class"},
     "office_home": {"class"},
     "pascal_context": {"segmentation", "normals", "mask"},
+    "paws_x": {"class"},
+    "qm9": {"value"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
+    "table": {"class", "value"},
     "taskonomy": {"segmentation", "depth", "normals"},
     "toy": {"output"},
     "dataset": {"class", "value"},
 }
+TAKES = {
+    "qm9": "molecule",
+    "stdlib": "text",
+    "table": "row",
+    "flights": "row",
+    "paws_x": "row",
+    "toy": "tensor",
+    "dataset": "tensor",
+}  # the others take images
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +103,7 @@ def test_the_model_of_every_data_set(folder, name):
         for task, output in trained.outputs.items()
     }
     assert {answer.kind for answer in answers.values()} == KINDS[name]
-    assert trained.preprocess.takes == {"stdlib": "text", "toy": "tensor", "dataset": "tensor"}.get(name, "image")
+    assert trained.preprocess.takes == TAKES.get(name, "image")
     for task, answer in answers.items():
         scores = answer.scores(expected[task])
         assert len(scores) == len(expected[task]) and answer.say(scores[0]) is not None

@@ -16,6 +16,7 @@ OWN = {"_target_": "mtl.data.dataset.OwnDataset", "dataset": {"_target_": "mine.
         (TABLE, ["data=mine", "seed=1", "data=other"], "other"),
         (TABLE, ["data=image_table", "data.root=…"], "my pets"),
         (TABLE | {"root": ""}, [], "ImageTable"),
+        ({"_target_": "mtl.data.table.Table", "root": "/data/shop"}, ["data=table"], "shop"),
         (OWN, ["data=blots"], "blots"),
         (OWN, ["data=dataset"], "Blots"),
         (OWN, [], "Blots"),

@@ -71,8 +71,8 @@ def test_an_architecture_is_compared_with_hard_sharing_and_with_plain_single_net
     assert rows["Detached MMoE"].differences["left/accuracy"].mean == pytest.approx(0.1)
     # (0.61 - 0.5) / 0.5 and (0.71 - 0.5) / 0.5, and not those of the MMoE networks of one task, which have 0.7
     assert rows["Detached MMoE"].delta_task.mean == pytest.approx(100 * (0.22 + 0.42) / 2)
-    (title,) = [table.title for table in tables(comparison) if "differences" in table.title]
-    assert title == "Digits: differences to equal weighting under hard sharing, paired by seed"
+    (caption,) = [table.caption for table in tables(comparison) if "differences" in table.title]
+    assert caption.endswith("Equal weighting under an architecture is compared with that under hard sharing.")
 
 
 def test_a_strategy_is_compared_with_equal_weighting_of_its_own_architecture(tmp_path):
@@ -120,7 +120,7 @@ def test_strategies_of_one_size_have_no_columns_and_one_sentence(tmp_path):
         write_run(tmp_path / str(i), strategy, test=accuracies(0.5, 0.5), recorded=sized(1000))
     comparison, _ = compared(tmp_path)
     table = tables(comparison)[0]
-    assert "All strategies train 1,200 parameters, with 5,000 multiply-adds a sample." in table.caption
+    assert "All strategies have 1,200 parameters and 5,000 multiply-adds a sample." in table.caption
     assert not any("parameters" in title for title in table.header) and not comparison.warnings
 
 

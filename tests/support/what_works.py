@@ -28,13 +28,6 @@ ROWS = {
     "GradDrop, TrimmedMean": ["strategy=graddrop", "strategy.space=features"],
     "MoCo, DB-MTL, ExcessMTL": ["strategy=moco", "strategy.space=parameters"],
 }
-# Every architecture under a rule: at the features, and for one whose tasks share none at the parameters.
-ROWS |= {
-    f"`architecture={name}`": [f"architecture={name}", "strategy=mgda"]
-    for name in ("ensemble", "omoe", "mmoe", "dselect_k", "cgc", "ple", "mtan", "cross_stitch", "nddr", "ltb")
-}
-ROWS["`architecture=film`, parameters"] = ["architecture=film", "strategy=mgda", "strategy.space=parameters"]
-ROWS["`architecture=lora`"] = ["architecture=lora", "strategy=mgda", "backbone=vit_tiny", "backbone.name=test_vit2"]
 ALONE = {
     "bf16": ["trainer.precision=bf16"],
     "fp16": ["trainer.precision=fp16"],

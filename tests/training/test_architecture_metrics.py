@@ -56,6 +56,18 @@ def test_the_one_gate_of_all_tasks(train_tiny):
     assert sum(gates(rows[0], "", 3)) == pytest.approx(1, abs=1e-5)
 
 
+def test_the_columns_that_are_drawn_and_how_likely_each_is(train_tiny):
+    rows, _ = recorded(train_tiny(*MLP, "architecture=ltb", "architecture.warm_up=0.5"))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        drawn, likely = ({n: v for n, v in row.items() if f"/{kind}" in n} for kind in ("selected", "parent"))
+        assert len(drawn) == len(likely) == 2 * 2 * 2 + 2 * 2  # two stages read another, and so does each head
+        assert {"architecture/selected/left~right/1", "architecture/selected_last/right/0"} <= drawn.keys()
+        assert set(drawn.values()) == ({0.5} if row["step"] <= 2 else {0.0, 1.0})  # the loop has told the step
+        pair = [row[f"architecture/parent/right~{column}/2"] for column in ("left", "right")]
+        assert sum(pair) == pytest.approx(1) and pair[0] == pytest.approx(0.5, abs=0.01)
+
+
 def test_penalties_are_recorded_beside_the_losses(train_tiny):
     entropy = ["architecture=dselect_k", "architecture.entropy=0.5"]
     rows, _ = recorded(train_tiny(*MLP, *entropy))

@@ -1,0 +1,32 @@
+"""The studies architectures and relatedness: every arm trains, and the arms that are compared have one size."""
+
+import pytest
+import torch
+from support.composing import options
+
+from mtl.config import load
+from mtl.config.build import build
+from mtl.data.loader import Batches, sequential
+from mtl.training.size import parameter_counts
+
+SIZES = {"architectures": 42_638, "relatedness": 14_776}  # of hard sharing, as the READMEs say
+ARMS = [(study, arm) for study in SIZES for arm in options(f"experiment/{study}/arm")]
+
+
+def built(study, arm):
+    small = {"architectures": "data.pairs_per_digit=1", "relatedness": "data.sizes=[16,4,4]"}[study]
+    overrides = [f"+experiment/{study}/arm={arm}", f"+experiment={study}", "data.batch_size=4", "device=cpu"]
+    return build(load([*overrides, small if study == "relatedness" else f"+{small}"]))
+
+
+@pytest.mark.parametrize(("study", "arm"), ARMS)
+def test_every_arm_takes_a_step_and_has_the_size_of_the_others(study, arm):
+    parts, state = built(study, arm)
+    inputs, targets = next(iter(Batches(parts.data.train, sequential(4, 4), seed=0)))
+    before = [p.detach().clone() for p in state.model.parameters()]
+    result = state.strategy.step(state.model, state.tasks, inputs, targets)
+    state.optimizer.step()
+    assert all(torch.isfinite(loss) for loss in result.losses.values())
+    assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+    networks = 2 if arm.startswith("single") else 1  # two of them are compared with one that has both tasks
+    assert networks * parameter_counts(state.model)["total"] == pytest.approx(SIZES[study], rel=0.1)
