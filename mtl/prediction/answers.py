@@ -45,21 +45,25 @@ class Answer:
         """
         if self.kind == "output":
             return pytree.tree_map_only(Tensor, _to_numpy, output)
-        output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
-        if self.kind == "token":
-            return _to_numpy(output[:, -1].softmax(-1))
-        if self.kind in ("class", "segmentation"):
-            return _to_numpy(output.softmax(1))
-        if self.kind in ("labels", "mask"):
-            return _rows(_to_numpy(output.sigmoid() if self.logits else output))
-        if self.kind == "normals":
-            return _to_numpy(nn.functional.normalize(output, dim=1))
-        values = _rows(_to_numpy(output.exp() if self.logarithm else output))
+        values = _to_numpy(self.terms(output.float() if output.dtype in (torch.bfloat16, torch.float16) else output))
         if self.scale is None:
             return values
         # In float64, as the table's own numbers are.
         mean, std = (np.asarray(part, np.float64).reshape(-1, *[1] * (values.ndim - 2)) for part in self.scale)
         return values * std + mean
+
+    def terms(self, output: Tensor) -> Tensor:
+        """The same as tensors, where numbers are still standardised."""
+        if self.kind == "token":
+            return output[:, -1].softmax(-1)
+        if self.kind in ("class", "segmentation"):
+            return output.softmax(1)
+        if self.kind == "normals":
+            return nn.functional.normalize(output, dim=1)
+        if self.kind in ("labels", "mask") and self.logits:
+            output = output.sigmoid()
+        output = output.exp() if self.logarithm else output
+        return output[:, None] if output.dim() == 1 else output
 
     def say(self, scores: Any) -> Any:
         """One sample's scores in the user's terms.
@@ -152,8 +156,3 @@ def _kind(shown: str | None, output: Any, loss: Any, target: Any, tokens: bool) 
 
 def _to_numpy(values: Tensor) -> NDArray[Any]:
     return values.detach().cpu().numpy() if values.dtype != torch.bfloat16 else values.detach().cpu().float().numpy()
-
-
-def _rows(values: NDArray[Any]) -> NDArray[Any]:
-    """A batch of one number a sample, ``[B]``, as ``[B, 1]``."""
-    return values[:, None] if values.ndim == 1 else values

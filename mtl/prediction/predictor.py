@@ -106,7 +106,7 @@ def load(
     precision: str | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Predictor:
-    """The predictor of a checkpoint, or of a run folder's best (or, with ``which="last"``, its last) checkpoint.
+    """The predictor of a checkpoint, of a run folder's best (or, with ``which="last"``, its last) one, or of an export.
 
     Neither Hydra's composition nor the data's files are needed. The weights are the averaged ones, where the run had
     some (``trainer.ema``). ``precision``: 32, bf16 or fp16; None is that of the run. ``tasks``: the heads to keep; None
@@ -116,10 +116,14 @@ def load(
     needs; for an unknown device or task.
     """
     from mtl.evaluate import find_checkpoint
+    from mtl.prediction.folder import WEIGHTS, is_folder, read_folder
     from mtl.runs import checkpoint
 
     require("which", which, "best or last", which in ("best", "last"))
     require("precision", precision, f"one of {', '.join(DTYPES)}", precision is None or precision in DTYPES)
+    if is_folder(Path(path)):
+        content = read_folder(Path(path))
+        return _of_content(Path(path) / WEIGHTS, content, device, precision, tasks or content["tasks"])
     file = find_checkpoint(Path(path), which)
     return _of_content(file, checkpoint.load(file), device, precision, tasks)
 
