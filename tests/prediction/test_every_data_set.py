@@ -48,7 +48,6 @@ TAKES = {
     "stdlib": "text",
     "table": "row",
     "flights": "row",
-    "paws_x": "row",
     "toy": "tensor",
     "dataset": "tensor",
 }  # the others take images
