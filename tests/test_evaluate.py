@@ -63,7 +63,7 @@ def test_a_checkpoint_by_itself_chooses_no_other_code(train_tiny, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.pt"], "mtl-eval: There is no checkpoint nowhere.pt."),
+        (["nowhere.pt"], "mtl-eval: There is no checkpoint nowhere.pt; a run's folder is outputs/"),
         (["broken.pt"], "mtl-eval: broken.pt cannot be read as a checkpoint:"),
     ],
 )
@@ -77,7 +77,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; sys.argv = {argv}; fro
 
 
 @pytest.mark.parametrize(
-    ("there", "answer"), [(False, "There is no checkpoint x.pt."), (True, "import of torch halted")]
+    ("there", "answer"), [(False, "There is no checkpoint x.pt; a run's folder is "), (True, "import of torch halted")]
 )
 def test_a_path_that_does_not_exist_is_answered_without_torch(tmp_path, there, answer):
     """And one that exists is not: the negative control."""

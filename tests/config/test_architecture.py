@@ -66,7 +66,8 @@ def test_a_run_of_another_architecture_is_not_resumed():
 
 
 def test_what_is_recorded_stays_as_it_is():
-    recorded = {"architecture": {"_target_": "x"}, "optimizer": {"lr": 1, "sharing": {"lr": 2}}, "seed": 1}
+    own = {"lr": 1, "sharing": {"lr": 2}, "layer_decay": 0.5, "weight_decay_exclude_1d": True}
+    recorded = {"architecture": {"_target_": "x"}, "optimizer": own, "seed": 1}
     assert completed(recorded) == recorded
     assert completed({"seed": 1})["architecture"] == {"_target_": "mtl.architectures.Hard"}
 

@@ -134,8 +134,8 @@ def test_a_step_is_that_of_torch_with_the_same_groups():
         (["optimizer.layer_decay=much"], "optimizer.layer_decay=much must be above 0 and at most 1"),
         (["optimizer.weight_decay_exclude_1d=norms"], "optimizer.weight_decay_exclude_1d=norms must be true or false."),
         (
-            ["optimizer.layer_decay=0.5", "~backbone", "+backbone._target_=support.data_parts.Trunk"],
-            "optimizer.layer_decay=0.5: the stages of Trunk are not known; use a timm ResNet",
+            ["optimizer.layer_decay=0.5", "~backbone", "+backbone._target_=support.networks.NoStages"],
+            "optimizer.layer_decay=0.5: the stages of NoStages are not known; use a timm ResNet",
         ),
         (
             ["optimizer=sgd", "optimizer._target_=torch.optim.Rprop", "~optimizer.momentum", "~optimizer.weight_decay",

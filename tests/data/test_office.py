@@ -63,11 +63,11 @@ def test_a_shorter_domain_begins_again_and_none_of_its_images_is_favoured(root):
     seen = {domain: Counter() for domain in SIZES}
     for epoch in range(5):
         for domain in SIZES:
-            seen[domain].update(data.train.position(domain, i, epoch) for i in range(12))
+            seen[domain].update(data.train._position(domain, i, epoch) for i in range(12))
         assert max(seen["dslr"].values()) - min(seen["dslr"].values()) <= 1
     assert seen["dslr"] == Counter(dict.fromkeys(range(5), 12))
     assert seen["amazon"] == Counter(dict.fromkeys(range(12), 5))
-    one = [office(root, seed=s).train.position("webcam", i, 0) for s in (3, 4) for i in range(7)]
+    one = [office(root, seed=s).train._position("webcam", i, 0) for s in (3, 4) for i in range(7)]
     assert sorted(one[:7]) == list(range(7)) and one[:7] != one[7:]
 
 

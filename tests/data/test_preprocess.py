@@ -27,7 +27,7 @@ OF_FILES = {
     "cityscapes": (importlib.import_module("mtl.data.cityscapes").Cityscapes, lambda data: "val/image/0.npy"),
     "image_table": (ImageTable, lambda data: data.test.names[0]),
     "nyuv2": (NYUv2, lambda data: "val/image/0.npy"),
-    "office": (lambda root: Office(root, ["dslr"], 31, image_size=20), lambda data: data.test._images["dslr"][0][0]),
+    "office": (lambda root: Office(root, ["dslr"], 31, image_size=20), lambda data: data.test._items["dslr"][0][0]),
     "pascal_context": (PascalContext, lambda data: f"JPEGImages/{data.test.names[0]}.jpg"),
     "taskonomy": (Taskonomy, lambda data: "rgb/hut0/point_0_view_0_domain_rgb.png"),
 }

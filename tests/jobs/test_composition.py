@@ -113,7 +113,7 @@ def test_a_sweep_without_a_mistake_passes(overrides):
         (["strategy=mdga"], "did you mean mgda"),
         (["seed=-1"], "seed=-1 must be from 0 to 4294967295."),
         (["-m", "strategy=naive,mdga"], "did you mean mgda"),
-        (["-cd", "nowhere"], "nowhere' not found."),
+        (["-cd", "nowhere"], "nowhere: there is no such folder."),
         (["trainer.monitor=left/acuracy"], "trainer.monitor=left/acuracy is not a metric of this run"),
     ],
 )

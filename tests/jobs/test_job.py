@@ -69,7 +69,7 @@ def test_an_error_that_says_what_to_do_comes_without_a_traceback(job, caplog, mo
         with pytest.raises(JobFailed):
             job(failing_with(error))
         (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
-        assert "\n" not in record.getMessage() and bool(record.exc_info) == isinstance(error, ArithmeticError)
+        assert "\n" not in record.getMessage() and bool(record.exc_info) == (type(error) is ArithmeticError)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(JobFailed):
         job(failing_with(DataError("sample 3 cannot be read.\na trace")))

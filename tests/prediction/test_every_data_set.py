@@ -35,6 +35,7 @@ KINDS = {
     "pascal_context": {"segmentation", "normals", "mask"},
     "paws_x": {"class"},
     "qm9": {"value"},
+    "relatedness": {"value"},
     "scenes": {"segmentation", "depth", "normals"},
     "stdlib": {"token"},
     "table": {"class", "value"},
@@ -48,6 +49,7 @@ TAKES = {
     "stdlib": "text",
     "table": "row",
     "flights": "row",
+    "relatedness": "tensor",
     "toy": "tensor",
     "dataset": "tensor",
 }  # the others take images

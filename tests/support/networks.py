@@ -98,6 +98,17 @@ class Tiny(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(image_size**2, 8), nn.Dropout(0.1), nn.Tanh())
 
 
+class NoStages(nn.Module):
+    """A trunk that does not say which layers it has."""
+
+    def __init__(self, image_size):
+        super().__init__()
+        self.linear = nn.Linear(image_size**2, 8)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
 class Frozen(Tiny):
     """A trunk that is not trained."""
 
