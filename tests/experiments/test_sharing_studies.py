@@ -30,3 +30,11 @@ def test_every_arm_takes_a_step_and_has_the_size_of_the_others(study, arm):
     assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     networks = 2 if arm.startswith("single") else 1  # two of them are compared with one that has both tasks
     assert networks * parameter_counts(state.model)["total"] == pytest.approx(SIZES[study], rel=0.1)
+
+
+def test_the_sweep_over_alphas_rate_is_the_studys_arm_with_a_group_of_its_own():
+    overrides = ["+experiment/architectures/arm=cross_stitch", "optimizer.sharing.lr=0.5", "scheduler=constant"]
+    _, state = build(load([*overrides, "+experiment=architectures/cross_stitch", "optimizer.lr=0.1", "device=cpu"]))
+    rates = {group["name"]: group["lr"] for group in state.optimizer.param_groups}
+    assert rates == {"backbone": 0.1, "heads": 0.1, "sharing": 0.5}
+    assert parameter_counts(state.model)["total"] == pytest.approx(SIZES["architectures"], rel=0.1)
