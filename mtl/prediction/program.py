@@ -23,6 +23,9 @@ class Program(nn.Module):
     one, and of text the probabilities of the next token. ValueError for a model whose outputs are no tensors.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         others = [task for task, answer in predictor.answers.items() if answer.kind == "output"]
