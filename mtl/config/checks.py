@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mtl.config.redact import plain_secret_error
 from mtl.config.schema import Config, section_options
 from mtl.config.source import arguments_of, can_be_found
+from mtl.data.target_names import as_list, target_name
 from mtl.errors import ConfigError, suggestion
 
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
@@ -32,6 +33,7 @@ NOT_NEGATIVE = (
 # A task of an own data set, as the command line names it.
 A_HEAD = "+head@heads.colour=linear heads.colour.out_features=3"
 A_LOSS = "+losses.colour._target_=torch.nn.CrossEntropyLoss"
+DEFAULT_HEAD = "_default_"  # in the place of a task: the head of each target of the data that has no other
 PARTS = ("backbone", "heads")  # whose parameters may have settings of their own: optimizer.groups
 
 
@@ -42,7 +44,9 @@ def check(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
     _check_keys(cfg, Config, "")
-    missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
+    missing = sorted(
+        str(key) for key in OmegaConf.missing_keys(cfg) if not str(key).startswith(f"heads.{DEFAULT_HEAD}.")
+    )
     if "data.dataset._target_" in missing:
         ours = str(cfg.data["_target_"]).startswith("mtl.")
         own = "mine.Blots" if ours else cfg.data["_target_"]
@@ -63,11 +67,14 @@ def check(cfg: DictConfig) -> None:
     if not isinstance(cfg.optimizer.get("sharing"), DictConfig | None):
         raise ConfigError(f"optimizer.sharing={cfg.optimizer.sharing} must be a mapping, as in optimizer.sharing.lr=….")
     for section, example in (("heads", A_HEAD), ("losses", A_LOSS)):
-        if not isinstance(cfg[section], DictConfig) or not cfg[section]:
+        if not isinstance(cfg[section], DictConfig) or not (cfg[section] or DEFAULT_HEAD in cfg.heads):
             raise ConfigError(f"{section} must name at least one task, as in {example}.")
         for task in cfg[section] if "_target_" not in cfg[section] else ():
             _check_component(f"{section}.{task}", cfg[section][task])
-    _check_tasks(list(cfg.heads), list(cfg.heads if "_target_" in cfg.losses else cfg.losses))
+    if not task_names(cfg):
+        raise ConfigError(f"heads.{DEFAULT_HEAD} is the head of each of data.targets, and data names none: give heads.")
+    follow = "_target_" in cfg.losses or DEFAULT_HEAD in cfg.heads
+    _check_tasks(task_names(cfg), task_names(cfg) if follow else list(cfg.losses))
     _check_metrics(cfg)
     _check_chosen(cfg)
     _check_options(cfg)
@@ -166,7 +173,7 @@ def _check_tasks(heads: list[str], losses: list[str]) -> None:
 
 
 def _check_metrics(cfg: DictConfig) -> None:
-    heads = [str(task) for task in cfg.heads]
+    heads = task_names(cfg)
     for task, own in (cfg.get("metrics") or {}).items():
         if task not in heads:
             raise ConfigError(f"metrics.{task!s} names no task; {suggestion(str(task), heads)}.")
@@ -182,7 +189,7 @@ def _check_metrics(cfg: DictConfig) -> None:
 
 
 def _check_chosen(cfg: DictConfig) -> None:
-    chosen, heads = cfg.tasks, [str(task) for task in cfg.heads]
+    chosen, heads = cfg.tasks, task_names(cfg)
     if chosen is not None and not (len(chosen) and set(chosen) <= set(heads) and len(set(chosen)) == len(chosen)):
         raise ConfigError(
             f"tasks=[{','.join(chosen)}] must name tasks of the head set, each once, or be null for all of them; "
@@ -192,7 +199,15 @@ def _check_chosen(cfg: DictConfig) -> None:
 
 def chosen_tasks(cfg: DictConfig) -> list[str]:
     """The head set's tasks that are trained, in its order: those that ``tasks`` names, or all."""
-    return [task for task in cfg.heads if cfg.get("tasks") is None or task in cfg.tasks]
+    return [task for task in task_names(cfg) if cfg.get("tasks") is None or task in cfg.tasks]
+
+
+def task_names(cfg: DictConfig) -> list[str]:
+    """The head set's tasks: those of ``heads``, and the data's targets where it has a head for each of them."""
+    named = [str(task) for task in cfg.heads if task != DEFAULT_HEAD]
+    targets = (cfg.data.get("targets") if DEFAULT_HEAD in cfg.heads else None) or ()
+    own = list(targets) if isinstance(targets, DictConfig) else map(target_name, as_list(targets))
+    return list(dict.fromkeys([*map(str, own), *named]))
 
 
 def _check_options(cfg: DictConfig) -> None:

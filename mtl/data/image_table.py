@@ -17,13 +17,14 @@ import numpy as np
 from PIL import Image
 
 from mtl.data import SPLITS, fixtures
-from mtl.data.columns import KINDS, target_name
+from mtl.data.columns import KINDS
 from mtl.data.folder import find_root
 from mtl.data.image_sizes import DEFAULT_SIZE, say_scale, size_for
 from mtl.data.label_table import LabelTable
 from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_left_out, show_targets, show_written
 from mtl.data.table_configuration import describe, write_configuration
 from mtl.data.table_targets import class_names_of, scales_of
+from mtl.data.target_names import target_name
 from mtl.errors import require_positive
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pandas.api.types import is_numeric_dtype
 
 from mtl.data import SPLITS
 from mtl.data.columnar import Columnar, open_columns, remove_texts
-from mtl.data.columns import KINDS, as_list, known_columns
+from mtl.data.columns import KINDS, known_columns
 from mtl.data.input_columns import INPUT_KINDS, InputColumn, LeftOut, infer_input, learn
 from mtl.data.table_cache import alias, check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
 from mtl.data.table_checks import check_all_splits
@@ -24,6 +24,7 @@ from mtl.data.table_splits import check_shares, hash_column, hash_rows, split_by
 from mtl.data.table_targets import count_labels, encode_targets, targets_of
 from mtl.data.table_text import check_column
 from mtl.data.tables import Files, read_rows
+from mtl.data.target_names import as_list
 
 Targets = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl.data import SPLITS, fixtures
-from mtl.data.columns import KINDS, target_name
+from mtl.data.columns import KINDS
 from mtl.data.folder import find_root
 from mtl.data.input_columns import INPUT_KINDS
 from mtl.data.input_table import InputTable
@@ -23,6 +23,7 @@ from mtl.data.table_command import add_arguments, count_rows, kinds_of, show_lef
 from mtl.data.table_configuration import write_files
 from mtl.data.table_rows import one, raw_texts
 from mtl.data.table_targets import class_names_of, scales_of
+from mtl.data.target_names import target_name
 from mtl.data.tokenizer import Tokenizer, tokenizer_content
 from mtl.errors import require_positive
 

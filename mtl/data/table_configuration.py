@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mtl.data.columns import Column, encode, infer, target_name
+from mtl.data.columns import Column, encode, infer
 from mtl.data.folder import find_root
 from mtl.data.image_sizes import size_for
 from mtl.data.label_table import LabelTable
 from mtl.data.table_checks import Untrainable
 from mtl.data.tables import read_table
+from mtl.data.target_names import target_name
 
 LOSSES: dict[str, dict[str, Any]] = {
     "class": {"_target_": "torch.nn.CrossEntropyLoss"},

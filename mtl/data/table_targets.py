@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtl.data.columns import Column, as_list, encode, encode_as, infer, target_name
+from mtl.data.columns import Column, encode, encode_as, infer
 from mtl.data.table_checks import check_labelled, inspect
 from mtl.data.table_text import check_column
 from mtl.data.tables import Files
+from mtl.data.target_names import as_list, target_name
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from mtl.config import CONF, check, load
 from mtl.config.build import build
+from mtl.config.table_heads import take_targets
 from mtl.config.schema import keys_that_are
 from mtl.data.loader import Batches, sequential
 from mtl.errors import ConfigError
@@ -66,6 +67,9 @@ def of_data(folder, *overrides):
         domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
         importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder / "data", **domains)
         cfg.data.root = str(folder / "data")
+    if OmegaConf.is_missing(cfg.data, "targets"):
+        cfg.data.targets = ["basket", "amount", "again"]
+        take_targets(cfg)
     if "image_size" in cfg.data:
         cfg.data.image_size = min(cfg.data.image_size, 64)  # a step on the papers' sizes takes twenty seconds
     return cfg

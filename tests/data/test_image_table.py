@@ -14,11 +14,12 @@ from PIL import Image
 from mtl import losses
 from mtl.config import check, load
 from mtl.config.build import build
-from mtl.data.columns import IGNORED, TAKEN, infer
+from mtl.data.columns import IGNORED, infer
 from mtl.data.image_table import ImageTable
 from mtl.data.loader import Batches, sequential
 from mtl.data.metadata import describe, meaning_changes
 from mtl.data.tables import read_table
+from mtl.data.target_names import TAKEN
 from mtl.train import train
 
 N = 30

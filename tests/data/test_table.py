@@ -13,6 +13,7 @@ from support.exactness import assert_same, differing, left_by
 import mtl
 from mtl.config import CONF, check, load
 from mtl.config.build import build
+from mtl.config.table_heads import take_targets
 from mtl.data import table_cache
 from mtl.data.loader import Batches, DataError, sequential
 from mtl.data.metadata import describe, meaning_changes, split_changes
@@ -379,7 +380,7 @@ def test_a_table_is_read_with_the_inputs_and_statistics_of_the_run(root):
 
 # -------------------------------------------------------------------------------------------------------- runs
 
-RUN = ["data=table", "data.batch_size=16", "backbone.hidden=[8]", "device=cpu", "tracker=jsonl", "trainer.max_steps=6",
+RUN = ["data=table", "data.targets=[basket,amount,again]", "data.batch_size=16", "backbone.hidden=[8]", "device=cpu", "tracker=jsonl", "trainer.max_steps=6",
        "trainer.val_every=3", "trainer.checkpoint_every=2"]  # fmt: skip
 
 
@@ -419,6 +420,7 @@ SHARED = ["mmoe", "omoe", "ensemble", "cgc", "ple", "dselect_k", "cross_stitch",
 @pytest.mark.parametrize("architecture", SHARED)
 def test_every_architecture_takes_a_table(root, architecture):
     cfg = load([*RUN, f"data.root={root}", f"architecture={architecture}", "backbone.hidden=[8,6]", "strategy=mgda"])
+    take_targets(cfg)
     parts, state = build(cfg)
     inputs, targets = next(iter(Batches(parts.data.train, sequential(16, 16), 0)))
     result = state.strategy.step(state.model, state.tasks, inputs, targets)
@@ -434,9 +436,7 @@ def test_counts_are_predicted_as_counts(write, tmp_path, monkeypatch):
     visits = rng.poisson(np.exp(1 + 0.5 * x))
     root = write(rows=400, x=x, visits=visits, z=None)
     options = ["data=table", f"data.root={root}", "data.targets=[visits]", "data.exclude=[y]",
-               "+data.kinds.visits=count",
-               "~heads", "+heads.visits._target_=torch.nn.Linear", "+heads.visits.out_features=1", "~losses",
-               "+losses.visits._target_=mtl.losses.MaskedPoisson", "optimizer.lr=0.02", *RUN[1:5],
+               "+data.kinds.visits=count", "optimizer.lr=0.02", *RUN[2:6],
                "trainer.max_steps=150", "trainer.val_every=75"]  # fmt: skip
     train(load(options), tmp_path / "run")
     predictor = mtl.load(tmp_path / "run")

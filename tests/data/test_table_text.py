@@ -9,7 +9,7 @@ import torch
 from support.exactness import assert_same, left_by
 
 import mtl
-from mtl.config import load
+from mtl.config import check, load
 from mtl.config.build import build
 from mtl.config.table_heads import take_targets
 from mtl.data.table import Table
@@ -140,12 +140,16 @@ def test_heads_and_losses_follow_the_targets_and_what_is_chosen_stays(folder):
     assert cfg.losses.dear._target_ == "mtl.losses.MaskedL2"
     chosen = composed(folder, "+head@heads.stars=mlp", "heads.stars.out_features=3")
     assert chosen.heads.stars._target_ == "mtl.heads.MLP" and set(chosen.heads) == {"stars", "again"}
-    for same in (["data=digits"], ["data=table", "data.root=nowhere", "data.targets=[a]"], ["data=table"]):
+    every = composed(folder, "head@heads._default_=mlp", "heads._default_.hidden_features=7")
+    assert {(own._target_, own.hidden_features) for own in every.heads.values()} == {("mtl.heads.MLP", 7)}
+    for same in (["data=digits"], ["data=table", "data.targets=[a]"], ["data=table"], ["heads=table"]):
         cfg, before = load(same), load(same)
         take_targets(cfg)
         assert cfg == before
     with pytest.raises(ConfigError, match=r"data: targets=star is no column of .*did you mean stars"):
         composed(folder, targets="star")
+    with pytest.raises(ConfigError, match=r"^heads._default_ is the head of each of data.targets, and data names none"):
+        check(load(["heads=table"]))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ DATA = {
         "data.image_size=32", "data.size=10", "data.batch_size=2", "+head@heads.edges=fpn",
         "heads.edges.out_channels=1", "+losses.edges._target_=mtl.losses.BalancedBCE",
     ],
-    "table": ["data.batch_size=32"],
+    "table": ["data.batch_size=32", "data.targets=[basket,amount,again]"],
     "stdlib": ["data.context=16", "data.batch_size=2", "heads=next_2", "backbone.width=16", "backbone.depth=1"],
 }  # fmt: skip
 
