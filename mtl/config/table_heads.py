@@ -28,8 +28,9 @@ def take_targets(cfg: DictConfig) -> None:
     check_files(cfg.data)
     from mtl.data.table_configuration import LOSSES  # with pandas, which other data do not need
 
-    heads: dict[str, Any] = dict(cfg.heads)
-    default, losses = heads.pop(DEFAULT_HEAD), dict(cfg.losses)
+    heads: Any = OmegaConf.to_container(cfg.heads)
+    losses: Any = OmegaConf.to_container(cfg.losses)
+    default = heads.pop(DEFAULT_HEAD)
     for target, column in _columns(cfg.data).items():
         log.info("%s: %s", target, column)
         heads.setdefault(target, {**default, "out_features": column.width})

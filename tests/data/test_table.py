@@ -445,7 +445,8 @@ def test_counts_are_predicted_as_counts(write, tmp_path, monkeypatch):
     (row,) = [row for row in left_by(tmp_path / "run")[1] if row["split"] == "test"]
     assert 0.5 < row["visits/abs_err"] < 2.5, "in visits"
     with pytest.raises(DataError, match=r"target of visits .* but its loss takes 0 to"):
-        train(load([*options, "data.kinds.visits=number"]), tmp_path / "wrong")
+        train(load([*options, "data.kinds.visits=number", "+losses.visits._target_=mtl.losses.MaskedPoisson"]),
+              tmp_path / "wrong")  # fmt: skip
 
 
 def test_the_command_writes_a_configuration_that_trains(root, tmp_path):

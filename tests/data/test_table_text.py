@@ -119,7 +119,7 @@ def test_text_and_numbers_both_count_where_they_are_joined(folder):
         ["strategy=mgda", "architecture=mmoe"],
         ["architecture=cgc"],
         ["trainer.accumulate_grad_batches=2", "trainer.accumulate=exact"],
-        ["+head@heads.stars=attention_pool", "heads.stars.out_features=3", "head@heads.again=attention_pool",
+        ["+head@heads.stars=attention_pool", "heads.stars.out_features=3", "+head@heads.again=attention_pool",
          "heads.again.out_features=2", "+losses.stars._target_=torch.nn.CrossEntropyLoss"],
     ],
     ids=["mgda", "mmoe", "cgc", "pieces", "tokens"],
@@ -146,7 +146,7 @@ def test_heads_and_losses_follow_the_targets_and_what_is_chosen_stays(folder):
         cfg, before = load(same), load(same)
         take_targets(cfg)
         assert cfg == before
-    with pytest.raises(ConfigError, match=r"data: targets=star is no column of .*did you mean stars"):
+    with pytest.raises(ConfigError, match=r"data.targets=star is no column of .*did you mean stars"):
         composed(folder, targets="star")
     with pytest.raises(ConfigError, match=r"^heads._default_ is the head of each of data.targets, and data names none"):
         check(load(["heads=table"]))
