@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mtl.architectures.stages import Stages, stages
+from mtl.architectures.stages import Stages, mix_states, stages
 
 # Makes a unit: of task k, of the number of columns, and whether the last axis of maps has the channels.
 MakeUnit = Callable[[int, int, bool], nn.Module]
@@ -23,7 +23,8 @@ class ColumnNetwork:
     task, and rows of two tasks would have nothing in common.
 
     The lower levels of a pyramid are those of the task's own column; with ``follows`` a unit mixes them as the columns
-    above, so that they are those of the columns that it has chosen.
+    above, so that they are those of the columns that it has chosen. Of a state, which is a dict, the units mix the
+    tokens, and its mask and the rest are the own column's; not without ``states``.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class ColumnNetwork:
         make_unit: MakeUnit,
         copies: bool = True,
         follows: bool = False,
+        states: bool = True,
     ) -> None:
-        first = stages(backbone())
-        others = [copy.deepcopy(first) if copies else stages(backbone()) for _ in tasks[1:]]
+        first = stages(backbone(), states)
+        others = [copy.deepcopy(first) if copies else stages(backbone(), states) for _ in tasks[1:]]
         self._tasks, self._make_unit, self._follows = list(tasks), make_unit, follows
         self._columns = dict(zip(tasks, [first, *others], strict=True))
         units = [self._row_of_units() for _ in first.units[1:]]
@@ -44,7 +46,8 @@ class ColumnNetwork:
 
     def reader(self, task: str) -> nn.Module:
         """The last unit of a task, and what its column makes of that."""
-        return LastUnit(task, self._unit(self._tasks.index(task)), self._columns[task], self._follows)
+        own = self._tasks.index(task)
+        return LastUnit(task, own, self._unit(own), self._columns[task], self._follows)
 
     def _row_of_units(self) -> dict[str, nn.Module]:
         return {task: self._unit(k) for k, task in enumerate(self._tasks)}
@@ -76,7 +79,10 @@ class Columns(nn.Module):
         read, levels = dict.fromkeys(self.columns, inputs), {task: list[Tensor]() for task in self.columns}
         outputs = self._stage(0, read)
         for number, row in enumerate(self.units, 1):
-            read = {task: unit(outputs) for task, unit in row.items()}  # type: ignore[operator]
+            read = {
+                task: mix_states(unit, outputs, own)
+                for own, (task, unit) in enumerate(row.items())  # type: ignore[operator]
+            }
             if self.follows:
                 levels = {task: followed(unit, levels) for task, unit in row.items()}  # type: ignore[operator]
             for task, x in read.items() if self.keeps_levels else ():
@@ -94,8 +100,8 @@ class Columns(nn.Module):
             for column, value in zip(self.columns, values, strict=True)
         }
 
-    def _stage(self, number: int, read: Mapping[str, Any]) -> list[Tensor]:
-        outputs: list[Tensor] = []
+    def _stage(self, number: int, read: Mapping[str, Any]) -> list[Any]:
+        outputs: list[Any] = []
         for column, x in zip(self._columns(), read.values(), strict=True):
             lazy = any(map(is_lazy, column[number].parameters()))
             if self.copies and lazy and outputs:  # so that it begins as a copy of the first
@@ -110,15 +116,15 @@ class Columns(nn.Module):
 class LastUnit(nn.Module):
     """The features of a task: its unit on the columns' outputs, and what the task's column makes of the result."""
 
-    def __init__(self, task: str, unit: nn.Module, column: Stages, follows: bool) -> None:
+    def __init__(self, task: str, own: int, unit: nn.Module, column: Stages, follows: bool) -> None:
         super().__init__()
-        self.task, self.unit, self.read, self.follows = task, unit, column.read, follows
+        self.task, self.own, self.unit, self.read, self.follows = task, own, unit, column.read, follows
 
     def forward(self, features: Mapping[str, Any]) -> Any:
         """What one backbone would return."""
         levels = features["levels"]
         own = followed(self.unit, levels) if self.follows else levels[self.task]
-        return self.read([*own, self.unit(features["columns"])])
+        return self.read([*own, mix_states(self.unit, features["columns"], self.own)])
 
     def logged(self) -> dict[str, Tensor]:
         """What its unit says of the columns, in their order: ``alpha_last``."""

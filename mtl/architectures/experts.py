@@ -84,7 +84,7 @@ def _split(backbone: nn.Module, from_stage: int | None) -> tuple[Stem, nn.Module
     from_stage = first_stage(backbone, from_stage)
     if from_stage == 0:
         return Stem(), backbone
-    units, read, last_axis_is_channels = stages(backbone, texts=True)
+    units, read, last_axis_is_channels = stages(backbone, states=True)
     if not 0 < from_stage < len(units):
         stages_of_it = f"{len(units)} stages" if len(units) > 1 else "one stage"
         raise ValueError(

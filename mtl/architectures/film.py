@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
+from torch.utils import _pytree as pytree
 
-from mtl.architectures.stages import Stages, channel_axis, stages
+from mtl.architectures.stages import Stages, channel_axis, mix_states, stages
 
 
 class FiLM:
@@ -27,7 +28,7 @@ class FiLM:
     """
 
     def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str]) -> None:
-        self._stages = stages(backbone())
+        self._stages = stages(backbone(), states=True)
         self.trunk = ConditionedStages(self._stages, tasks)
 
     def reader(self, task: str) -> nn.Module:
@@ -86,11 +87,22 @@ class ConditionedStages(nn.Module):
         first = self.units[0](inputs)
         outputs = [first] * len(self.tasks)
         for unit, row in zip(list(self.units)[1:], self.modulations, strict=True):
-            own = [row[task](x) for task, x in zip(self.tasks, outputs, strict=True)]  # type: ignore[index]
+            own = [modulated(row[task], x) for task, x in zip(self.tasks, outputs, strict=True)]  # type: ignore[index]
             for task, x in zip(self.tasks, own, strict=True) if self.reads_levels else ():
                 levels[task].append(x)
-            outputs = list(unit(torch.cat(own)).chunk(len(self.tasks)))
+            outputs = self._apart(unit(pytree.tree_map(lambda *parts: torch.cat(parts), *own)))
         return {"features": dict(zip(self.tasks, outputs, strict=True)), "levels": levels}
+
+    def _apart(self, outputs: Any) -> list[Any]:
+        """The outputs of each task, of those of all in one batch."""
+        leaves, form = pytree.tree_flatten(outputs)
+        parts = zip(*(leaf.chunk(len(self.tasks)) for leaf in leaves), strict=True)
+        return [pytree.tree_unflatten(own, form) for own in parts]
+
+
+def modulated(modulation: nn.Module, x: Any) -> Any:
+    """The modulation of an output; of a state, of its tokens."""
+    return mix_states(lambda own: modulation(*own), [x], 0)
 
 
 class LastModulation(nn.Module):
@@ -104,4 +116,4 @@ class LastModulation(nn.Module):
     def forward(self, features: Mapping[str, Any]) -> Any:
         """What one backbone would return."""
         own = features["features"][self.task]
-        return self.read([*features["levels"][self.task], self.modulation(own)])
+        return self.read([*features["levels"][self.task], modulated(self.modulation, own)])

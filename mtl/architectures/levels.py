@@ -30,7 +30,7 @@ def levels_of(backbone: nn.Module, count: int, from_stage: int | None = None) ->
     below = first_stage(backbone, from_stage)
     if count == 1 and below == 0:
         return LevelParts([backbone])
-    units, read, last_axis_is_channels = stages(backbone)
+    units, read, last_axis_is_channels = stages(backbone, states=True)
     if isinstance(read, Pyramid):
         raise ValueError(
             f"levels={count} needs features of the last stage alone, and no pyramid; use levels=1 and from_stage=0."

@@ -21,13 +21,14 @@ class NDDR(ColumnNetwork):
     identity on column k and ``other`` times the identity on each other one. The columns begin as copies of one
     backbone. The paper studies learning rates of W up to 1000 times that of the columns: ``optimizer.sharing.lr``.
 
-    Source: Gao et al. 2019, section 3.2. ValueError for a backbone without stages.
+    Source: Gao et al. 2019, section 3.2. ValueError for a backbone without stages, and for texts and molecules: the
+    statistics of the batch would be those of their padding, too.
     """
 
     def __init__(
         self, backbone: Callable[[], nn.Module], tasks: Sequence[str], same: float = 0.9, other: float = 0.1
     ) -> None:
-        super().__init__(backbone, tasks, partial(NDDRLayer, same=same, other=other))
+        super().__init__(backbone, tasks, partial(NDDRLayer, same=same, other=other), states=False)
 
 
 class NDDRLayer(LazyModuleMixin, nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mtl.backbones import Text, Timm
+from mtl.backbones import MPNN, Text, Timm
 from mtl.backbones.timm import as_map, as_tokens
 
 QUARTERS = 4  # of a ViT's blocks
@@ -44,27 +44,36 @@ def channel_axis(x: Tensor, last_axis_is_channels: bool) -> int:
     return 1 if x.dim() == 4 and not last_axis_is_channels else x.dim() - 1
 
 
-def stages(backbone: nn.Module, texts: bool = False) -> Stages:
+def mix_states(unit: Callable[[list[Tensor]], Tensor], columns: Sequence[Any], own: int) -> Any:
+    """``unit`` of the outputs of all columns; of states, of their tokens, and the rest is that of column ``own``."""
+    if isinstance(columns[own], Mapping):
+        return {**columns[own], "tokens": unit([state["tokens"] for state in columns])}
+    return unit(list(columns))
+
+
+def stages(backbone: nn.Module, states: bool = False) -> Stages:
     """The stages of a backbone, made of its own modules.
 
     - timm's ResNet, ConvNeXt and Swin: their four, the first with the stem; ViT: quarters of the blocks, the first with
       the embedding.
     - ``features=pyramid`` of any timm model that is a chain: a stage for each level.
-    - ``backbone=text`` of BERT's kind: quarters of the layers, the first with the embedding. What lies between them
-      are dicts, tokens with their mask: only for those who say by ``texts`` that they take them.
+    - ``backbone=text`` of BERT's kind: quarters of the layers, the first with the embedding.
+    - ``backbone=mpnn``: embedding, rounds, and what reads the molecule.
     - ``torch.nn.Sequential``: each layer with parameters, and what follows it without; a normalisation follows, too.
       Pooling and flattening at the end read the last one.
 
-    ValueError for any other.
+    Between the stages of the last two are states, dicts of ``tokens``, their ``mask`` and what else belongs to them:
+    only for those who say by ``states`` that they take them. ValueError for others, and for any other backbone.
     """
     if isinstance(backbone, Timm):
         return _of_timm(backbone)
+    if isinstance(backbone, Text | MPNN) and not states:
+        what = "texts" if isinstance(backbone, Text) else "molecules"
+        raise ValueError(
+            f"between the stages of backbone={type(backbone).__name__.lower()} are {what} with their mask, which this "
+            "architecture does not take; use mmoe, cgc, omoe, dselect_k, ensemble, cross_stitch, ltb or film."
+        )
     if isinstance(backbone, Text):
-        if not texts:
-            raise ValueError(
-                "between the stages of backbone=text are texts with their mask, which this architecture does not mix; "
-                "use mmoe, cgc, omoe, dselect_k or ensemble."
-            )
         return _of_text(backbone)
     if isinstance(backbone, nn.Sequential):
         return _of_sequential(backbone)

@@ -94,7 +94,7 @@ def test_of_a_tables_inputs_the_text_is_read(caplog):
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert"])
 def test_the_stages_one_after_the_other_are_the_encoder(kind, pool):
     text, texts = encoder(kind, pool=pool).eval(), batch()
-    found = stages(text, texts=True)
+    found = stages(text, states=True)
     outputs = [texts]
     for unit in found.units:
         outputs.append(unit(outputs[-1]))
@@ -106,7 +106,7 @@ def test_the_stages_one_after_the_other_are_the_encoder(kind, pool):
 
 def test_the_stages_of_another_encoder_are_not_known():
     with pytest.raises(ValueError, match="the stages of a distilbert are not known"):
-        stages(encoder("distilbert"), texts=True)
+        stages(encoder("distilbert"), states=True)
     assert encoder("distilbert").first_expert_stage == 0 and encoder("bert").first_expert_stage == 1
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from mtl.config import CONF, check, load
 from mtl.config.build import build
-from mtl.config.table_heads import take_targets
 from mtl.config.schema import keys_that_are
+from mtl.config.table_heads import take_targets
 from mtl.data.loader import Batches, sequential
 from mtl.errors import ConfigError
 

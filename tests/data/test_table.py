@@ -380,8 +380,8 @@ def test_a_table_is_read_with_the_inputs_and_statistics_of_the_run(root):
 
 # -------------------------------------------------------------------------------------------------------- runs
 
-RUN = ["data=table", "data.targets=[basket,amount,again]", "data.batch_size=16", "backbone.hidden=[8]", "device=cpu", "tracker=jsonl", "trainer.max_steps=6",
-       "trainer.val_every=3", "trainer.checkpoint_every=2"]  # fmt: skip
+RUN = ["data=table", "data.targets=[basket,amount,again]", "data.batch_size=16", "backbone.hidden=[8]", "device=cpu",
+       "tracker=jsonl", "trainer.max_steps=6", "trainer.val_every=3", "trainer.checkpoint_every=2"]  # fmt: skip
 
 
 def test_a_run_is_evaluated_resumed_and_loaded(root, tmp_path, monkeypatch):
