@@ -1,5 +1,6 @@
 """What a person gets who installs mtl: the name, the licence, the files, the commands."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -96,8 +97,10 @@ def test_an_installed_wheel_works(built, tmp_path, version):
     if python is None or subprocess.run([python, "-c", "import ensurepip"], capture_output=True).returncode:
         pytest.skip(f"there is no Python {version}")
 
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def run(*words):
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -105,7 +108,7 @@ def test_an_installed_wheel_works(built, tmp_path, version):
     binaries = tmp_path / "fresh" / "bin"
     try:
         run(binaries / "python", "-m", "pip", "install", "--quiet", built[1])
-        assert mtl.__version__ in run(binaries / "python", "-m", "pip", "show", NAME)
+        assert f"Version: {mtl.__version__}" in run(binaries / "python", "-m", "pip", "show", NAME)
         run(binaries / "mtl-train", *TINY, "name=tiny")
         (folder,) = (path.parent for path in tmp_path.glob("outputs/tiny/*/*/summary.json"))
         assert '"left/accuracy"' in run(binaries / "mtl-eval", folder)
