@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 from support.processes import Training
-from support.runs import run_folders
 
 from mtl.new import PLACEHOLDER, TEMPLATE, create, main
 from mtl.runs.files import read_metrics
+
+SHORT = ["trainer.max_steps=2", "trainer.val_every=2", "tracker=jsonl"]
 
 
 def test_a_project_has_the_files_of_the_template_under_its_own_name(tmp_path, monkeypatch, capsys):
@@ -50,10 +50,10 @@ def test_it_starts_without_torch():
 
 def test_its_command_trains(tmp_path):
     create(tmp_path / "birds")
-    training = Training(tmp_path / "birds", "-cd", "conf", "+experiment=birds", *TINY)
+    training = Training(tmp_path / "birds", "-cd", "conf", "+experiment=birds", *SHORT)
     training.start()
     assert training.wait() == 0, training.log.read_text()
-    (folder,) = run_folders(tmp_path / "birds")
+    (folder,) = (path.parent for path in (tmp_path / "birds" / "outputs").rglob("summary.json"))
     assert {"colour/accuracy", "size/abs_err"} <= read_metrics(folder, "test")[0].keys()
 
 

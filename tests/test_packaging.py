@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
 
 import mtl
 
@@ -23,6 +22,7 @@ except ImportError:  # Python 3.10
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAME, EXTRAS = PROJECT["name"], set(PROJECT["optional-dependencies"])
+SHORT = ["trainer.max_steps=2", "trainer.val_every=2", "tracker=jsonl"]
 PLACES = ("mtl", "conf", "docs", "examples", "experiments", "template", "tests")
 
 
@@ -83,7 +83,7 @@ def test_sdist_and_wheel_have_what_they_need(built):
 @pytest.mark.slow
 def test_an_unpacked_wheel_finds_its_configuration(built, tmp_path, command):
     zipfile.ZipFile(built[1]).extractall(tmp_path / "site")
-    done = command("mtl.train", *TINY, PYTHONPATH=str(tmp_path / "site"))
+    done = command("mtl.train", *SHORT, PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
     shown = command("mtl.train", "--info", "searchpath", PYTHONPATH=str(tmp_path / "site"))
     assert str(tmp_path / "site" / "mtl" / "conf") in shown.stdout
@@ -109,7 +109,7 @@ def test_an_installed_wheel_works(built, tmp_path, version):
     try:
         run(binaries / "python", "-m", "pip", "install", "--quiet", built[1])
         assert f"Version: {mtl.__version__}" in run(binaries / "python", "-m", "pip", "show", NAME)
-        run(binaries / "mtl-train", *TINY, "name=tiny")
+        run(binaries / "mtl-train", *SHORT, "name=tiny")
         (folder,) = (path.parent for path in tmp_path.glob("outputs/tiny/*/*/summary.json"))
         assert '"left/accuracy"' in run(binaries / "mtl-eval", folder)
         assert "tiny" in run(binaries / "mtl-report", "outputs/tiny")

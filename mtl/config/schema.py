@@ -70,9 +70,7 @@ class TrainerConfig:
     compile: bool = False  # torch.compile the backbone and the heads
     channels_last: bool = False  # the memory format in which most convolutions are fastest
     grad_checkpointing: bool = False  # the backbone keeps fewer activations and recomputes them (timm models)
-    sync_batchnorm: bool = (
-        False  # batch statistics of the whole batch, not of a process's part; with devices above 1
-    )
+    sync_batchnorm: bool = False  # batch statistics of the whole batch, not of a process's part; with devices above 1
     accumulate_grad_batches: int = 1  # batches an optimizer step
     # with accumulate_grad_batches above 1, micro: each batch has weights of its own; exact: as one large batch
     accumulate: str = option("micro", choices=("micro", "exact"))

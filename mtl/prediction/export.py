@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl import __version__
 from mtl.errors import first_line
 from mtl.prediction.predictor import Predictor
 from mtl.prediction.program import Program
 from mtl.system.environment import describe
+from mtl.version import __version__
 
 TOLERANCE = 1e-4  # of an answer, relative where it is above one
 TRACED, CHECKED = 2, 3  # samples of a batch: torch takes one sample for a constant

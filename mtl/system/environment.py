@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtl import __version__
+from mtl.version import __version__
 
 PACKAGES = (
     "torch",
