@@ -203,6 +203,7 @@ class Generated(SphinxDirective):
     required_arguments = 1
 
     def run(self):
+        """The nodes of the function's Markdown."""
         text = globals()[self.arguments[0]]()
         box = nodes.container(classes=["generated", self.arguments[0]])
         self.state.nested_parse(StringList(text.splitlines(), self.arguments[0]), self.content_offset, box)

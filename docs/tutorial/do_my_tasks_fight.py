@@ -2,12 +2,12 @@ r"""
 Do my tasks fight?
 ==================
 
-You train two tasks on one trunk, and one of them is worse than alone. Do their gradients conflict, and would a rule help?
-This page goes from two losses to a fair answer. It is run when the documentation is built: what it prints and draws is what
-came out.
+You train two tasks on one trunk, and one of them is worse than alone. Do their gradients conflict, and would a rule
+help? This page goes from two losses to a fair answer. It is run when the documentation is built: what it prints and
+draws is what came out.
 
-The data ship with mtl: two handwritten digits in one image, one task each. They overlap, so that the trunk has to tell them
-apart, and the trunk is small on purpose.
+The data ship with mtl: two handwritten digits in one image, one task each. They overlap, so that the trunk has to tell
+them apart, and the trunk is small on purpose.
 """
 
 import matplotlib.pyplot as plt
@@ -31,7 +31,8 @@ for axis, image, left, right in zip(axes, images, labels["left"], labels["right"
 # One trunk, two heads
 # --------------------
 #
-# The balance layer stands between them. Without a rule it only measures: the gradients are those of the sum of the losses.
+# The balance layer stands between them. Without a rule it only measures: the gradients are those of the sum of the
+# losses.
 
 
 class Net(nn.Module):
@@ -44,6 +45,7 @@ class Net(nn.Module):
         self.balance = mtl.Balance(rule, tasks, scale="tasks" if rule is not None else 1)
 
     def forward(self, x):
+        """The scores of every task."""
         z = self.balance(self.trunk(x))
         return {task: head(z[task]) for task, head in self.heads.items()}
 
@@ -52,9 +54,9 @@ class Net(nn.Module):
 # Two losses, two gradients
 # -------------------------
 #
-# First by hand, for one batch and a fresh network: the gradient of each loss with respect to the shared features, and with
-# respect to the trunk's parameters. The cosine between the two tasks' gradients is what *conflict* means: below zero, a small
-# step that helps one task hurts the other.
+# First by hand, for one batch and a fresh network: the gradient of each loss with respect to the shared features, and
+# with respect to the trunk's parameters. The cosine between the two tasks' gradients is what *conflict* means: below
+# zero, a small step that helps one task hurts the other.
 
 
 def gradients(model, images, labels, wrt):
@@ -79,8 +81,9 @@ for wrt in ("features", "parameters"):
     print(f"{wrt:10}  D = {rows.shape[1]:4}  cosine {cosine:+.3f}  two random directions: ±{rows.shape[1] ** -0.5:.3f}")
 
 # %%
-# A cosine means something only beside what chance gives, :math:`\pm 1/\sqrt{D}` for random directions in D dimensions. And the
-# two rows of the output differ: conflict at the features and conflict at the parameters are different things.
+# A cosine means something only beside what chance gives, :math:`\pm 1/\sqrt{D}` for random directions in D
+# dimensions. And the two rows of the output differ: conflict at the features and conflict at the parameters are
+# different things.
 #
 # Everything else that mtl measures follows from the same matrix of inner products:
 
@@ -92,7 +95,8 @@ for name, value in mtl.conflict_metrics(rows @ rows.T, TASKS).items():
 # Over the training
 # -----------------
 #
-# One batch says little. The layer measures every step; a run of ``mtl-train`` logs the same numbers under the same names.
+# One batch says little. The layer measures every step; a run of ``mtl-train`` logs the same numbers under the same
+# names.
 
 SIZE, STEPS = 64, 200
 
@@ -128,9 +132,9 @@ print(f"steps with a cosine below -0.05: {(cosines < -0.05).float().mean():.0%}"
 # So do they fight?
 # -----------------
 #
-# The picture cannot tell. A cosine is about one small step; the question is about the end. So train each task alone with the
-# same network, and compare. Each arm gets the same learning rates, selected on the validation split; what is reported is the
-# test split, and each seed has the same batches and the same first weights of the trunk in every arm.
+# The picture cannot tell. A cosine is about one small step; the question is about the end. So train each task alone
+# with the same network, and compare. Each arm gets the same learning rates, selected on the validation split; what is
+# reported is the test split, and each seed has the same batches and the same first weights of the trunk in every arm.
 
 
 @torch.no_grad()
@@ -187,11 +191,12 @@ axis.legend(frameon=False)
 # How to read it
 # --------------
 #
-# - **The first row says whether the tasks fight**: sharing a small trunk costs accuracy where it is below zero beyond its
-#   interval. Whatever the cosines were, this is the number that counts.
+# - **The first row says whether the tasks fight**: sharing a small trunk costs accuracy where it is below zero beyond
+#   its interval. Whatever the cosines were, this is the number that counts.
 # - **The second row says whether a rule helps.** An interval that covers zero is no finding, in either direction.
-# - Below zero in the first row and around zero in the second means: the tasks compete for the trunk's *capacity*, and not for
-#   the direction of its steps. Then a wider trunk, or an architecture with parts of its own for each task, is the remedy.
+# - Below zero in the first row and around zero in the second means: the tasks compete for the trunk's *capacity*, and
+#   not for the direction of its steps. Then a wider trunk, or an architecture with parts of its own for each task, is
+#   the remedy.
 #
 # The same with the command line, on larger networks, with static weights among the arms and a report of everything:
 #
