@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mtl.strategies import Balanced, Detached, Naive, StepResult, Strategy
     from mtl.tasks import Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Balance",

@@ -6,13 +6,13 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mtl import __version__
 from mtl.errors import first_line
 from mtl.prediction.predictor import Predictor
 from mtl.prediction.program import Program
@@ -69,7 +69,7 @@ def metadata(predictor: Predictor, program: Program) -> dict[str, Any]:
         },
         "preprocess": predictor.preprocess.state(),
         "step": predictor.step,
-        "mtl": version("mtl"),
+        "mtl": __version__,
         "versions": describe(),
     }
 
