@@ -12,13 +12,13 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",  # the sources, beside the reference
+    "matplotlib.sphinxext.plot_directive",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",  # runs the tutorial
     "mathml",
     "generated",
 ]
-exclude_patterns = ["_build", "tutorial/GALLERY_HEADER.md"]
-nitpicky = False
+exclude_patterns = ["_build", "tutorial", "_tutorial/sg_execution_times.rst"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
@@ -27,7 +27,9 @@ myst_links_external_new_tab = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "mtl"
 html_static_path = ["static"]
@@ -37,6 +39,13 @@ pygments_style = "tango"
 pygments_dark_style = "monokai"
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
+
+highlight_language = "text"  # of indented blocks, which are commands and what they print
+
+plot_formats = [("png", 150)]
+plot_html_show_formats = False
+plot_html_show_source_link = False
+plot_working_directory = str(DOCS)
 
 sphinx_gallery_conf = {
     "examples_dirs": "tutorial",

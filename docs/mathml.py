@@ -3,6 +3,7 @@
 MathJax and KaTeX come from a network or as a bundle of megabytes; this needs neither, and no script in the page.
 """
 
+from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
@@ -13,13 +14,13 @@ log = logging.getLogger(__name__)
 def inline(writer, node):
     """Write a formula within a line."""
     writer.body.append(translated(node, as_block=False))
-    raise writer.skip
+    raise nodes.SkipNode
 
 
 def block(writer, node):
     """Write a formula of its own, with the target that other places refer to."""
     writer.body.append(f'<div class="math">{translated(node, as_block=True)}</div>')
-    raise writer.skip
+    raise nodes.SkipNode
 
 
 def translated(node, as_block):
