@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.composing import options
+from hydra.errors import HydraException
 from torch import nn
 from torch.nn import functional as F
 
 import mtl
-from mtl.config import CONF, check, load
-from mtl.errors import ConfigError
+from mtl.config import check, load
+from mtl.jobs.composition import explain
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-GROUPS = (ROOT / "docs" / "guide" / "command_line.md").read_text()
 COMMANDS = re.findall(r"^ {4,}((?:mtl-|python -m )\S+.*?) *(?:  #.*)?$", README + CONTRIBUTING, re.MULTILINE)
 TRAINING = [command for command in COMMANDS if command.startswith("mtl-train")]
 MODULES = {
@@ -60,28 +59,15 @@ def test_every_other_command_has_its_options(command, monkeypatch, capsys):
 
 def test_the_mistake_that_is_shown_is_answered_so():
     (answer,) = re.findall(r"^    \$ mtl-train strategy=mdga\n    (.*)$", README, re.MULTILINE)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(HydraException) as caught:
         load(["strategy=mdga"])
-    assert str(caught.value) == answer
+    assert explain(caught.value, ["strategy=mdga"]) == answer
 
 
 def test_every_link_leads_somewhere():
     for text in (README, CONTRIBUTING):
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / target).exists(), target
-
-
-@pytest.mark.parametrize(
-    "group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-)
-def test_every_option_of_every_group_is_in_the_map(group):
-    (row,) = re.findall(rf"^\| `{group}` \|.*$", GROUPS, re.MULTILINE)
-    if "one for each `data`" in row:
-        row += str(re.findall(r"^\| `data` \|.*$", GROUPS, re.MULTILINE))
-    for package in re.findall(r"one for each file of \[(mtl/\w+)\]", row):  # one stem for a method: mgda.yaml, mgda.py
-        row += "".join(f"`{path.stem}`" for path in (CONF.parent / package).glob("*.py"))
-    for option in options(group):
-        assert f"`{option}`" in row, option
 
 
 def _snippet(first_line):
@@ -130,6 +116,7 @@ def test_a_row_of_the_results_is_that_of_the_study(row):
     arms = {
         name: numbers.split(" | ")
         for name, numbers in re.findall(r"^\| ([\w= ]+) \| (0\.\d+ ±.*) \|$", study, re.MULTILINE)
+        if " alone" not in name
     }
     for shown, exact in zip(cells.split(" | ")[:4], arms[RESULTS[row]][:4], strict=True):
         for number, reference in zip(_numbers(shown), _numbers(exact), strict=True):
