@@ -117,3 +117,13 @@ def test_an_installed_wheel_works(built, tmp_path, version):
             assert run(binaries / command, "--help")
     finally:
         shutil.rmtree(tmp_path / "fresh")  # some gigabytes
+
+
+def test_the_workflow_runs_the_projects_own_checks_on_the_oldest_and_the_newest_python():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert job["steps"][-1]["run"] == ".ci/run" and os.access(ROOT / ".ci" / "run", os.X_OK)
+    oldest, above = re.findall(r"3\.(\d+)", PROJECT["requires-python"])
+    tried = [int(version.partition(".")[2]) for version in job["strategy"]["matrix"]["python"]]
+    assert (min(tried), max(tried)) == (int(oldest), int(above) - 1)
+    assert "secrets." not in str(workflow)
