@@ -5,7 +5,7 @@
 
 import inspect
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -211,12 +211,21 @@ class Generated(SphinxDirective):
 
 
 def prepare(app, name, text):
-    """Put every guide that no list of the index names into its last list; let files outside docs/ be downloads."""
-    text[0] = re.sub(r"\]\((\.\./\.\./[^)]+\.md)\)", r"](path:\1)", text[0])
+    """Put every guide that no list of the index names into its last list; make links to the repository work."""
+    text[0] = re.sub(r"\[([^]]+)\]\((\.\./\.\./[^)#]+)\)", partial(link_out, Path(app.srcdir) / "guide"), text[0])
+    text[0] = text[0].replace("../tutorial/do_my_tasks_fight.py", "/_tutorial/do_my_tasks_fight.rst")
     if name == "index":
         guides = {f"guide/{page.stem}" for page in (Path(app.srcdir) / "guide").glob("*.md")}
         others = sorted(guides - set(re.findall(r"^guide/\w+$", text[0], re.MULTILINE)))
         text[0] = text[0].replace("guide/security\n", "\n".join(["guide/security", *others]) + "\n")
+
+
+def link_out(here, link):
+    """A link to a file outside docs/, which is a download on the site; of a folder or an image what stands there."""
+    words, target = link.groups()
+    if (here / target).is_dir():
+        return words
+    return f"[{words}](path:{target})" if target.endswith(".md") else link[0]
 
 
 def setup(app):
