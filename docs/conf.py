@@ -18,7 +18,7 @@ extensions = [
     "mathml",
     "generated",
 ]
-exclude_patterns = ["_build", "tutorial", "_tutorial/sg_execution_times.rst"]
+exclude_patterns = ["_build", "tutorial"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
@@ -35,6 +35,7 @@ html_title = "mtl"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 pygments_style = "tango"
 pygments_dark_style = "monokai"
 copybutton_prompt_text = r"\$ "
@@ -54,6 +55,8 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
+    "capture_repr": (),
+    "write_computation_times": False,  # its page wants scripts from a network
     "min_reported_time": 1e9,
     "show_signature": False,
     "remove_config_comments": True,

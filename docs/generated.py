@@ -5,7 +5,7 @@
 
 import inspect
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -31,10 +31,10 @@ DRAWS, TOLERANCE = 100, 1e-6
 def keys():
     """Every key with type, default and meaning; whether a resumed run may change it."""
     rows = [
-        [f"`{key.name}`", key.type, f"`{key.default}`", key.meaning, "yes" if key.changeable else ""]
+        [f"`{key.name}`", key.type, f"`{key.default}`", key.meaning, "may change" if key.changeable else ""]
         for key in reference.keys(CONF)
     ]
-    return table(["key", "value", "default", "meaning", "may change on resuming"], rows)
+    return table(["key", "value", "default", "meaning", "on resuming"], rows)
 
 
 def groups():
@@ -63,7 +63,7 @@ def strategies():
     for file in strategy_files():
         config = yaml.safe_load(file.read_text())
         cls = getattr(mtl.rules, config["rule"]["_target_"].rpartition(".")[2])
-        name = f"`{file.stem}`"
+        name = f"[`{file.stem}`](../reference/rules.md#{cls.__name__.lower()})"
         rows.append([
             name, declared(cls, "Promises"), worst_cosine(file), needs(cls, config), times.get(cls.__name__, "–"),
             declared(cls, "Fails for"),
@@ -82,7 +82,8 @@ def weightings():
             "the Gram matrix in every step": cls.needs_gram,
             "one more forward pass in every step": cls.needs_losses_after_update,
         }
-        rows.append([f"`{file.stem}`", first_sentence(cls), "; ".join(k for k, wanted in wants.items() if wanted)])
+        name = f"[`{file.stem}`](../reference/weightings.md#{cls.__name__.lower()})"
+        rows.append([name, first_sentence(cls), "; ".join(k for k, wanted in wants.items() if wanted)])
     return table(["weighting", "what it is", "needs"], rows)
 
 
@@ -211,12 +212,21 @@ class Generated(SphinxDirective):
 
 
 def prepare(app, name, text):
-    """Put every guide that no list of the index names into its last list; let files outside docs/ be downloads."""
-    text[0] = re.sub(r"\]\((\.\./\.\./[^)]+\.md)\)", r"](path:\1)", text[0])
+    """Put every guide that no list of the index names into its last list; make links to the repository work."""
+    text[0] = re.sub(r"\[([^]]+)\]\((\.\./\.\./[^)#]+)\)", partial(link_out, Path(app.srcdir) / "guide"), text[0])
+    text[0] = text[0].replace("../tutorial/do_my_tasks_fight.py", "/_tutorial/do_my_tasks_fight.rst")
     if name == "index":
         guides = {f"guide/{page.stem}" for page in (Path(app.srcdir) / "guide").glob("*.md")}
         others = sorted(guides - set(re.findall(r"^guide/\w+$", text[0], re.MULTILINE)))
         text[0] = text[0].replace("guide/security\n", "\n".join(["guide/security", *others]) + "\n")
+
+
+def link_out(here, link):
+    """A link to a file outside docs/, which is a download on the site; of a folder or an image what stands there."""
+    words, target = link.groups()
+    if (here / target).is_dir():
+        return words
+    return f"[{words}](path:{target})" if target.endswith(".md") else link[0]
 
 
 def setup(app):

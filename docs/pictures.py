@@ -19,7 +19,7 @@ SHOWN = {"cos_mean": "cosine", "magnitude_similarity": "similar lengths", "cance
 
 def pairs():
     """Two gradients in the plane, their sum, and the shortest convex combination, with the metrics."""
-    figure, axes = plt.subplots(1, len(PAIRS), figsize=(10, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(PAIRS), figsize=(10, 2.9), layout="constrained")
     for axis, (title, rows) in zip(axes, PAIRS.items(), strict=True):
         gradients = torch.tensor(rows)
         gram = gradients @ gradients.T
@@ -33,7 +33,7 @@ def pairs():
             )
         metrics = conflict_metrics(gram, ["a", "b"])
         lines = [f"{name} {metrics[f'conflict/{key}']:.2f}" for key, name in SHOWN.items()]
-        axis.set(xlim=(-0.7, 2.1), ylim=(-0.3, 1.2), title=title, xticks=[], yticks=[], aspect="equal")
+        axis.set(xlim=(-0.8, 2.1), ylim=(-0.2, 1.15), title=title, xticks=[], yticks=[], aspect="equal")
         axis.text(0.5, -0.08, "\n".join(lines), transform=axis.transAxes, ha="center", va="top")
         axis.spines[:].set_visible(False)
         axis.plot(0, 0, "o", color="black", markersize=3)
@@ -47,10 +47,10 @@ def noise():
     for dimension, colour in zip((10, 100, 1000, 10000), ("#c6dbef", "#6baed6", "#2171b5", "#08306b"), strict=True):
         a, b = torch.randn(2, 1000, dimension)
         cosines = torch.nn.functional.cosine_similarity(a, b)
-        axis.hist(cosines.numpy(), bins=60, range=(-0.8, 0.8), density=True, histtype="step", color=colour,
-                  label=f"D = {dimension}")  # fmt: skip
+        counts = torch.histc(cosines, 161, -0.8, 0.8)
+        axis.step(torch.linspace(-0.8, 0.8, 161), counts / counts.max(), color=colour, label=f"D = {dimension}")
     axis.axvline(-0.05, color=ORANGE, linestyle=":", label="−conflict.tolerance")
-    axis.set(xlabel="cosine of two random directions", yticks=[], ylim=(0, 15))
+    axis.set(xlabel="cosine of two random directions", yticks=[], ylim=(0, 1.1))
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.legend(frameon=False)
     return figure

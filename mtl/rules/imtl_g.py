@@ -17,8 +17,8 @@ class IMTLG(Rule):
 
     Promises: equal projections onto all gradients.
 
-    Fails for: gradients that are nearly dependent, with norms far apart: weights turn negative, and the common projection
-    may be too, so that every task is hurt.
+    Fails for: gradients that are nearly dependent, with norms far apart: weights turn negative, and the common
+    projection may be too, so that every task is hurt.
 
     Source: Liu et al. 2021, equation 6 (IMTL-G). The official code and LibMTL invert the paper's matrix, which gives
     infinities for zero or identical gradients.
