@@ -83,9 +83,7 @@ def test_every_rule_weighting_and_architecture_is_in_the_reference():
 
 
 def test_every_metric_and_every_key_has_a_row():
-    assert set(generated.DESCRIPTIONS) <= {
-        re.sub(r"<.*", "", row[0].strip("`")) for row in cells(generated.metrics())
-    }
+    assert set(generated.DESCRIPTIONS) <= {re.sub(r"<.*", "", row[0].strip("`")) for row in cells(generated.metrics())}
     assert [row[0].strip("`") for row in cells(generated.keys())] == [key.name for key in reference.keys(CONF)]
 
 
