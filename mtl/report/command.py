@@ -50,8 +50,7 @@ def report(
     if wandb:
         from mtl.report.send import send
 
-        tracker = runs[0].config.get("tracker", {})
-        text += "\n" + send(folder, tracker.get("project", "mtl"), tracker.get("entity"), tracker.get("group")) + "\n"
+        text += "\n" + send(folder, comparisons, runs[0].config.get("tracker", {})) + "\n"
     return text, folder
 
 

@@ -93,8 +93,6 @@ function panel(place, name, label, figures) {
     const { data, layout, frames } = read(current);
     heading.textContent = layout.meta.title;
     caption.textContent = layout.meta.caption;
-    box.setAttribute("role", "img");
-    box.setAttribute("aria-label", layout.meta.title);
     const { title, sliders, annotations, ...rest } = layout;
     figure.layout = { ...rest, showlegend: false, annotations: (annotations || []).filter(a => a.name !== "caption") };
     figure.traces = data;
@@ -104,6 +102,10 @@ function panel(place, name, label, figures) {
     });
     filtered(figure);
     figure.drawn = Plotly.newPlot(box, { data, layout: themed(figure.layout), frames, config: SETTINGS });
+    box.querySelectorAll(".main-svg").forEach((svg, i) => {  // one picture, in several layers
+      svg.setAttribute(i ? "aria-hidden" : "role", i ? "true" : "img");
+      if (!i) svg.setAttribute("aria-label", `${layout.meta.title}. ${layout.meta.caption}`);
+    });
     controls.querySelector(".slider")?.remove();
     if (frames) controls.append(slider(box, frames));
     legends(figure, legend);
