@@ -49,6 +49,9 @@ DESCRIPTIONS = {
         "share of the same sign, of the pairs beyond ±conflict.tolerance in both spaces; 0.5 is chance"
     ),
     "audit/update_cosine": Description("cosine of the updates that the rule's weights from both spaces come to"),
+    "affinity/": Description("share of the second task's loss that a step on the first takes away, to first order"),
+    "affinity/parameters/": Description("the same from the gradients at the shared parameters, in audited steps"),
+    "affinity/lookahead/": Description("the same as it is after the step, on the same batch, in audited steps"),
 }  # fmt: skip
 
 # Of K orthogonal gradients of one norm, where that depends on K.
