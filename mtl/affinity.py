@@ -12,9 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PREFIX = "affinity/"  # of the first-order estimate in the space where the strategy compares the tasks' gradients
-PARAMETERS = "affinity/parameters/"  # of the same at the shared parameters, in the steps that look ahead
-LOOKAHEAD = "affinity/lookahead/"  # of the step that was taken
+from mtl.descriptions import AFFINITIES
 
 
 def first_order_affinity(gram: Tensor, losses: Tensor, lr: float, weights: Tensor | None = None) -> Tensor:
@@ -37,7 +35,10 @@ def relative(decrease: Tensor, losses: Tensor) -> Tensor:
     return (decrease / losses.where(losses > 0, torch.nan)).where(decrease.isfinite(), torch.nan)
 
 
-def named_affinity(affinity: Tensor, tasks: Sequence[str], prefix: str = PREFIX) -> dict[str, float]:
-    """The affinities ``[K, K]`` by their logged names, ``<prefix><i>→<j>``; those that are NaN are left out."""
-    rows = zip(tasks, affinity.tolist(), strict=True)
+def named_affinity(affinity: Tensor, tasks: Sequence[str], kind: str = "estimate") -> dict[str, float]:
+    """The affinities ``[K, K]`` by their logged names, as ``affinity/<i>→<j>``; those that are NaN are left out.
+
+    ``kind``: one of ``mtl.descriptions.AFFINITIES``.
+    """
+    prefix, rows = AFFINITIES[kind], zip(tasks, affinity.tolist(), strict=True)
     return {f"{prefix}{a}→{b}": z for a, row in rows for b, z in zip(tasks, row, strict=True) if z == z}

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 
 TOLERANCE = 0.05  # the default of conflict.tolerance
 
+# Where an affinity comes from, and how its logged names begin.
+AFFINITIES = {
+    "lookahead": "affinity/lookahead/",  # the step that was taken
+    "parameters": "affinity/parameters/",  # its first order, at the shared parameters
+    "estimate": "affinity/",  # its first order in the space where the strategy compares the tasks' gradients
+}
+
 SMALL_COSINES = (
     "At the features cosines are small by nature: two random directions in D dimensions have cosines of about ±1/√D, "
     "and D is samples × features. A sign alone says nothing there."

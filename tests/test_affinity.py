@@ -72,5 +72,6 @@ def test_what_has_no_meaning_is_left_out(case):
 
 def test_names_tell_the_step_from_the_loss():
     gram, losses = torch.tensor([[4.0, 2.0], [2.0, 9.0]]), torch.tensor([1.0, 10.0])
-    found = named_affinity(first_order_affinity(gram, losses, 0.1), ["a", "b"], "x/")
-    assert found == pytest.approx({"x/a→a": 0.4, "x/a→b": 0.02, "x/b→a": 0.2, "x/b→b": 0.09})
+    found = named_affinity(first_order_affinity(gram, losses, 0.1), ["a", "b"], "lookahead")
+    expected = {"a→a": 0.4, "a→b": 0.02, "b→a": 0.2, "b→b": 0.09}
+    assert found == pytest.approx({f"affinity/lookahead/{pair}": z for pair, z in expected.items()})

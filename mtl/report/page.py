@@ -70,7 +70,7 @@ def _table(table: Table) -> dict[str, Any]:
 def _descriptions() -> dict[str, list[list[str]]]:
     """The lines of the table that says what each metric is, for conflict and for audits."""
     columns = ("parallel", "orthogonal", "opposed")
-    lines: dict[str, list[list[str]]] = {"conflict": [], "audit": []}
+    lines: dict[str, list[list[str]]] = {"conflict": [], "audit": [], "affinity": []}
     for name, found in DESCRIPTIONS.items():
         values = [getattr(found, column) for column in columns]
         short = f"{name}…" if name.endswith("/") else name

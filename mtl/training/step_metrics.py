@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtl.affinity import LOOKAHEAD, PARAMETERS, first_order_affinity, named_affinity
+from mtl.affinity import first_order_affinity, named_affinity
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.descriptions import TOLERANCE
 from mtl.engine.lookahead import Lookahead
@@ -100,8 +100,8 @@ def affinity_metrics(outcome: Outcome) -> dict[str, float]:
         estimate = first_order_affinity(result.gram, losses, rate_of_shared(outcome.rates), weights)
         metrics |= named_affinity(estimate, list(result.own))
     if (ahead := outcome.lookahead) is not None:
-        metrics |= named_affinity(ahead.first_order, ahead.tasks, PARAMETERS)
-        metrics |= named_affinity(ahead.affinity, ahead.tasks, LOOKAHEAD)
+        metrics |= named_affinity(ahead.first_order, ahead.tasks, "parameters")
+        metrics |= named_affinity(ahead.affinity, ahead.tasks, "lookahead")
     return metrics
 
 
