@@ -16,6 +16,8 @@ EXACT = 12  # tasks up to which every partition is considered
 BEAM = 200  # partial partitions that are kept, above
 DROPPED = ("tasks=", "conflict.", "+conflict.", "skip_finished=", "resume=", "hydra.", "hydra/")  # of a command line
 
+CAUTION = "…"
+
 Groups = list[tuple[int, ...]]
 
 
