@@ -78,7 +78,7 @@ def lines(row: Row, tasks: list[str]) -> Iterator[list[str]]:
     for found in list(affinities(row).values())[:1]:
         for task, cells in zip(found.tasks, found.cells, strict=True):
             by_task = dict(zip(found.tasks, cells, strict=True))
-            own = [None if (z := by_task.get(other)) is None else _in_percent(z) for other in tasks]
+            own = [None if (z := by_task.get(other)) is None else in_percent(z) for other in tasks]
             yield [row.label, found.kind, task, *(format_interval(z, "+") if z else NOTHING for z in own)]
 
 
@@ -102,5 +102,6 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _in_percent(found: Interval) -> Interval:
+def in_percent(found: Interval) -> Interval:
+    """The same in percent."""
     return Interval(100 * found.mean, None if found.half is None else 100 * found.half, found.count)

@@ -34,6 +34,7 @@ def report(
     run, with the project, entity and group of the first run. ``groups``: say also which tasks to train together, in at
     most so many networks. ReportError before anything is written.
     """
+
     runs = find_runs(paths)
     comparisons = compare(runs, tune)
     folder = out or common_folder(paths)
