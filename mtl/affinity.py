@@ -1,8 +1,8 @@
 """Task affinity: what a gradient step on task i alone does to the loss of task j (Fifty et al. 2021, TAG, eq. 1).
 
-``Z_ij = 1 - L_j(after a step on i alone) / L_j(before)``: the share of j's loss that the step takes away, negative where
-it adds to it. It is not symmetric. To first order in the learning rate it follows from the Gram matrix of the tasks'
-gradients. Pure functions of tensors, as :mod:`mtl.conflict`.
+``Z_ij = 1 - L_j(after a step on i alone) / L_j(before)``: the share of j's loss that the step takes away, negative
+where it adds to it. It is not symmetric. To first order in the learning rate it follows from the Gram matrix of the
+tasks' gradients. Pure functions of tensors, as :mod:`mtl.conflict`.
 """
 
 from __future__ import annotations

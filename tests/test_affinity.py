@@ -56,7 +56,9 @@ def test_the_weights_of_the_losses_are_divided_out():
     assert not torch.allclose(first_order_affinity(weighted @ weighted.T, losses(at), 0.1), plain)
 
 
-@pytest.mark.parametrize("case", ["a loss of 0", "a negative loss", "a weight of 0", "a Gram matrix that is not finite"])
+@pytest.mark.parametrize(
+    "case", ["a loss of 0", "a negative loss", "a weight of 0", "a Gram matrix that is not finite"]
+)
 def test_what_has_no_meaning_is_left_out(case):
     gram, losses, weights = torch.ones(2, 2), torch.ones(2), torch.ones(2)
     kept = {"affinity/a→a", "affinity/b→a"}

@@ -71,7 +71,9 @@ def measurements(run: Run) -> Iterator[tuple[str, int, int, float]]:
     """The mean over a run of every predictor of every ordered pair."""
     for i, j in PAIRS:
         a, b = TASKS[i], TASKS[j]
-        cosine = next(f"train/conflict/cos/{x}~{y}" for x, y in ((a, b), (b, a)) if f"train/conflict/cos/{x}~{y}" in run.series)
+        cosine = next(
+            f"train/conflict/cos/{x}~{y}" for x, y in ((a, b), (b, a)) if f"train/conflict/cos/{x}~{y}" in run.series
+        )
         yield "cos", i, j, float(run.series[cosine][1].mean())
         z = {(x, y): run.series[f"train/{AFFINITIES['parameters']}{x}→{y}"][1] for x in (a, b) for y in (a, b)}
         # Z_ij = lr <g_i, g_j> / L_j: the rate and the losses cancel.
@@ -82,6 +84,7 @@ def measurements(run: Run) -> Iterator[tuple[str, int, int, float]]:
 
 
 def write(file: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, its numbers to six digits."""
     with file.open("w", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
@@ -123,6 +126,7 @@ def pair_gains(study: Study, seeds: Sequence[int], of: int = 0) -> np.ndarray:
 
 
 def at_pairs(matrix: np.ndarray) -> np.ndarray:
+    """The entries of the ordered pairs of two tasks."""
     return np.array([matrix[pair] for pair in PAIRS])
 
 
@@ -182,7 +186,11 @@ def grouping_table(study: Study, most: int) -> list[list[str]]:
     order = sorted(results, key=lambda groups: -float(np.mean(results[groups])))
     chosen = {name: best_groups(study.predicted[kind], most) for kind, name in NAMES.items()}
     chosen[MEASURED] = best_groups(pair_gains(study, seeds), most)
-    chosen |= {"all together": [tuple(range(len(TASKS)))], "the best of all": list(order[0]), "the worst of all": list(order[-1])}
+    chosen |= {
+        "all together": [tuple(range(len(TASKS)))],
+        "the best of all": list(order[0]),
+        "the worst of all": list(order[-1]),
+    }
     lines = []
     for name, groups in chosen.items():
         key = tuple(sorted(groups))
@@ -195,6 +203,7 @@ def grouping_table(study: Study, most: int) -> list[list[str]]:
 
 
 def words(groups: Sequence[Sequence[int]]) -> str:
+    """The groups by the names of their tasks."""
     return " · ".join(" + ".join(TASKS[task] for task in group) for group in sorted(groups))
 
 
@@ -202,6 +211,7 @@ def words(groups: Sequence[Sequence[int]]) -> str:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     rule = ["---", *["---:" for _ in header[1:]]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
 

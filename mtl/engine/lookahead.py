@@ -35,11 +35,11 @@ class Lookahead:
 def look_ahead(engine: Engine, inputs: Any, targets: Mapping[str, Any], lr: float) -> Lookahead | None:
     """Take a step of plain gradient descent on each task's own loss, and evaluate every task on the same batch.
 
-    The steps move what the tasks share: the trunk's parameters, and those that several heads hold. Everything happens on
-    a copy of the model and of the losses, in their modes, and every pass draws the same random numbers: the model,
+    The steps move what the tasks share: the trunk's parameters, and those that several heads hold. Everything happens
+    on a copy of the model and of the losses, in their modes, and every pass draws the same random numbers: the model,
     its statistics and the global generators are as before. It costs one forward and K backward passes of the trunk, K
-    forward passes, a copy of the model and K copies of the shared parameters. None where the batch has labels of fewer
-    than two tasks, or nothing that they share is trained. In a single process only.
+    forward passes more, a copy of the model and K copies of the shared parameters. None where the batch has labels of
+    fewer than two tasks, or nothing that they share is trained. In a single process only.
     """
     own = _copied(engine)
     tasks = learnable_tasks(own.tasks, targets)

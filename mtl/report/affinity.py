@@ -10,7 +10,7 @@ import numpy as np
 
 from mtl.descriptions import AFFINITIES
 from mtl.report.runs import Run
-from mtl.report.statistics import SEEDS, Interval, interval
+from mtl.report.statistics import CONFIDENCE, SEEDS, Interval, interval
 
 if TYPE_CHECKING:
     from mtl.report.compare import Row
@@ -20,13 +20,13 @@ TITLE = "affinity of the tasks, in % of the loss"
 CAPTION = (
     "Line i, column j: the share of j's loss on a training batch that a step on i alone takes away, a step of plain "
     "gradient descent at the backbone's learning rate; negative where it adds to it (TAG, Fifty et al. 2021). The mean "
-    f"over training with its 95 % interval, over the seeds, or with fewer than {SEEDS} over {BLOCKS} parts of the runs. "
-    "Lookahead: the step was taken. Estimate: to first order in the space of the strategy; at the features it is "
-    "a step of the features themselves, so that its size means nothing beside that of a step of the model."
+    f"over training with its {CONFIDENCE:.0%} interval over the seeds, or with fewer than {SEEDS} over {BLOCKS} parts of "
+    "the runs. Lookahead: the step was taken. Estimate: to first order in the space of the strategy; at the features "
+    "that is a step of the features themselves, whose size means nothing beside that of a step of the model."
 )
 AGREEMENT = (
     "Over the ordered pairs of two tasks, of the means: Spearman's rank correlation with the lookahead, the share with "
-    "its sign, and the median ratio of sizes. Parameters: to first order from the gradients that the lookahead followed."
+    "its sign, and the median size over its. Parameters: the first order of the steps that the lookahead took."
 )
 
 
@@ -91,8 +91,8 @@ def agreement_lines(row: Row) -> Iterator[list[str]]:
         a, b = estimate.matrix[others], ahead.matrix[others]
         a, b = (values[np.isfinite(a) & np.isfinite(b)] for values in (a, b))
         if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0:
-            yield [row.label, kind, str(len(a)), f"{rank_correlation(a, b):+.2f}",
-                   f"{np.mean((a < 0) == (b < 0)):.0%}", f"{np.median(np.abs(a / np.where(b == 0, np.nan, b))):.2g}"]  # fmt: skip
+            signs, size = np.mean((a < 0) == (b < 0)), np.median(np.abs(a)) / np.median(np.abs(b))
+            yield [row.label, kind, str(len(a)), f"{rank_correlation(a, b):+.2f}", f"{signs:.0%}", f"{size:.2g}"]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -96,7 +96,9 @@ def affinity_metrics(outcome: Outcome) -> dict[str, float]:
     """The affinities of a step's tasks by their logged names: the estimate, and from a lookahead both kinds."""
     result, metrics = outcome.result, {}
     if result.gram is not None and len(result.own) > 1:
-        losses, weights = (torch.stack([value.double() for value in own]) for own in zip(*result.own.values(), strict=True))
+        losses, weights = (
+            torch.stack([value.double() for value in own]) for own in zip(*result.own.values(), strict=True)
+        )
         estimate = first_order_affinity(result.gram, losses, rate_of_shared(outcome.rates), weights)
         metrics |= named_affinity(estimate, list(result.own))
     if (ahead := outcome.lookahead) is not None:

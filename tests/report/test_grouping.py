@@ -31,7 +31,7 @@ def test_the_best_grouping_is_that_of_brute_force(count, most):
         groups = best_groups(affinity, most)
         assert sorted(task for group in groups for task in group) == list(range(count)) and len(groups) <= most
         assert total_affinity(affinity, groups) == pytest.approx(brute_force(affinity, most), abs=1e-12)
-        if 1 < most and count > 3:  # negative control: with other affinities they are not the best
+        if most > 1 and count > 3:  # negative control: with other affinities they are not the best
             other = affinity[:, np.roll(range(count), 1)]
             assert total_affinity(other, groups) < brute_force(other, most) - 1e-3
 
@@ -77,7 +77,9 @@ HARMS = {pair: -abs(value) for pair, value in HELPS.items()}
 def test_the_report_says_the_groups_and_their_commands(tmp_path):
     write_affinities(tmp_path / "a", HELPS, HELPS)
     text, _ = report([tmp_path / "a"], groups=2)
-    assert "Detached, by its lookahead: **left + right**. Total affinity 1.9 %, of all tasks in one network 1.9 %." in text
+    assert (
+        "Detached, by its lookahead: **left + right**. Total affinity 1.9 %, of all tasks in one network 1.9 %." in text
+    )
     assert "\n    mtl-train strategy=detached seed=0 data.offset=1 'tasks=[left,right]'\n" in text
     write_affinities(tmp_path / "b", HARMS, HELPS)
     text, _ = report([tmp_path / "b"], groups=2)
@@ -96,7 +98,10 @@ def test_the_estimate_takes_the_place_of_a_lookahead(tmp_path):
     ("groups", "words"),
     [
         (0, "--groups 0 must be 1 or more: it is the most networks"),
-        (2, "--groups 2: no run here has measured the affinity of all its tasks; train with conflict.affinity_every=10"),
+        (
+            2,
+            "--groups 2: no run here has measured the affinity of all its tasks; train with conflict.affinity_every=10",
+        ),
     ],
     ids=["no group", "not measured"],
 )

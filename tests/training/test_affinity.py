@@ -134,6 +134,6 @@ def test_of_several_batches_the_estimate_is_the_last_ones():
 
 def test_nothing_shared_that_is_trained_is_a_mistake():
     frozen = ["conflict.affinity_every=2", "freeze=[backbone]", "device=cpu"]
-    with pytest.raises(ConfigError, match="conflict.affinity_every=2: the tasks share no parameter that is trained"):
+    with pytest.raises(ConfigError, match=r"conflict.affinity_every=2: the tasks share no parameter that is trained"):
         build(load(frozen))
     build(load([*frozen, "trainer.unfreeze_at=2"]))

@@ -60,7 +60,10 @@ RUNS = {
     "rows": ["strategy=moco"],
     "revisited": ["strategy=detached", "weighting=famo", "trainer.accumulate_grad_batches=2"],
     "pieces": [
-        "strategy=mgda", "trainer.accumulate_grad_batches=2", "trainer.accumulate=exact", "conflict.affinity_every=0",
+        "strategy=mgda",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.accumulate=exact",
+        "conflict.affinity_every=0",
     ],
 }
 # What is not of the training: the best model, and what was measured.
