@@ -20,13 +20,13 @@ TITLE = "affinity of the tasks, in % of the loss"
 CAPTION = (
     "Line i, column j: the share of j's loss on a training batch that a step on i alone takes away, a step of plain "
     "gradient descent at the backbone's learning rate; negative where it adds to it (TAG, Fifty et al. 2021). The mean "
-    f"over training with its {CONFIDENCE:.0%} interval over the seeds, or with fewer than {SEEDS} over {BLOCKS} parts of "
-    "the runs. Lookahead: the step was taken. Estimate: to first order in the space of the strategy; at the features "
-    "that is a step of the features themselves, whose size means nothing beside that of a step of the model."
+    f"over training with its {CONFIDENCE:.0%} interval, over the seeds, or with fewer than {SEEDS} seeds over {BLOCKS} "
+    "parts of the runs. Lookahead: the step was taken. Estimate: to first order in the space of the strategy; at the "
+    "features that is a step of the features themselves, whose size means nothing beside that of a step of the model."
 )
 AGREEMENT = (
-    "Over the ordered pairs of two tasks, of the means: Spearman's rank correlation with the lookahead, the share with "
-    "its sign, and the median size over its. Parameters: the first order of the steps that the lookahead took."
+    "Over the ordered pairs of two tasks, of the means: Spearman's rank correlation with the lookahead, the share of "
+    "the same sign, and the ratio of the median sizes. Parameters: the first order of the steps of the lookahead."
 )
 
 

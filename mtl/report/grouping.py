@@ -99,7 +99,7 @@ def _with(groups: Groups, task: int, most: int) -> Iterator[Groups]:
 
 
 def grouping_text(comparisons: Sequence[Comparison], most: int) -> str:
-    """The best grouping of each row with affinities, with the commands that train it. ReportError where there is none."""
+    """The best grouping of each row with affinities, and its commands; ReportError where no row has them."""
     if most < 1:
         raise ReportError(f"--groups {most} must be 1 or more: it is the most networks that the tasks are spread over.")
     parts = []
