@@ -10,6 +10,13 @@ from dataclasses import dataclass
 
 TOLERANCE = 0.05  # the default of conflict.tolerance
 
+# Where an affinity comes from, and how its logged names begin.
+AFFINITIES = {
+    "lookahead": "affinity/lookahead/",  # the step that was taken
+    "parameters": "affinity/parameters/",  # its first order, at the shared parameters
+    "estimate": "affinity/",  # its first order in the space where the strategy compares the tasks' gradients
+}
+
 SMALL_COSINES = (
     "At the features cosines are small by nature: two random directions in D dimensions have cosines of about ±1/√D, "
     "and D is samples × features. A sign alone says nothing there."
@@ -49,6 +56,9 @@ DESCRIPTIONS = {
         "share of the same sign, of the pairs beyond ±conflict.tolerance in both spaces; 0.5 is chance"
     ),
     "audit/update_cosine": Description("cosine of the updates that the rule's weights from both spaces come to"),
+    "affinity/": Description("share of the second task's loss that a step on the first takes away, to first order"),
+    "affinity/parameters/": Description("the same from the gradients at the shared parameters, in audited steps"),
+    "affinity/lookahead/": Description("the same as it is after the step, on the same batch, in audited steps"),
 }  # fmt: skip
 
 # Of K orthogonal gradients of one norm, where that depends on K.

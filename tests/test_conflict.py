@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from mtl.affinity import named_affinity
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
-from mtl.descriptions import DESCRIPTIONS, TOLERANCE, describe, of_orthogonal
+from mtl.descriptions import AFFINITIES, DESCRIPTIONS, TOLERANCE, describe, of_orthogonal
 
 
 def gram_of(*rows):
@@ -177,6 +178,8 @@ def test_every_metric_is_described_and_nothing_else():
     gram = gram_of([1.0, 0.0, 0.2], [0.5, 1.0, 0.0], [-1.0, 0.3, 2.0])
     ones = torch.ones(3, dtype=torch.float64)
     found = conflict_metrics(gram, "abc") | agreement_metrics(gram, gram.flip(0, 1), "abc", (ones, ones))
+    for kind in AFFINITIES:
+        found |= named_affinity(gram, "abc", kind)
     assert {name for name in found if describe(name) is None} == set()
     used = {name if name in DESCRIPTIONS else name.rpartition("/")[0] + "/" for name in found}
     assert used == set(DESCRIPTIONS) and describe("loss/a") is None

@@ -70,6 +70,7 @@ def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, T
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
     check_common_features(cfg, parts, strategy)
+    _check_affinity(cfg, parts)
     ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
     _prepare(cfg, parts, strategy)
     if ema is not None:
@@ -331,6 +332,15 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
     if strategy.part and not parts.engine.trained_shared_parameters_of(strategy.part):
         raise ConfigError(_no_such_part(cfg.strategy.part, parts.model.backbone))
     return strategy
+
+
+def _check_affinity(cfg: DictConfig, parts: Parts) -> None:
+    shared = parts.engine.trained_shared_parameters() + parts.engine.trained_common_parameters()
+    if cfg.conflict.affinity_every and not shared and cfg.trainer.unfreeze_at is None:
+        raise ConfigError(
+            f"conflict.affinity_every={cfg.conflict.affinity_every}: the tasks share no parameter that is trained, so "
+            "that a step on one does nothing to another; use conflict.affinity_every=0."
+        )
 
 
 def _no_such_part(part: Any, backbone: nn.Module) -> str:

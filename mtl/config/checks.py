@@ -15,6 +15,7 @@ from mtl.config.redact import plain_secret_error
 from mtl.config.schema import Config, section_options
 from mtl.config.source import arguments_of, can_be_found
 from mtl.data.target_names import as_list, target_name
+from mtl.distributed.ranks import world_size
 from mtl.errors import ConfigError, suggestion
 
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's own keys of a component
@@ -232,6 +233,7 @@ def _check_values(cfg: DictConfig) -> None:
         raise ConfigError(
             f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use conflict.audit_every=null."
         )
+    _check_affinity(cfg)
     if trainer.shard is not None and trainer.precision == "fp16":
         raise ConfigError(f"trainer.shard={trainer.shard} needs trainer.precision=bf16 or 32, not fp16.")
     if trainer.unfreeze_at is not None and not cfg.freeze:
@@ -250,6 +252,22 @@ def _check_values(cfg: DictConfig) -> None:
         raise ConfigError(f"resume={cfg.resume} does not exist: give a run folder, a checkpoint, or auto.")
     if (words := plain_secret_error(cfg)) is not None:
         raise ConfigError(words)
+
+
+def _check_affinity(cfg: DictConfig) -> None:
+    trainer, conflict, tasks = cfg.trainer, cfg.conflict, chosen_tasks(cfg)
+    asked = f"conflict.affinity_every={conflict.affinity_every}"
+    if not conflict.affinity_every:
+        return
+    if len(tasks) < 2:
+        raise ConfigError(f"{asked} needs two tasks or more, and {tasks[0]} is alone: use conflict.affinity_every=0.")
+    if conflict.audit_every is None:
+        return
+    asked += f" with conflict.audit_every={conflict.audit_every} takes a step on each task alone"
+    if (ranks := max(trainer.devices, world_size())) > 1:
+        raise ConfigError(f"{asked}, which one process can and these {ranks} cannot: use conflict.audit_every=null.")
+    if trainer.accumulate == "exact" and trainer.accumulate_grad_batches > 1:
+        raise ConfigError(f"{asked}, with the whole batch in one graph: use conflict.audit_every=null.")
 
 
 def _check_choice(key: str, value: Any, accepted: tuple) -> None:

@@ -31,10 +31,11 @@ def check_common_features(cfg: DictConfig, parts: Any, strategy: Any) -> None:
             f"strategy.space={strategy.space}: no two heads read a feature in common, so that the tasks' gradients "
             "there are orthogonal whatever they demand of the trunk; use strategy.space=parameters."
         )
-    if cfg.conflict.every is not None:
+    if cfg.conflict.every is not None or cfg.conflict.affinity_every:
         log.warning(
             "no two heads read a feature in common: the tasks' gradients at the features are orthogonal whatever they "
-            "demand of the trunk; use conflict.every=null, or conflict.audit_every for the parameters"
+            "demand of the trunk, and affinities there 0; use conflict.every=null and conflict.affinity_every=0, or "
+            "conflict.audit_every for the parameters"
         )
 
 

@@ -114,6 +114,8 @@ class ConflictConfig:
 
     every: int | None = 10  # steps; null: never
     audit_every: int | None = None  # steps between comparisons of feature space with parameter space; null: never
+    # steps between estimates of what a step on one task does to the others' losses, which audits check; 0: never
+    affinity_every: int = option(0, minimum=0)
     # two gradients conflict where their cosine is below -tolerance; 0 counts every negative cosine, noise as well
     tolerance: float = option(TOLERANCE, minimum=0)
 

@@ -29,6 +29,7 @@ class StepResult:
     ``gram``: the Gram matrix ``[K, K]`` of the weighted task gradients, in float64 on the CPU, or None in a step that
     did not need it; ``space``: where it was measured; ``measured``: its tasks, where they are fewer than those of
     ``losses``. ``audit``: the check of feature space against parameter space, in a step that was asked for it.
+    ``own``: of the batch that ``gram`` is of, each task's loss, and the weight that the weighting gave it.
     ``penalties``: by task, what its head was penalised for beside its loss; of several ranks, this one's part.
     """
 
@@ -39,3 +40,4 @@ class StepResult:
     audit: AuditResult | None = None
     measured: list[str] | None = None
     penalties: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -143,11 +143,12 @@ class Step:
         if losses:
             self.task_weights.backward_parameters(losses)
         self.strategy.weighting.observe(losses, self.gram)
+        own = {} if self.gram is None else {name: (losses[name], self.weights[name]) for name in self.names}
         weights = self.weights
         if self.rule_weights:
             weights = {name: weight * self.rule_weights[name] for name, weight in weights.items()}
         space = None if self.gram is None else self.strategy.space
-        return StepResult(losses, weights, self.gram, space, self.audit, penalties=self.penalties)
+        return StepResult(losses, weights, self.gram, space, self.audit, penalties=self.penalties, own=own)
 
     def _prepared(self, cut: Any) -> Any:
         if cut.rows is not None:

@@ -179,6 +179,10 @@ class ParameterRows:
         """The rows as matrices ``[K, n_i]``, one a parameter: a copy of them all."""
         return [torch.stack([g.flatten() for g in column]) for column in zip(*self._rows, strict=True)]
 
+    def row(self, task: int) -> list[Tensor]:
+        """Row ``task`` in the parameters' shapes."""
+        return self._rows[task]
+
     def unflatten(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Vectors ``[n_i]``, one a parameter, in the parameters' shapes and order in memory."""
         return [_laid_out_as(p, vector) for vector, p in zip(vectors, self._parameters, strict=True)]

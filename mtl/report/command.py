@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtl.report.compare import compare
+from mtl.report.grouping import grouping_text
 from mtl.report.page import page
 from mtl.report.runs import ReportError, common_folder, find_runs
 from mtl.report.tables import csv_of_runs, markdown, results
@@ -18,16 +19,22 @@ EXAMPLE = """
   mtl-report outputs/digits_strategies                                       all runs below a folder
   mtl-report outputs/digits_strategies --tune optimizer.lr weighting.weights one row per strategy, each at its best lr
   mtl-report outputs/digits_strategies --watch                               in the browser, while the runs go on
+  mtl-report outputs/mine --groups 2                                         which tasks belong together
 """
 
 
 def report(
-    paths: Sequence[Path], out: Path | None = None, tune: Sequence[str] = (), wandb: bool = False
+    paths: Sequence[Path],
+    out: Path | None = None,
+    tune: Sequence[str] = (),
+    wandb: bool = False,
+    groups: int | None = None,
 ) -> tuple[str, Path]:
     """Write the report of all runs below ``paths``; returns its text and its folder.
 
     The folder is ``out``, by default the deepest one that contains all paths. ``wandb`` also logs the report to a W&B
-    run, with the project, entity and group of the first run. ReportError before anything is written.
+    run, with the project, entity and group of the first run. ``groups``: say also which tasks to train together, in at
+    most so many networks. ReportError before anything is written.
     """
 
     runs = find_runs(paths)
@@ -35,6 +42,8 @@ def report(
     folder = out or common_folder(paths)
     title = title_of(paths)
     text = markdown(comparisons, title)
+    if groups is not None:
+        text += "\n" + grouping_text(comparisons, groups)
     files = {
         "report.md": text,
         "results.csv": csv_of_runs(comparisons),
@@ -81,6 +90,9 @@ def main() -> None:
         "--tune", nargs="+", default=[], metavar="KEY", help="keys whose best values are selected on validation"
     )
     parser.add_argument("--out", type=Path, help="folder for the files; default: the deepest one above all paths")
+    parser.add_argument(
+        "--groups", type=int, metavar="B", help="the tasks in at most B networks by their affinity, with the commands"
+    )
     parser.add_argument("--wandb", action="store_true", help="also log tables, figures and the page to a W&B run")
     parser.add_argument("--watch", action="store_true", help="serve the page, and renew it while runs go on; no files")
     parser.add_argument("--host", default="127.0.0.1", help="address of --watch; default: this machine alone")
@@ -90,7 +102,7 @@ def main() -> None:
         if arguments.watch:
             serve(arguments)
             return
-        text, folder = report(arguments.paths, arguments.out, arguments.tune, arguments.wandb)
+        text, folder = report(arguments.paths, arguments.out, arguments.tune, arguments.wandb, arguments.groups)
     except ReportError as error:
         print(f"mtl-report: {error}", file=sys.stderr)
         sys.exit(2)

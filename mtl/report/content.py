@@ -36,12 +36,12 @@ def content_of(comparison: Comparison) -> dict[str, Any]:
 
 
 def descriptions(comparison: Comparison) -> Table:
-    """What each metric of conflict is, and of audits where a run has any."""
-    audited = any(name.startswith("train/audit/") for row in comparison.rows for name in names_of(row))
+    """What each metric of conflict is, and of audits and affinities where a run has any."""
+    logged = {"conflict", *(name.split("/")[1] for row in comparison.rows for name in names_of(row))}
     columns = ("parallel", "orthogonal", "opposed")
     lines = []
     for name, found in DESCRIPTIONS.items():
-        if name.startswith("conflict/") or audited:
+        if name.partition("/")[0] in logged:
             values = [getattr(found, column) for column in columns]
             cells = ["–" if value is None else f"{value:.4g}".replace("-", "−") for value in values]
             lines.append([f"{name}…" if name.endswith("/") else name, found.words, *cells])

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from mtl.report import figures
 from mtl.report.compare import Comparison, Row
 from mtl.report.content import content_of, descriptions
+from mtl.report.figures.affinity import has_affinity
 from mtl.report.figures.conflict import has_conflict
 from mtl.report.figures.cost import qualities
 from mtl.report.figures.curves import curve_names
@@ -84,6 +85,7 @@ SECTIONS = (
         rows=has_conflict,
         table=descriptions,
     ),
+    Section("affinity", "Which tasks help each other", (Panel(figures.affinity),), rows=has_affinity),
     Section(
         "sharing",
         "What the architecture decides",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mtl.report import sharing, size
+from mtl.report import affinity, sharing, size
 from mtl.report.compare import Comparison, Row
 from mtl.report.names import differences, differing_keys
 from mtl.report.statistics import CONFIDENCE, RUNS, Interval
@@ -63,8 +63,8 @@ def arrow(higher_is_better: bool | None) -> str:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """All tables: metrics, differences, sizes by part, what architectures decided, equal time, interquartile means."""
-    makers = (_main, _differences, _parts, _sharing, _equal_time, _interquartile_means)
+    """All tables: metrics, differences, sizes by part, what architectures decided, affinities, equal time, …"""
+    makers = (_main, _differences, _parts, _sharing, _affinity, _agreement, _equal_time, _interquartile_means)
     return [table for make in makers if (table := make(comparison)) is not None]
 
 
@@ -220,6 +220,20 @@ def _sharing(comparison: Comparison) -> Table | None:
     lines = [line for row in comparison.rows for line in sharing.lines(row)]
     title = f"{comparison.data}: what the architectures decided, at the end of training"
     return Table(title, sharing.CAPTION, sharing.COLUMNS, lines) if lines else None
+
+
+def _affinity(comparison: Comparison) -> Table | None:
+    tasks = list(dict.fromkeys(task for row in comparison.methods for task in row.first.tasks))
+    lines = [line for row in comparison.methods for line in affinity.lines(row, tasks)]
+    header = ["", "by", "step on", *tasks]
+    return Table(f"{comparison.data}: {affinity.TITLE}", affinity.CAPTION, header, lines) if lines else None
+
+
+def _agreement(comparison: Comparison) -> Table | None:
+    lines = [line for row in comparison.methods for line in affinity.agreement_lines(row)]
+    title = f"{comparison.data}: estimates of the affinity against the lookahead"
+    header = ["", "by", "pairs", "rank correlation", "same sign", "size ×"]
+    return Table(title, affinity.AGREEMENT, header, lines) if lines else None
 
 
 def _equal_time(comparison: Comparison) -> Table | None:

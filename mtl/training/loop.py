@@ -19,7 +19,7 @@ from mtl.training.loaders import DeviceBatches, train_batches
 from mtl.training.progress import ProgressBar
 from mtl.training.schedule import Plan
 from mtl.training.state import Parts, TrainState
-from mtl.training.step_metrics import step_metrics
+from mtl.training.step_metrics import affinity_metrics, step_metrics
 from mtl.training.untrained import warn_of_untrained
 from mtl.training.update import Update
 from mtl.training.validation import Validation, evaluate_best
@@ -50,7 +50,9 @@ def fit(
         while state.step < plan.steps and not validation.out_of_patience():
             # --- one training step
             step = state.step + 1
-            outcome = update(batches, measure=plan.measures(step), audit=plan.audits(step))
+            outcome = update(
+                batches, measure=plan.measures(step), audit=plan.audits(step), ahead=plan.looks_ahead(step)
+            )
             state.step, state.seconds, state.peak_memory = step, timer.elapsed(), timer.peak
             heap.check()
             bar.update()
@@ -59,6 +61,7 @@ def fit(
             # --- once in a while: a line of metrics.jsonl
             if plan.logs(step) and outcome.applied:
                 metrics = step_metrics(outcome, state.conflicts, timer, cfg.conflict.tolerance)
+                metrics |= affinity_metrics(outcome) if plan.relates(step) else {}
                 metrics |= architecture_metrics(state.model, outcome.result)
                 tracker.log("train", step, plan.epoch(step), metrics)
                 bar.show(step, metrics)

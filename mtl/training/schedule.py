@@ -20,6 +20,7 @@ class Plan:
     log_every: int
     measure_every: int | None  # conflict between the tasks' gradients; None: never
     audit_every: int | None  # feature space against parameter space; None: never
+    affinity_every: int  # what a step on one task does to the others; 0: never
     val_every: int
     checkpoint_every: int
     patience: int | None  # evaluations without a better model after which the run ends; None: never
@@ -47,6 +48,7 @@ class Plan:
             log_every=trainer.log_every,
             measure_every=conflict.every,
             audit_every=conflict.audit_every,
+            affinity_every=conflict.affinity_every,
             val_every=val_every,
             checkpoint_every=trainer.checkpoint_every or val_every,
             patience=trainer.patience,
@@ -67,7 +69,15 @@ class Plan:
 
     def measures(self, step: int) -> bool:
         """Whether a step measures the conflict between the tasks' gradients."""
-        return self.measure_every is not None and self._is_due(step, self.measure_every)
+        return self.relates(step) or (self.measure_every is not None and self._is_due(step, self.measure_every))
+
+    def relates(self, step: int) -> bool:
+        """Whether a step estimates the tasks' affinities."""
+        return self.affinity_every > 0 and (self._is_due(step, self.affinity_every) or self.audits(step))
+
+    def looks_ahead(self, step: int) -> bool:
+        """Whether a step also takes a step on each task alone."""
+        return self.affinity_every > 0 and self.audits(step)
 
     def audits(self, step: int) -> bool:
         """Whether a step compares feature space with parameter space."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mtl.affinity import first_order_affinity, named_affinity
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.descriptions import TOLERANCE
+from mtl.engine.lookahead import Lookahead
 from mtl.strategies import AuditResult, StepResult
 from mtl.system.timer import StepTimer
 
@@ -47,13 +49,15 @@ class StepValues:
 class Outcome:
     """One optimizer step: the strategy's result, its numbers, and each group's learning rate.
 
-    ``applied``: False where the step was skipped, because a loss or a gradient was not finite.
+    ``applied``: False where the step was skipped, because a loss or a gradient was not finite. ``lookahead``: where it
+    was asked for.
     """
 
     result: StepResult
     applied: bool
     values: StepValues
     rates: dict[str, float]
+    lookahead: Lookahead | None = None
 
     @property
     def lr(self) -> float:
@@ -80,6 +84,27 @@ def step_metrics(
     if result.audit is not None:
         metrics |= _audit_metrics(result.audit, tolerance)
     return metrics | timer.read()
+
+
+def rate_of_shared(rates: Mapping[str, float]) -> float:
+    """The learning rate of the backbone's group, of several the highest; of the heads' where it has none."""
+    own = [rate for name, rate in rates.items() if name.split(".")[0] == "backbone"]
+    return max(own or rates.values())
+
+
+def affinity_metrics(outcome: Outcome) -> dict[str, float]:
+    """The affinities of a step's tasks by their logged names: the estimate, and from a lookahead both kinds."""
+    result, metrics = outcome.result, {}
+    if result.gram is not None and len(result.own) > 1:
+        losses, weights = (
+            torch.stack([value.double() for value in own]) for own in zip(*result.own.values(), strict=True)
+        )
+        estimate = first_order_affinity(result.gram, losses, rate_of_shared(outcome.rates), weights)
+        metrics |= named_affinity(estimate, list(result.own))
+    if (ahead := outcome.lookahead) is not None:
+        metrics |= named_affinity(ahead.first_order, ahead.tasks, "parameters")
+        metrics |= named_affinity(ahead.affinity, ahead.tasks, "lookahead")
+    return metrics
 
 
 def _audit_metrics(audit: AuditResult, tolerance: float) -> dict[str, float]:

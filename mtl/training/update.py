@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from mtl.engine.accumulation import accumulate
+from mtl.engine.lookahead import look_ahead
 from mtl.engine.setup import RecompileWarning, unfreeze
 from mtl.engine.weighting import observe_after_update
 from mtl.system.timer import StepTimer
@@ -13,7 +14,7 @@ from mtl.training.loaders import DeviceBatches
 from mtl.training.nonfinite import GradientNorm, NotFinite, StepSnapshot, diagnose
 from mtl.training.schedule import Plan, step_scheduler
 from mtl.training.state import Parts, TrainState
-from mtl.training.step_metrics import Outcome, StepValues
+from mtl.training.step_metrics import Outcome, StepValues, rate_of_shared
 from mtl.training.task_weights import WeightWarnings
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,13 @@ class Update:
         names = [task.name for task in state.tasks]
         self._weight_warnings = WeightWarnings(state.weights, state.strategy.weighting, names, plan.steps)
 
-    def __call__(self, batches: DeviceBatches, measure: bool = False, audit: bool = False) -> Outcome:
-        """Take the step after ``state.step``; ``measure`` the tasks' conflict in it, ``audit`` feature space."""
+    def __call__(
+        self, batches: DeviceBatches, measure: bool = False, audit: bool = False, ahead: bool = False
+    ) -> Outcome:
+        """Take the step after ``state.step``; ``measure`` the tasks' conflict in it, ``audit`` feature space.
+
+        ``ahead``: take a step on each task alone before, from its first batch; no part of its time.
+        """
         state, step, precision = self._state, self._state.step + 1, self._state.engine.precision
         batch = next(batches)
         state.optimizer.zero_grad()
@@ -53,6 +59,8 @@ class Update:
         precision.update_scale(self._device)
         for module in self._scheduled:
             module.at(step, self._plan.steps)
+        with self._timer.paused():
+            lookahead = look_ahead(state.engine, *batch, rate_of_shared(self._rates())) if ahead else None
         with self._timer.step():
             result, batch = accumulate(
                 state, batch, lambda: next(batches), self._plan.batches, measure=measure, audit=audit
@@ -65,7 +73,7 @@ class Update:
                 if self._trainer.grad_clip_norm is not None:
                     self._norm.clip(self._trainer.grad_clip_norm, grad_norm)
                 state.optimizer.step()
-        outcome = Outcome(result, finite, values, {g["name"]: float(g["lr"]) for g in state.optimizer.param_groups})
+        outcome = Outcome(result, finite, values, self._rates(), lookahead)
         overflow = not finite and precision.is_overflow(result)
         state.labelled.update(result.losses)
         if finite:
@@ -81,6 +89,9 @@ class Update:
             step_scheduler(state.scheduler, step - state.skips.overflow)
         self._recompile_warning.check(step)
         return outcome
+
+    def _rates(self) -> dict[str, float]:
+        return {group["name"]: float(group["lr"]) for group in self._state.optimizer.param_groups}
 
     def _unfreeze(self, step: int) -> None:
         model = self._state.model

@@ -300,6 +300,26 @@ MISTAKES = [
     (["trainer.grad_clip_norm=0"], "trainer.grad_clip_norm=0.0 must be above 0."),
     (["conflict.every=0"], "conflict.every=0 must be 1 or more."),
     (["conflict.tolerance=-0.1"], "conflict.tolerance=-0.1 must be 0 or more."),
+    (["conflict.affinity_every=-1"], "conflict.affinity_every=-1 must be 0 or more."),
+    (
+        ["conflict.affinity_every=5", "tasks=[left]"],
+        "conflict.affinity_every=5 needs two tasks or more, and left is alone: use conflict.affinity_every=0.",
+    ),
+    (
+        ["conflict.affinity_every=5", "conflict.audit_every=9", "trainer.devices=2"],
+        "conflict.affinity_every=5 with conflict.audit_every=9 takes a step on each task alone, which one process can "
+        "and these 2 cannot: use conflict.audit_every=null.",
+    ),
+    (
+        [
+            "conflict.affinity_every=5",
+            "conflict.audit_every=9",
+            "trainer.accumulate=exact",
+            "trainer.accumulate_grad_batches=2",
+        ],
+        "conflict.affinity_every=5 with conflict.audit_every=9 takes a step on each task alone, with the whole batch "
+        "in one graph: use conflict.audit_every=null.",
+    ),
     (["conflict.tolerance=1"], "conflict.tolerance=1.0 must be from 0 to below 1: it is a cosine."),
     (["trainer.max_steps=null"], "trainer.max_steps and trainer.max_epochs are both null"),
     (["data.batch_size=0"], "data: batch_size=0 must be 1 or more."),

@@ -115,7 +115,7 @@ def assert_same(one, *ranks, tolerance):
     for rank in ranks:
         assert (rank["parameters"] - one["parameters"]).abs().max() <= tolerance
         assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-15) for a, b in zip(rank["gram"], one["gram"], strict=True))
-        for name in ("losses", "weights"):
+        for name in ("losses", "weights", "affinity"):
             for own, expected in zip(rank[name], one[name], strict=True):
                 assert own == pytest.approx(expected, rel=1e-9, abs=1e-12)
         for own, expected in zip(rank["audit"], one["audit"], strict=True):

@@ -20,6 +20,7 @@ from mtl.model import MultiTaskModel
 from mtl.strategies import Balanced, Detached, Naive
 from mtl.tasks import Task, loss_modules
 from mtl.training.nonfinite import GradientNorm
+from mtl.training.step_metrics import Outcome, StepValues, affinity_metrics
 
 TASKS = "abcdefgh"
 BATCH, STEPS = 7, 3  # no number of ranks divides the batch
@@ -187,6 +188,7 @@ def train(
         "gram": [result.gram for result in seen],
         "losses": [{n: v.item() for n, v in result.losses.items()} for result in seen],
         "weights": [{n: v.item() for n, v in result.weights.items()} for result in seen],
+        "affinity": [affinity_metrics(Outcome(result, True, StepValues({}, {}, 0.0), {"heads": 0.1})) for result in seen],
         "audit": [result.audit.parameters for result in seen if result.audit is not None],
         "buffers": [copy.deepcopy(buffer) for buffer in model.buffers()],
     }

@@ -49,7 +49,7 @@ RUN = [
 NOBODY = ["conflict.every=null", "trainer.log_every=100", "trainer.val_every=6", "trainer.examples=0"]
 EVERYBODY = [
     "conflict.every=1", "conflict.audit_every=1", "trainer.log_every=1", "trainer.val_every=1", "trainer.examples=2",
-    "trainer.checkpoint_every=2", "trainer.num_workers=1",
+    "trainer.checkpoint_every=2", "trainer.num_workers=1", "conflict.affinity_every=1",
 ]  # fmt: skip
 RUNS = {
     "naive": ["strategy=naive"],
@@ -59,7 +59,12 @@ RUNS = {
     "features, now and then": ["strategy=mgda", "strategy.every=3"],
     "rows": ["strategy=moco"],
     "revisited": ["strategy=detached", "weighting=famo", "trainer.accumulate_grad_batches=2"],
-    "pieces": ["strategy=mgda", "trainer.accumulate_grad_batches=2", "trainer.accumulate=exact"],
+    "pieces": [
+        "strategy=mgda",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.accumulate=exact",
+        "conflict.affinity_every=0",
+    ],
 }
 # What is not of the training: the best model, and what was measured.
 OF_TRAINING = "model", "ema", "losses", "strategy", "optimizer", "scheduler", "rng", "step"

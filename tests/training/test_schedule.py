@@ -56,6 +56,10 @@ def test_what_is_due_in_a_step():
     assert steps(plan.validates, plan) == [6, 11]
     assert steps(plan.saves, plan) == [2, 4, 6, 8, 10]
     assert plan.patience == 2
+    assert not steps(plan.relates, plan) and not steps(plan.looks_ahead, plan)
+    plan = planned("trainer.max_steps=11", "conflict.every=null", "conflict.affinity_every=4", "conflict.audit_every=3")
+    assert steps(plan.relates, plan) == steps(plan.measures, plan) == [1, 3, 4, 6, 8, 9, 11]
+    assert steps(plan.looks_ahead, plan) == [3, 6, 9]
     never = planned("trainer.max_steps=11", "conflict.every=null")
     assert not steps(never.measures, never) and not steps(never.audits, never) and never.patience is None
 

@@ -7,6 +7,7 @@ Each function takes the runs and, where there is a choice, what to draw; it retu
 without traces where nothing of its kind was logged. ValueError for a metric or a row that there is not.
 """
 
+from mtl.report.figures.affinity import affinity
 from mtl.report.figures.conflict import conflict, norms
 from mtl.report.figures.cosines import cosines
 from mtl.report.figures.cost import cost
@@ -17,6 +18,7 @@ from mtl.report.figures.tradeoffs import tradeoffs
 from mtl.report.figures.weights import weights
 
 __all__ = [
+    "affinity",
     "alphas",
     "conflict",
     "cosines",

@@ -13,7 +13,7 @@ from mtl.report.figures.series import curve, names_of, points_of
 
 ALL_SHOWN = 8  # rows that are all shown at first; of more, equal weighting and the best SOME
 SOME = 5
-OWN_FIGURE = re.compile(r"conflict/cos/|architecture/gate/")  # one pair, one expert: drawn row by row
+OWN_FIGURE = re.compile(r"conflict/cos/|affinity/|architecture/gate/")  # one pair, one expert: drawn row by row
 
 
 def curve_names(runs: Comparison) -> list[str]:

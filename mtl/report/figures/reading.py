@@ -8,6 +8,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from mtl.report.compare import Comparison, compare
+from mtl.report.figures.affinity import affinity
 from mtl.report.figures.conflict import conflict, norms
 from mtl.report.figures.cosines import cosines
 from mtl.report.figures.sharing import alphas, entropies, gates, penalties, selected
@@ -16,7 +17,7 @@ from mtl.report.runs import ReportError, find_runs
 
 # What one run has to show; its curves W&B draws itself.
 OF_ONE_RUN: tuple[Callable[[Comparison], go.Figure], ...] = (
-    cosines, conflict, norms, weights, gates, entropies, selected, alphas, penalties,
+    cosines, conflict, norms, weights, affinity, gates, entropies, selected, alphas, penalties,
 )  # fmt: skip
 
 

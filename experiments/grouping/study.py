@@ -1,0 +1,259 @@
+"""Does affinity predict which tasks help each other? The study's tables and figure.
+
+python experiments/grouping/study.py outputs/grouping   (reads the runs into results.csv and affinity.csv)
+python experiments/grouping/study.py                    (from these files)
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from mtl.descriptions import AFFINITIES
+from mtl.report.affinity import rank_correlation
+from mtl.report.grouping import best_groups
+from mtl.report.runs import Run, find_runs
+from mtl.report.statistics import interval
+
+HERE = Path(__file__).parent
+TASKS = ["left", "right", "sum", "left_parity", "right_parity"]
+PAIRS = [(i, j) for i in range(len(TASKS)) for j in range(len(TASKS)) if i != j]  # of the step, of the loss
+NAMES = {
+    "cos": "cosine at the features",
+    "parameters/cos": "cosine at the parameters",
+    "estimate": "first order at the features",
+    "parameters": "first order at the parameters",
+    "lookahead": "lookahead (TAG)",
+}
+MEASURED = "gains of the pairs themselves"
+RESAMPLES = 2000
+
+
+class Study(NamedTuple):
+    """``losses``: by set of tasks and seed, the test loss and the error of each; ``predicted``: by kind, ``[K, K]``."""
+
+    losses: dict[tuple[str, ...], dict[int, dict[str, tuple[float, float]]]]
+    predicted: dict[str, np.ndarray]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of which every run is there."""
+        return sorted(set.intersection(*(set(own) for own in self.losses.values())))
+
+
+# ----------------------------------------------------------------------------------------------------- the files
+
+
+def collect(folder: Path) -> None:
+    """Write the runs' test losses and mean affinities into the study's two files."""
+    runs = [run for run in find_runs([folder]) if run.finished]
+    write(HERE / "results.csv", ["tasks", "seed", "task", "loss", "accuracy"], (
+        ["+".join(run.tasks), run.seed, task, test[f"loss/{task}"], test[f"{task}/accuracy"]]
+        for run in runs for test in [run.summary["test"]] for task in run.tasks
+    ))  # fmt: skip
+    measured = [run for run in runs if run.tasks == TASKS]
+    write(HERE / "affinity.csv", ["seed", "kind", "step_on", "loss_of", "mean"], (
+        [run.seed, kind, TASKS[i], TASKS[j], value] for run in measured for kind, i, j, value in measurements(run)
+    ))  # fmt: skip
+
+
+def measurements(run: Run) -> Iterator[tuple[str, int, int, float]]:
+    """The mean over a run of every predictor of every ordered pair."""
+    for i, j in PAIRS:
+        a, b = TASKS[i], TASKS[j]
+        cosine = next(
+            f"train/conflict/cos/{x}~{y}" for x, y in ((a, b), (b, a)) if f"train/conflict/cos/{x}~{y}" in run.series
+        )
+        yield "cos", i, j, float(run.series[cosine][1].mean())
+        z = {(x, y): run.series[f"train/{AFFINITIES['parameters']}{x}→{y}"][1] for x in (a, b) for y in (a, b)}
+        # Z_ij = lr <g_i, g_j> / L_j: the rate and the losses cancel.
+        cosines = np.sign(z[a, b]) * np.sqrt(np.abs(z[a, b] * z[b, a]) / (z[a, a] * z[b, b]))
+        yield "parameters/cos", i, j, float(cosines.mean())
+        for kind, prefix in AFFINITIES.items():
+            yield kind, i, j, float(run.series[f"train/{prefix}{a}→{b}"][1].mean())
+
+
+def write(file: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, its numbers to six digits."""
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in line] for line in lines)
+
+
+def read(folder: Path = HERE) -> Study:
+    """The study from its two files."""
+    losses: dict[tuple[str, ...], dict[int, dict[str, tuple[float, float]]]] = {}
+    for line in csv.DictReader((folder / "results.csv").open(newline="")):
+        own = losses.setdefault(tuple(line["tasks"].split("+")), {}).setdefault(int(line["seed"]), {})
+        own[line["task"]] = float(line["loss"]), 1 - float(line["accuracy"])
+    values: dict[str, dict[tuple[int, int], list[float]]] = {kind: {} for kind in NAMES}
+    for line in csv.DictReader((folder / "affinity.csv").open(newline="")):
+        pair = TASKS.index(line["step_on"]), TASKS.index(line["loss_of"])
+        values[line["kind"]].setdefault(pair, []).append(float(line["mean"]))
+    predicted = {kind: np.zeros((len(TASKS),) * 2) for kind in NAMES}
+    for kind, found in values.items():
+        for pair, own_values in found.items():
+            predicted[kind][pair] = np.mean(own_values)
+    return Study(losses, predicted)
+
+
+# --------------------------------------------------------------------------------------------- what was predicted
+
+
+def gain(study: Study, group: Sequence[str], task: str, seed: int, of: int = 0) -> float:
+    """The share of a task's test loss (``of=1``: its error) alone that training it in ``group`` takes away."""
+    ordered = tuple(t for t in TASKS if t in group)
+    return 1 - study.losses[ordered][seed][task][of] / study.losses[(task,)][seed][task][of]
+
+
+def pair_gains(study: Study, seeds: Sequence[int], of: int = 0) -> np.ndarray:
+    """``[K, K]``: what company of i does for j, the mean over the seeds; 0 on the diagonal."""
+    gains = np.zeros((len(TASKS),) * 2)
+    for i, j in PAIRS:
+        gains[i, j] = np.mean([gain(study, (TASKS[i], TASKS[j]), TASKS[j], seed, of) for seed in seeds])
+    return gains
+
+
+def at_pairs(matrix: np.ndarray) -> np.ndarray:
+    """The entries of the ordered pairs of two tasks."""
+    return np.array([matrix[pair] for pair in PAIRS])
+
+
+def bootstrapped(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of the rank correlation of two matrices, over the tasks' ten pairs, both ways at once."""
+    rng, whole = np.random.default_rng(0), list(combinations(range(len(TASKS)), 2))
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = [whole[n] for n in rng.integers(len(whole), size=len(whole))]
+        both = [pair for i, j in drawn for pair in ((i, j), (j, i))]
+        found.append(rank_correlation(np.array([a[p] for p in both]), np.array([b[p] for p in both])))
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def prediction_table(study: Study) -> list[list[str]]:
+    """A line a predictor: its rank correlation with the gain in loss, the interval, and with the gain in error."""
+    losses, errors = (pair_gains(study, study.seeds, of) for of in (0, 1))
+    lines = []
+    for kind, name in NAMES.items():
+        own = study.predicted[kind]
+        low, high = bootstrapped(own, losses)
+        found, other = (rank_correlation(at_pairs(own), at_pairs(gains)) for gains in (losses, errors))
+        lines.append([name, f"{found:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{other:+.2f}"])
+    halves = [at_pairs(pair_gains(study, study.seeds[start::2])) for start in (0, 1)]
+    errors_halves = [at_pairs(pair_gains(study, study.seeds[start::2], 1)) for start in (0, 1)]
+    again = f"{rank_correlation(*halves):+.2f}", "", f"{rank_correlation(*errors_halves):+.2f}"
+    return [*lines, ["the same gains, of the other seeds", *again]]
+
+
+# ----------------------------------------------------------------------------------------------- what was grouped
+
+
+def partitions(tasks: Sequence[int]) -> Iterator[list[tuple[int, ...]]]:
+    """Every partition of the tasks."""
+    if not tasks:
+        yield []
+        return
+    first, *others = tasks
+    for size in range(len(others) + 1):
+        for company in combinations(others, size):
+            rest = [task for task in others if task not in company]
+            yield from ([(first, *company), *more] for more in partitions(rest))
+
+
+def result(study: Study, groups: Sequence[Sequence[int]], seed: int) -> float:
+    """The mean over the tasks of their gain in loss in their group, in percent."""
+    gains = [gain(study, [TASKS[t] for t in group], TASKS[task], seed) for group in groups for task in group]
+    return 100 * float(np.mean(gains))
+
+
+def grouping_table(study: Study, most: int) -> list[list[str]]:
+    """A line a way to choose at most ``most`` groups: the groups, their result, against the mean of all groupings."""
+    seeds, every = study.seeds, [groups for groups in partitions(range(len(TASKS))) if len(groups) <= most]
+    results = {tuple(sorted(groups)): [result(study, groups, seed) for seed in seeds] for groups in every}
+    random = np.mean(list(results.values()), axis=0)
+    order = sorted(results, key=lambda groups: -float(np.mean(results[groups])))
+    chosen = {name: best_groups(study.predicted[kind], most) for kind, name in NAMES.items()}
+    chosen[MEASURED] = best_groups(pair_gains(study, seeds), most)
+    chosen |= {
+        "all together": [tuple(range(len(TASKS)))],
+        "the best of all": list(order[0]),
+        "the worst of all": list(order[-1]),
+    }
+    lines = []
+    for name, groups in chosen.items():
+        key = tuple(sorted(groups))
+        own, against = (interval(list(values)) for values in (results[key], np.array(results[key]) - random))
+        rank = f"{order.index(key) + 1} of {len(order)}"
+        cells = [f"{found.mean:+.1f} ± {found.half or float('nan'):.1f}" for found in (own, against)]
+        lines.append([name, words(groups), cells[0], cells[1], rank])
+    mean = interval(list(random))
+    return [*lines, ["a random one", "", f"{mean.mean:+.1f} ± {mean.half or float('nan'):.1f}", "", ""]]
+
+
+def words(groups: Sequence[Sequence[int]]) -> str:
+    """The groups by the names of their tasks."""
+    return " · ".join(" + ".join(TASKS[task] for task in group) for group in sorted(groups))
+
+
+# ------------------------------------------------------------------------------------------------------- shown
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rule = ["---", *["---:" for _ in header[1:]]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+
+
+def text(study: Study) -> str:
+    """The tables of the README."""
+    parts = [markdown(["predictor", "rank correlation with the gain in loss", "95 % interval", "in error"],
+                      prediction_table(study))]  # fmt: skip
+    for most in (2, 3):
+        parts.append(markdown(["chosen by", f"at most {most} networks", "gain, %", "against the mean grouping", "rank"],
+                              grouping_table(study, most)))  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(study: Study, file: Path) -> None:
+    """Every predictor against the measured gain, a point an ordered pair."""
+    gains = 100 * at_pairs(pair_gains(study, study.seeds))
+    figure, panels = plt.subplots(1, len(NAMES), figsize=(3.1 * len(NAMES), 3.1), sharey=True)
+    for panel, (kind, name) in zip(panels, NAMES.items(), strict=True):
+        own = at_pairs(study.predicted[kind])
+        panel.axhline(0, color="#b8bcc4", linewidth=0.8)
+        panel.axvline(0, color="#b8bcc4", linewidth=0.8)
+        panel.plot(own, gains, "o", color="#24589b", markersize=4)
+        panel.set_title(f"{name}\n{rank_correlation(own, gains):+.2f}", fontsize=9)
+        panel.ticklabel_format(axis="x", scilimits=(-2, 2))
+    panels[0].set_ylabel("gain in test loss, %")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Read, print the tables, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="of the runs; without it the study's files are read")
+    options = parser.parse_args()
+    if options.folder is not None:
+        collect(options.folder)
+    study = read()
+    print(text(study))
+    draw(study, HERE / "prediction.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Which tasks to train together: the partition of the tasks with the best total affinity (TAG, Fifty et al. 2021)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+
+from mtl.report.affinity import Affinity, affinities
+from mtl.report.compare import Comparison
+from mtl.report.runs import ReportError, Run
+
+EXACT = 12  # tasks up to which every partition is considered
+BEAM = 200  # partial partitions that are kept, above
+DROPPED = ("tasks=", "conflict.", "+conflict.", "skip_finished=", "resume=", "hydra.", "hydra/")  # of a command line
+
+CAUTION = "…"
+
+Groups = list[tuple[int, ...]]
+
+
+def best_groups(affinity: np.ndarray, most: int) -> Groups:
+    """The partition of the tasks into at most ``most`` groups with the largest total affinity.
+
+    ``affinity`` [K, K]: entry i, j is what a step on i does to j. A task's affinity in its group is the mean over the
+    others in it, and 0 where it is alone; the total is the sum over the tasks (TAG, section 3.2). Exact up to 12 tasks,
+    by dynamic programming over the subsets; above, a beam search, whose result may not be the best.
+    """
+    groups = _exact(affinity, most) if len(affinity) <= EXACT else _beam(affinity, most)
+    return sorted(groups)
+
+
+def total_affinity(affinity: np.ndarray, groups: Sequence[Sequence[int]]) -> float:
+    """The sum over the tasks of the mean affinity of the others in a task's group."""
+    return float(sum(_of_group(affinity, group) for group in groups))
+
+
+def _of_group(affinity: np.ndarray, group: Sequence[int]) -> float:
+    if len(group) < 2:
+        return 0.0
+    own = affinity[np.ix_(group, group)]
+    return float((own.sum() - own.trace()) / (len(group) - 1))
+
+
+def _exact(affinity: np.ndarray, most: int) -> Groups:
+    tasks = range(len(affinity))
+    members = [tuple(task for task in tasks if subset >> task & 1) for subset in range(1 << len(affinity))]
+    values = [_of_group(affinity, group) for group in members]
+
+    @cache
+    def best(left: int, most: int) -> tuple[float, int]:
+        """The best total of the tasks in ``left``, and the group of its first one."""
+        if not left or most == 1:
+            return values[left], left
+        first, found = left & -left, (values[left], left)
+        rest = others = left ^ first
+        while others:  # every group of the first task but the one of all
+            others = (others - 1) & rest
+            group = first | others
+            total = values[group] + best(left ^ group, most - 1)[0]
+            found = max(found, (total, group))
+        return found
+
+    groups, left = [], len(members) - 1
+    while left:
+        group = best(left, most)[1]
+        groups.append(members[group])
+        left, most = left ^ group, most - 1
+    return groups
+
+
+def _beam(affinity: np.ndarray, most: int) -> Groups:
+    """Tasks one after the other into a group or a new one, the best ``BEAM`` partitions kept; then moves that help."""
+    mutual = np.abs(affinity + affinity.T)
+    kept: list[Groups] = [[]]
+    for task in np.argsort(-mutual.sum(1)).tolist():
+        grown = [longer for groups in kept for longer in _with(groups, task, most)]
+        kept = sorted(grown, key=lambda groups: -total_affinity(affinity, groups))[:BEAM]
+    groups, improved = kept[0], True
+    while improved:
+        without = [([tuple(t for t in g if t != task) for g in groups], task) for task in range(len(affinity))]
+        moved = [longer for some, task in without for longer in _with([g for g in some if g], task, most)]
+        best = max(moved, key=lambda other: total_affinity(affinity, other))
+        improved = total_affinity(affinity, best) > total_affinity(affinity, groups) + 1e-12
+        groups = best if improved else groups
+    return [tuple(sorted(group)) for group in groups]
+
+
+def _with(groups: Groups, task: int, most: int) -> Iterator[Groups]:
+    for i, group in enumerate(groups):
+        yield [*groups[:i], (*group, task), *groups[i + 1 :]]
+    if len(groups) < most:
+        yield [*groups, (task,)]
+
+
+# ------------------------------------------------------------------------------------------------------ the words
+
+
+def grouping_text(comparisons: Sequence[Comparison], most: int) -> str:
+    """The best grouping of each row with affinities, and its commands; ReportError where no row has them."""
+    if most < 1:
+        raise ReportError(f"--groups {most} must be 1 or more: it is the most networks that the tasks are spread over.")
+    parts = []
+    for comparison in comparisons:
+        found = [(row.label, row.first, next(iter(affinities(row).values()), None)) for row in comparison.methods]
+        texts = [_of_row(label, run, own, most) for label, run, own in found if own is not None and own.is_complete]
+        if texts:
+            parts.append("\n\n".join([f"## {comparison.data}: tasks in at most {most} networks", CAUTION, *texts]))
+    if not parts:
+        raise ReportError(
+            f"--groups {most}: no run here has measured the affinity of all its tasks; train with "
+            "conflict.affinity_every=10, and conflict.audit_every=50 for the lookahead."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_row(label: str, run: Run, affinity: Affinity, most: int) -> str:
+    matrix = affinity.matrix
+    groups = best_groups(matrix, most)
+    named = [[affinity.tasks[task] for task in group] for group in groups]
+    words = " · ".join(" + ".join(group) for group in named)
+    together = total_affinity(matrix, [range(len(matrix))])
+    searched = "" if len(matrix) <= EXACT else f" (the best of a beam search: more than {EXACT} tasks)"
+    total = f"{100 * total_affinity(matrix, groups):.2g} %, of all tasks in one network {100 * together:.2g} %"
+    head = f"{label}, by its {affinity.kind}: **{words}**{searched}. Total affinity {total}."
+    return "\n".join([head, "", *(f"    {_command(run, group)}" for group in named)])
+
+
+def _command(run: Run, group: Sequence[str]) -> str:
+    own = [override for override in run.overrides if not override.startswith(DROPPED)]
+    alone = ["conflict.affinity_every=0"] if len(group) == 1 else []
+    return " ".join(["mtl-train", *map(shlex.quote, [*own, f"tasks=[{','.join(group)}]", *alone])])
