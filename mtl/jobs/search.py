@@ -131,7 +131,7 @@ class _Search:
         summary = read_json(Path(trial.user_attrs["folder"]) / "summary.json")
         best = summary.get("best", {})
         known = {**best.get("val", {}), best.get("metric"): best.get("monitor")}
-        values = [known.get(name) for name in self._options.objectives]
+        values: list[Any] = [known.get(name) for name in self._options.objectives]
         if summary.get("pruned"):
             arm.study.tell(trial.number, state=state("PRUNED"))
         elif all(value is not None and math.isfinite(value) for value in values):

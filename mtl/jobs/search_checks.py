@@ -6,8 +6,8 @@ import importlib.util
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from mtl.distributed.ranks import has_several_ranks
@@ -52,15 +52,25 @@ def _check_options(sweeper: DictConfig, launcher: str) -> None:
         )
     if has_several_ranks():
         raise ConfigError("A search under torchrun would be one search a rank: start it alone, with trainer.devices=….")
-    for key in ("sampler", "pruner"):
-        if sweeper[key] is not None:
-            try:
-                get_class(sweeper[key]._target_)
-            except Exception as error:
-                raise ConfigError(
-                    f"hydra.sweeper.{key}={sweeper[key]} must be a mapping with the _target_ of a class of "
-                    f"optuna.{key}s ({first_line(error)})."
-                ) from error
+    _check_component("sampler", sweeper.sampler)
+    if sweeper.pruner is not None:
+        _check_component("pruner", sweeper.pruner)
+
+
+def _check_component(name: str, node: Any) -> None:
+    """ConfigError for a sampler or a pruner that cannot be made; a sampler is made anew for each trial."""
+    from mtl.config.instantiate import make
+
+    key = f"hydra.sweeper.{name}"
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{key}={node} must be a mapping with the _target_ of a class of optuna.{name}s.")
+    made = make(key, node)
+    if name == "sampler" and not callable(made):
+        raise ConfigError(f"{key} must have _partial_: true: it is given a seed for each trial.")
+    try:
+        made(seed=0) if name == "sampler" else made
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {first_line(error)}.") from error
 
 
 def _objectives(config: DictConfig, sweeper: DictConfig) -> dict[str, str]:
