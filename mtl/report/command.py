@@ -27,6 +27,7 @@ def report(
     The folder is ``out``, by default the deepest one that contains all paths. ``wandb`` also logs the report to a W&B
     run, with the project, entity and group of the first run. ReportError before anything is written.
     """
+
     runs = find_runs(paths)
     comparisons = compare(runs, tune)
     folder = out or common_folder(paths)

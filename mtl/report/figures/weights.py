@@ -1,0 +1,16 @@
+"""The weights of the tasks, over training."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from mtl.report.compare import Comparison
+from mtl.report.figures.conflict import has_conflict
+from mtl.report.figures.drawing import lines
+from mtl.report.figures.series import row_of, series_of
+
+
+def weights(runs: Comparison, row: str | None = None) -> go.Figure:
+    """The weight of each task's loss, by default of equal weighting."""
+    curves = list(series_of(runs, row_of(runs, row, has_conflict), "train/weight/(.*)"))
+    return lines(curves, "Task weights", yaxis={"rangemode": "tozero"})
