@@ -65,9 +65,10 @@ def search(config: DictConfig, launcher: Any, options: Options) -> list[JobRetur
     folder = Path(config.hydra.sweep.dir)
     space = Space.of(config.hydra)
     OmegaConf.save(config, folder / "multirun.yaml")
-    keys = [element.lstrip("+") for element in space.searched]
-    write_json(folder / "search.json", {"keys": keys, "storage": options.storage, "n_trials": options.n_trials})
     found = _Search(folder, launcher, space, options)
+    keys = [element.lstrip("+").rpartition("@")[2] for element in space.searched]  # head@heads.left is heads.left
+    studies = [arm.study.study_name for arm in found.arms]
+    write_json(folder / "search.json", {"keys": keys, "storage": options.storage, "studies": studies})
     found.go_on()
     found.run()
     print(f"\n{_overview(found.arms, space, options)}")

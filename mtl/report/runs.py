@@ -175,6 +175,8 @@ def read_run(folder: Path, name: str) -> Run:
         folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
     )
     run.summary = read_json(folder / "summary.json")
+    if run.summary.get("pruned"):
+        run.status = "pruned"
     run.span, run.host = _span(folder, status, run.summary), status.get("host")
     run.load = status.get("load")
     config = _yaml(file.read_text() if file.is_file() else "")
