@@ -35,8 +35,9 @@ class Space:
 
     @classmethod
     def of(cls, hydra: DictConfig) -> Space:
-        """That of the sweeper's ``params`` and of the command line after them."""
-        return cls.parse([*(f"{key}={value}" for key, value in hydra.sweeper.params.items()), *overrides(hydra)])
+        """That of the sweeper's ``params`` and of the command line, which replaces what they have as well."""
+        line = [*(f"{key}={value}" for key, value in hydra.sweeper.params.items()), *overrides(hydra)]
+        return cls.parse([*{key_of(text): text for text in line}.values()])
 
     @classmethod
     def parse(cls, line: Sequence[str]) -> Space:
