@@ -230,7 +230,8 @@ def test_each_batch_comes_from_the_loader_and_is_shown_once(train_tiny, monkeypa
 
 def test_a_step_that_is_skipped_moves_no_weight(train_tiny):
     folder = train_tiny(
-        "strategy=modo", "strategy.gamma=100.0", "trainer.on_nan=skip", "losses.left._target_=support.restless.BreakingLoss",
+        "strategy=modo", "strategy.gamma=100.0", "trainer.on_nan=skip",
+        "losses.left._target_=support.restless.BreakingLoss",
         "+losses.left.kind='nan'", "+losses.left.first=3", "+losses.left.last=99",  # from the batch that trains
     )  # fmt: skip
     state = checkpoint.load(folder)
