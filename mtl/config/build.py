@@ -39,6 +39,7 @@ from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line, suggestion
 from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics, warn_of_random_weights
+from mtl.strategies.groups import Groups
 from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task
 from mtl.training.learning_rate import check_schedule
@@ -68,7 +69,7 @@ def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, T
         warn_of_random_weights(parts.model)
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
-    strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
+    strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches // plan.draws)
     check_common_features(cfg, parts, strategy)
     _check_affinity(cfg, parts)
     ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
@@ -306,8 +307,9 @@ def _make_precision(name: str, device: torch.device) -> Precision:
 
 
 def _plan(cfg: DictConfig, parts: Parts) -> Plan:
+    draws = getattr(import_target("strategy", cfg.strategy), "draws", 1)
     try:
-        return Plan.from_data(parts.data, cfg.trainer, cfg.conflict)
+        return Plan.from_data(parts.data, cfg.trainer, cfg.conflict, draws)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -331,6 +333,8 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
     if strategy.part and not parts.engine.trained_shared_parameters_of(strategy.part):
         raise ConfigError(_no_such_part(cfg.strategy.part, parts.model.backbone))
+    if getattr(strategy, "groups", None) is not None:
+        _bind_groups(strategy.groups, parts.model)
     return strategy
 
 
@@ -341,6 +345,14 @@ def _check_affinity(cfg: DictConfig, parts: Parts) -> None:
             f"conflict.affinity_every={cfg.conflict.affinity_every}: the tasks share no parameter that is trained, so "
             "that a step on one does nothing to another; use conflict.affinity_every=0."
         )
+
+
+def _bind_groups(groups: Groups, model: MultiTaskModel) -> None:
+    try:
+        groups.bind(model)
+    except ValueError as error:
+        raise ConfigError(f"strategy.{error}") from error
+    log.info("strategy.groups: a rule of its own for each of %d groups: %s", len(groups.calls), ", ".join(groups.calls))
 
 
 def _no_such_part(part: Any, backbone: nn.Module) -> str:

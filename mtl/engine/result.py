@@ -30,6 +30,7 @@ class StepResult:
     did not need it; ``space``: where it was measured; ``measured``: its tasks, where they are fewer than those of
     ``losses``. ``audit``: the check of feature space against parameter space, in a step that was asked for it.
     ``own``: of the batch that ``gram`` is of, each task's loss, and the weight that the weighting gave it.
+    ``group_weights``: by group of the trunk's parameters and by task, the weights of a rule that runs in each.
     ``penalties``: by task, what its head was penalised for beside its loss; of several ranks, this one's part.
     """
 
@@ -41,3 +42,4 @@ class StepResult:
     measured: list[str] | None = None
     penalties: dict[str, Tensor] = field(default_factory=dict)
     own: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    group_weights: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -109,6 +109,9 @@ def test_with_every_strategy_and_weighting(tmp_path, choice):
         ["trainer.precision=bf16", "trainer.channels_last=true"],
         ["trainer.accumulate_grad_batches=2"],
         ["trainer.accumulate_grad_batches=2", "trainer.accumulate=exact", "strategy=mgda"],
+        ["strategy=mgda", "strategy.smoothing=0.9", "strategy.every=2", "+strategy.rule.preference.left=2"],
+        ["strategy=pcgrad", "strategy.space=parameters", "strategy.part=layers.6"],
+        ["strategy=gradvac", "strategy.space=parameters", "strategy.groups=layer"],
     ],
     ids=" ".join,
 )
