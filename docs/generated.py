@@ -214,7 +214,7 @@ class Generated(SphinxDirective):
 def prepare(app, name, text):
     """Put every guide that no list of the index names into its last list; make links to the repository work."""
     text[0] = re.sub(r"\[([^]]+)\]\((\.\./\.\./[^)#]+)\)", partial(link_out, Path(app.srcdir) / "guide"), text[0])
-    text[0] = text[0].replace("../tutorial/do_my_tasks_fight.py", "/_tutorial/do_my_tasks_fight.rst")
+    text[0] = re.sub(r"\((\.\./)?tutorial/(\w+)\.py\)", r"(/_tutorial/\2.rst)", text[0])
     if name == "index":
         guides = {f"guide/{page.stem}" for page in (Path(app.srcdir) / "guide").glob("*.md")}
         others = sorted(guides - set(re.findall(r"^guide/\w+$", text[0], re.MULTILINE)))

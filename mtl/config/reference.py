@@ -7,9 +7,11 @@ nor Hydra is imported.
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +59,10 @@ def groups() -> dict[str, str]:
 
 
 def meaning_of(file: Path) -> str:
-    """The comment that a YAML file begins with, as one line; empty where there is none."""
+    """The comment that a YAML file begins with, as one line without the commands in it; empty where there is none."""
     lines = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
-    comment = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        comment.append(line.removeprefix("#").strip())
-    return " ".join(comment)
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line[2:].strip() for line in comment if not re.match(r"#( mtl-| python |   )", line))
 
 
 def help_text(conf: Path) -> str:
