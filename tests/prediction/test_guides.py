@@ -60,13 +60,13 @@ def test_an_encoder_is_saved_as_the_page_says(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from support.texts import configuration
 
-    asked = []
+    asked, model = [], transformers.AutoModel.from_config(configuration("bert"))
 
     class Hub:
         @staticmethod
         def from_pretrained(name):
             asked.append(name)
-            return transformers.AutoModel.from_config(configuration("bert"))
+            return model
 
     monkeypatch.setattr(transformers, "AutoModel", Hub)
     monkeypatch.setattr(transformers, "AutoTokenizer", Hub)
