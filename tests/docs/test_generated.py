@@ -15,10 +15,10 @@ from mtl.config import CONF, reference
 pytest.importorskip("sphinx")
 sys.path.insert(0, str(DOCS))
 
-import generated  # noqa: E402
-import links  # noqa: E402
-import mathml  # noqa: E402
-import strategy_table  # noqa: E402
+import generated
+import links
+import mathml
+import strategy_table
 
 sys.path.remove(str(DOCS))
 
