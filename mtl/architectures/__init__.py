@@ -30,7 +30,9 @@ from mtl.architectures.mtan import MTAN
 from mtl.architectures.nddr import NDDR
 from mtl.architectures.omoe import OMoE
 from mtl.architectures.ple import PLE
+from mtl.architectures.rotograd import RotoGrad
 
 __all__ = [
     "CGC", "LTB", "MTAN", "NDDR", "PLE", "CrossStitch", "DSelectK", "Ensemble", "FiLM", "Hard", "LoRA", "MMoE", "OMoE",
+    "RotoGrad",
 ]  # fmt: skip
