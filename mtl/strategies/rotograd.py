@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from mtl.architectures.rotograd import Rotation
 from mtl.engine.step import Step
 from mtl.gradients.cut import Direction
 from mtl.gradients.spaces import FeatureSpace, ParameterSpace
@@ -75,5 +75,6 @@ class RotoGrad(Balanced):
         return weights, direction
 
 
-def _rotation(model: MultiTaskModel, task: str) -> Rotation | None:
-    return next((module for module in model.heads[task].modules() if isinstance(module, Rotation)), None)
+def _rotation(model: MultiTaskModel, task: str) -> Any:
+    """The module of a head that follows a direction, as mtl.architectures.rotograd.Rotation; None without one."""
+    return next((module for module in model.heads[task].modules() if callable(getattr(module, "follow", None))), None)
