@@ -164,6 +164,12 @@ class ParameterRows:
         self._parameters = list(parameters)
         self._rows: list[list[Tensor]] = []
 
+    def select(self, places: Sequence[int]) -> ParameterRows:
+        """The rows over some of the parameters, by their places; no gradient is copied."""
+        own = ParameterRows([self._parameters[place] for place in places])
+        own._rows = [[row[place] for place in places] for row in self._rows]
+        return own
+
     def append(self, gradients: Sequence[Tensor | None]) -> None:
         """Keep one task's gradients as the next row; ``None`` is a parameter that it does not depend on."""
         pairs = zip(self._parameters, gradients, strict=True)

@@ -36,7 +36,7 @@ def fit(
     is saved and Preempted raised.
     """
     trainer, device = cfg.trainer, parts.device
-    plan = Plan.from_data(parts.data, trainer, cfg.conflict)
+    plan = Plan.from_data(parts.data, trainer, cfg.conflict, state.strategy.draws)
     log_plan(state, parts.data, plan)
     warn_of_plan(state, parts.data, plan, trainer.unfreeze_at)
     timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds)
@@ -90,6 +90,8 @@ def log_plan(state: TrainState, data: Any, plan: Plan) -> None:
     size = min(data.batch_size, len(data.train))
     accumulated = plan.samples_per_step // size
     batch = f"{size} × {accumulated} accumulated = {plan.samples_per_step}" if accumulated > 1 else str(size)
+    if plan.draws > 1:
+        batch = f"{size} × {plan.draws} draws, of which one trains, = {plan.samples_per_step}"
     whole = max(1, len(data.train) // plan.samples_per_step)
     limited = f" (limited to {plan.per_epoch})" if plan.per_epoch < whole else ""
     ranks = get_world_size()

@@ -73,6 +73,8 @@ def step_metrics(
     if values.losses:
         metrics["loss/total"] = sum(values.losses.values())
     metrics |= {f"weight/{name}": weight for name, weight in values.weights.items()}
+    for group, weights in result.group_weights.items():
+        metrics |= {f"rule_weight/{group}/{name}": weight for name, weight in weights.items()}
     metrics |= {"grad_norm": values.grad_norm, "lr": outcome.lr}
     metrics |= {f"lr/{name}": rate for name, rate in outcome.rates.items()}
     if result.gram is not None:
