@@ -1,4 +1,4 @@
-"""What each rule promises, needs and costs, and when it fails: by its docstring, its class, and measuring."""
+"""What each strategy promises, needs and costs, and when it fails: by its docstring, its class, and measuring."""
 
 import inspect
 import re
@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 import mtl.rules
+import mtl.strategies
 from mtl.rules.call import RuleCall
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,25 +18,26 @@ HEAD = ["strategy", "promises", "smallest cosine", "needs", "ms a call", "fails 
 
 
 def strategy_rows():
-    """The cells of each strategy with a rule of ours, in Markdown."""
+    """The cells of each strategy, in Markdown; of those that have a rule and nothing of their own the rule's."""
     times = measured_times()
     for file in sorted((ROOT / "conf" / "strategy").glob("[!_]*.yaml")):
         config = OmegaConf.load(file)
-        if "rule" in config:
-            cls = rule_class(config)
-            yield [
-                f"[`{file.stem}`](../reference/rules.md#{cls.__name__.lower()})", declared(cls, "Promises"),
-                smallest_cosine(config), needs(cls, config), times.get(cls.__name__, "–"), declared(cls, "Fails for"),
-            ]  # fmt: skip
+        cls, page = method_of(config), "strategies" if "_target_" in config else "rules"
+        yield [
+            f"[`{file.stem}`](../reference/{page}.md#{cls.__name__.lower()})", declared(cls, "Promises"),
+            smallest_cosine(config) if page == "rules" else "–", needs(cls, config), times.get(cls.__name__, "–"),
+            declared(cls, "Fails for"),
+        ]  # fmt: skip
 
 
-def rule_class(config):
-    """The class of a strategy's rule."""
-    return getattr(mtl.rules, config.rule["_target_"].rpartition(".")[2])
+def method_of(config):
+    """The class that a strategy's file is about: the strategy's own, or the rule's."""
+    package, node = (mtl.strategies, config) if "_target_" in config else (mtl.rules, config.rule)
+    return getattr(package, node["_target_"].rpartition(".")[2])
 
 
 def declared(cls, what):
-    """The paragraph of a rule's docstring that begins with ``Promises:`` or ``Fails for:``."""
+    """The paragraph of a docstring that begins with ``Promises:`` or ``Fails for:``."""
     found = re.search(rf"^{what}: (.*?)(?=\n\n|\Z)", inspect.getdoc(cls), re.DOTALL | re.MULTILINE)
     if found is None:
         raise ValueError(
@@ -45,13 +47,15 @@ def declared(cls, what):
 
 
 def needs(cls, config):
-    """What a rule needs beside the Gram matrix, in words."""
+    """What a method needs beside one batch and the Gram matrix at the features, in words."""
     losses = inspect.signature(cls.forward).parameters.get("losses")
     wants = {
+        f"{getattr(cls, 'draws', 1)} batches a step": getattr(cls, "draws", 1) > 1,
+        "rotations (`architecture=rotograd`)": getattr(cls, "rotates", False),
         "K trunk backwards (`space=parameters`)": config.get("space") == "parameters",
-        "the rows": cls.needs_rows,
+        "the rows": getattr(cls, "needs_rows", False),
         "the losses": losses is not None and losses.default is losses.empty,
-        "state for each task": cls.per_task_state,
+        "state for each task": getattr(cls, "per_task_state", False),
         "random draws": issubclass(cls, mtl.rules.rule.Random),
     }
     return "; ".join(words for words, wanted in wants.items() if wanted) or "–"
@@ -79,7 +83,7 @@ def smallest_cosine(config):
 
 def direction_of(config, rows):
     """The direction that a fresh rule makes of rows ``[K, n]``, where all losses are one."""
-    cls, names = rule_class(config), [str(number) for number in range(len(rows))]
+    cls, names = method_of(config), [str(number) for number in range(len(rows))]
     arguments = {name: value for name, value in config.rule.items() if name not in ("_target_", "preference")}
     if "num_tasks" in inspect.signature(cls).parameters:
         arguments["num_tasks"] = len(rows)

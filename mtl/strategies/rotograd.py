@@ -29,6 +29,10 @@ class RotoGrad(Balanced):
     ``rule``: RotoGradScale, which is the other half; another one is a method of its own. ValueError where a head has no
     rotation.
 
+    Promises: gradients of one length, and rotations that turn them to each other.
+
+    Fails for: rotations that learn as fast as the trunk: the features of the heads then move away under them.
+
     Source: Javaloy & Valera 2022, "RotoGrad: Gradient Homogenization in Multitask Learning". Its code takes the norm of
     the mean gradient for that of v, starts the scaling anew after 20 steps, and has an optimizer of its own for the
     rotations, whose learning rate falls.
