@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from mtl.architectures.multi_input import common_space, read_own_samples
 from mtl.architectures.read import Read
+from mtl.architectures.rotograd import Rotation
 from mtl.config.architecture import Architecture, has_weights, without_weights
 from mtl.config.checks import check, chosen_tasks
 from mtl.config.common_features import check_common_features
@@ -39,7 +40,7 @@ from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line, suggestion
 from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics, warn_of_random_weights
-from mtl.strategies.groups import Groups
+from mtl.strategies import RotoGrad
 from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task
 from mtl.training.learning_rate import check_schedule
@@ -333,8 +334,7 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
     if strategy.part and not parts.engine.trained_shared_parameters_of(strategy.part):
         raise ConfigError(_no_such_part(cfg.strategy.part, parts.model.backbone))
-    if getattr(strategy, "groups", None) is not None:
-        _bind_groups(strategy.groups, parts.model)
+    _bind(strategy, parts.model)
     return strategy
 
 
@@ -347,12 +347,14 @@ def _check_affinity(cfg: DictConfig, parts: Parts) -> None:
         )
 
 
-def _bind_groups(groups: Groups, model: MultiTaskModel) -> None:
+def _bind(strategy: Any, model: MultiTaskModel) -> None:
+    """Let the strategy look at the model; a warning for rotations that nothing learns."""
     try:
-        groups.bind(model)
+        strategy.bind(model)
     except ValueError as error:
-        raise ConfigError(f"strategy.{error}") from error
-    log.info("strategy.groups: a rule of its own for each of %d groups: %s", len(groups.calls), ", ".join(groups.calls))
+        raise ConfigError(str(error)) from error
+    if any(isinstance(module, Rotation) for module in model.modules()) and not isinstance(strategy, RotoGrad):
+        log.warning("architecture=rotograd: only strategy=rotograd learns the rotations; here they stay the identity")
 
 
 def _no_such_part(part: Any, backbone: nn.Module) -> str:

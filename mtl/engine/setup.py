@@ -201,6 +201,8 @@ def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
             "trainer.shard=all: with strategy=naive a process without labels of a task does not run its head, and the "
             "others would wait for it; use strategy=detached, whose gradient is the same, or trainer.shard=backbone."
         )
+    if trainer.shard == "all" and getattr(strategy, "rotates", False):
+        raise ValueError("trainer.shard=all: no rank has whole rotations; use trainer.shard=backbone or null.")
     if trainer.ema is not None:
         raise ValueError(f"trainer.shard={trainer.shard} cannot go with trainer.ema={trainer.ema}: leave one out.")
     if not is_distributed():

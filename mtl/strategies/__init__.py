@@ -11,5 +11,6 @@ from mtl.strategies.base import Strategy
 from mtl.strategies.detached import Detached
 from mtl.strategies.modo import MoDo
 from mtl.strategies.naive import Naive
+from mtl.strategies.rotograd import RotoGrad
 
-__all__ = ["AuditResult", "AutoLambda", "Balanced", "Detached", "MoDo", "Naive", "StepResult", "Strategy"]
+__all__ = ["AuditResult", "AutoLambda", "Balanced", "Detached", "MoDo", "Naive", "RotoGrad", "StepResult", "Strategy"]

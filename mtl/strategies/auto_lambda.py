@@ -64,6 +64,11 @@ class AutoLambda(Detached):
     The weight of a task without labels in the batch that trains stays as it is, and every weight where the other batch
     has no label of a primary task. Both sides of the difference have the same dropout masks.
 
+    Promises: the weights lower the losses of the primary tasks on another batch, as far as one step of training tells.
+
+    Fails for: noisy small batches, where the difference of two losses is noise; short runs, as ``lr`` is small and the
+    weights move slowly.
+
     Source: Liu et al. 2022, "Auto-Lambda: Disentangling Dynamic Task Relationships". Its code adds the optimizer's
     momentum and weight decay to theta'.
     """

@@ -15,7 +15,7 @@ from mtl.engine.step import Step
 from mtl.gradients.cut import Cut, Direction
 from mtl.gradients.rows import Rows
 from mtl.gradients.spaces import FeatureSpace, ParameterSpace
-from mtl.model import graph_tensors
+from mtl.model import MultiTaskModel, graph_tensors
 from mtl.rules.call import RuleCall
 from mtl.rules.solvers import SolverError
 from mtl.strategies.base import Strategy
@@ -89,6 +89,13 @@ class Balanced(Strategy):
         self.groups = None if groups is None else Groups(groups, rule, new_call)
         self._skips, self.skipped = on_solver_failure == "skip", 0
         self._rows = Rows()
+
+    def bind(self, model: MultiTaskModel) -> None:
+        """Find the groups of its parameters."""
+        if self.groups is not None:
+            self.groups.bind(model)
+            names = list(self.groups.calls)
+            log.info("strategy.groups: a rule of its own for each of %d groups: %s", len(names), ", ".join(names))
 
     @property
     def steps(self) -> int:

@@ -37,6 +37,9 @@ class Strategy(nn.Module):
         self.looked = False  # at the batches of the step to come
         self.audit = Audit("features_sum" if space == "features_sum" else "features")
 
+    def bind(self, model: MultiTaskModel) -> None:
+        """Look at the model before the first step; ValueError where it does not fit."""
+
     def step(
         self,
         model: MultiTaskModel,

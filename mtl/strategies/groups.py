@@ -114,7 +114,7 @@ class Groups(nn.Module):
 
     def _make(self, names: Mapping[str, Any]) -> None:
         if self.calls and list(self.calls) != list(names):
-            raise ValueError(f"groups: {_few(names)} are other groups than {_few(self.calls)}.")
+            raise ValueError(f"strategy.groups: {_few(names)} are other groups than {_few(self.calls)}.")
         if not self.calls:
             self.calls = {name: self._new() for name in names}
             self.rules = nn.ModuleList(call.rule for call in self.calls.values())
@@ -152,14 +152,14 @@ def parameter_groups(backbone: nn.Module, groups: str | Sequence[str]) -> dict[s
         mine = [pattern for pattern in patterns if is_named_by(name, pattern)]
         if len(mine) > 1:
             raise ValueError(
-                f"groups: {mine[0]} and {mine[1]} both match the parameter {name}, which must be in one group alone."
+                f"strategy.groups: {mine[0]} and {mine[1]} both match the parameter {name}, which belongs in one group."
             )
         found[mine[0] if mine else REST].append(parameter)
     for pattern in patterns:
         if not found[pattern]:
             names = [name for name, module in backbone.named_modules() if name and _has_parameters(module)]
             close = suggestion(pattern, ["layer", "block", *(n for n in names if len(names) < 12 or n.count(".") < 2)])
-            raise ValueError(f"groups: {pattern} matches no parameter of the backbone; {close}.")
+            raise ValueError(f"strategy.groups: {pattern} matches no parameter of the backbone; {close}.")
     return {name: parameters for name, parameters in found.items() if parameters}
 
 

@@ -37,6 +37,10 @@ class MoDo(Strategy):
     zero gradient attracts weight, as in MGDA. Heads get the gradient of their own loss, in the third batch. ``scale``
     ``tasks``: K, where the weights of one are those of the sum of the losses.
 
+    Promises: that of MGDA, without the bias that the noise of one batch brings.
+
+    Fails for: little data, as an epoch has a third of the steps; what MGDA fails for.
+
     Source: Chen et al. 2023, "Three-Way Trade-Off in Multi-Objective Learning", with the defaults of the official code,
     which has both this form and the journal's (2024, equation 2.9): the third batch is the mean of the first two.
     """

@@ -37,7 +37,8 @@ def test_trains_and_goes_on_to_the_last_bit(strategy, weighting):
         with pytest.raises(ConfigError, match="finds the tasks' weights itself: it needs weighting=equal, not "):
             built(f"strategy={strategy}", f"weighting={weighting}")
         return
-    goes_on(configuration(*SETTING, f"strategy={strategy}", f"weighting={weighting}"))
+    rotations = ["architecture=rotograd"] if strategy == "rotograd" else []
+    goes_on(configuration(*SETTING, f"strategy={strategy}", f"weighting={weighting}", *rotations))
 
 
 # A weighting of each kind: known before the heads run, by the loss itself, late.

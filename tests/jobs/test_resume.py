@@ -97,8 +97,9 @@ def whole_and_parts(tmp_path, *overrides):
 
 @pytest.mark.parametrize("choice", [f"strategy={s}" for s in STRATEGIES] + [f"weighting={w}" for w in WEIGHTINGS])
 def test_with_every_strategy_and_weighting(tmp_path, choice):
-    whole, parts = whole_and_parts(tmp_path, choice)
-    run(parts, choice, "trainer.checkpoint_every=5", "resume=auto")
+    choices = [choice, "architecture=rotograd"] if choice == "strategy=rotograd" else [choice]
+    whole, parts = whole_and_parts(tmp_path, *choices)
+    run(parts, *choices, "trainer.checkpoint_every=5", "resume=auto")
     assert_same(left_by(whole), left_by(parts))
 
 

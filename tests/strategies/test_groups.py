@@ -253,7 +253,7 @@ def test_what_does_not_fit(options, message):
     [
         ("layers", r"^strategy\.groups: layers matches no parameter of the backbone; did you mean layer\.$"),
         ("[1,9]", r"^strategy\.groups: 9 matches no parameter of the backbone; accepted: layer, block, 1, 4\.$"),
-        ("[1,*.bias]", r"^strategy\.groups: 1 and \*\.bias both match the parameter 1\.bias, which must be in one"),
+        ("[1,*.bias]", r"^strategy\.groups: 1 and \*\.bias both match the parameter 1\.bias, which belongs in one"),
     ],
     ids=["unknown", "number", "overlap"],
 )
