@@ -168,6 +168,8 @@ def test_the_table_sorts_and_the_controls_redraw(browser, study):
     page.locator("#filter .chip[aria-pressed=true]", has_text=curves[-1]).first.click()
     assert visible(page, "curves") == curves[:-1]
     page.set_viewport_size({"width": 500, "height": 900})
+    fits = "[...document.querySelectorAll('.main-svg')].every(svg => svg.getBoundingClientRect().right <= 500)"
+    page.wait_for_function(f"() => {fits}")
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
     assert page.complaints == []
     page.close()
@@ -198,7 +200,7 @@ def test_search_and_filters_act_on_tables_figures_and_runs(browser, study):
 def test_a_printed_page_is_light_and_holds_every_figure(browser, study):
     page = opened(browser, study, 1280, "dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    page.wait_for_function("[...panels].filter(p => !p.hidden).every(p => p.querySelector('.main-svg'))")
+    page.wait_for_function("() => [...panels].filter(p => !p.hidden).every(p => p.querySelector('.main-svg'))")
     page.emulate_media(media="print")
     assert not page.locator("#filter").is_visible() and page.locator("#results details[open]").count() > 0
     colour = page.evaluate("[...panels][0].querySelector('.plot').layout.paper_bgcolor")
@@ -225,7 +227,7 @@ def test_cosines_have_a_fixed_scale_and_a_small_one_is_read_and_not_painted(brow
     page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
     drawn(page)
     matrix = page.locator("[data-plot=cosines]")
-    assert "−0.040" in matrix.locator(".heatmap-label").all_text_contents()
+    assert "-0.040" in matrix.locator(".heatmap-label").all_text_contents()
     trace = page.evaluate("document.querySelector('[data-plot=cosines] .plot').data[0]")
     assert (trace["zmin"], trace["zmax"]) == (-1, 1)
     assert "a cosine below −0.05" in page.locator("[data-plot=conflict] h3").inner_text()

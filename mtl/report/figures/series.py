@@ -12,7 +12,7 @@ from mtl.report.compare import Comparison, Row
 from mtl.report.runs import Run
 from mtl.report.sharing import is_of_one_run
 
-NUMBERS = 1_000_000  # most numbers in all curves of a comparison: about 5 MB of a page
+NUMBERS = 600_000  # most numbers in all curves of a comparison: about 3 MB of a page
 POINTS = (20, 200)  # fewest and most points of a curve: two pixels each in the page
 
 
