@@ -172,7 +172,9 @@ const state = { rows: new Map(), matches: new Set(), switched: new Map() };  // 
 
 /** Sets which traces of a figure are visible: those of rows that match, and that no button has switched off. */
 function filtered(figure) {
+  const colour = getComputedStyle(document.documentElement).getPropertyValue("--text").trim();
   for (const trace of figure.traces) {
+    if (trace.texttemplate) trace.textfont = { color: colour };  // Plotly would choose one for a light surface
     const row = trace.legendgroup;
     if (!state.rows.has(row)) trace.visible = trace.first;
     else trace.visible = state.matches.has(row) && (state.switched.get(row) ?? trace.first);

@@ -3,10 +3,12 @@
 import base64
 import json
 import shutil
+import threading
 
 import pytest
 from support.report_runs import accuracies, write_run, write_sharing, write_study
 
+from mtl.report import watch as watching
 from mtl.report.command import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -275,3 +277,35 @@ def test_a_page_of_one_unfinished_run_and_one_of_two_data_sets(browser, tmp_path
     page.get_by_label("data").select_option("Scenes")
     assert page.locator("h2").first.inner_text() == "Scenes: test metrics" and page.complaints == []
     page.close()
+
+
+def test_a_page_of_runs_that_go_on_is_renewed_where_the_reader_is(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "REST", 0)
+    write_run(tmp_path / "0", test=accuracies(0.5, 0.5))
+    going = write_run(tmp_path / "1", "mgda", status="running", rows=2, trainer={"max_steps": 100})
+    server = watching.watch([tmp_path], "runs", [], "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        line = page.locator("#live tbody tr")
+        line.wait_for()
+        assert "20 of 100 steps" in line.inner_text() and line.locator("progress").get_attribute("value") == "20"
+        assert page.locator("#live [role=status]").inner_text() == "1 finished, 1 running"
+        page.locator("#curves select").first.select_option("train/loss/left")
+        page.get_by_label("search").fill("mgda")
+        (going / "status.json").write_text('{"status": "failed", "error": "ValueError: <b>no</b>"}')
+        page.locator("#runs summary", has_text="failed").wait_for()
+        assert "ValueError: <b>no</b>" in line.inner_text()
+        assert page.locator("#curves select").first.input_value() == "train/loss/left"
+        assert page.get_by_label("search").input_value() == "mgda" and page.locator("#runs summary").count() == 1
+        assert drawn(page) > 0
+        server.shutdown()
+        server.server_close()
+        page.get_by_text("The server does not answer").wait_for()
+    finally:
+        page.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
