@@ -107,7 +107,7 @@ function panel(place, name, label, figures) {
       if (!i) svg.setAttribute("aria-label", `${layout.meta.title}. ${layout.meta.caption}`);
     });
     controls.querySelector(".slider")?.remove();
-    if (frames) controls.append(slider(box, frames));
+    if (frames) controls.append(slider(figure, box, frames));
     legends(figure, legend);
   };
   figure.restyle = () => {
@@ -132,11 +132,12 @@ function panel(place, name, label, figures) {
   return figure;
 }
 
-function slider(box, frames) {
+function slider(figure, box, frames) {
   const where = element("span");
   const say = i => { where.textContent = frames[i].name; input.setAttribute("aria-valuetext", `step ${frames[i].name}`); };
   const input = element("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, oninput: () => {
     say(input.value);
+    figure.traces[0].z = frames[input.value].data[0].z;  // for a change of colours or rows
     Plotly.animate(box, [frames[input.value].name], { mode: "immediate", frame: { duration: 0, redraw: true }, transition: { duration: 0 } });
   } });
   say(frames.length - 1);

@@ -51,6 +51,11 @@ def row_of(runs: Comparison, label: str | None, has: Callable[[Row], bool]) -> R
     raise ValueError(f"row={label!r} is not a row of these runs; they have {', '.join(r.label for r in runs.rows)}.")
 
 
+def of_row(title: str, row: Row | None) -> str:
+    """The title of a figure of one row, with its name."""
+    return f"{title}: {row.label}" if row else title
+
+
 def series_of(runs: Comparison, row: Row | None, pattern: str) -> Iterator[Curve]:
     """The curves of a row whose names match ``pattern`` from their beginning to their end; its group is their label."""
     if row is None:
