@@ -24,9 +24,8 @@ def conflict(runs: Comparison, row: str | None = None) -> go.Figure:
     curves = list(series_of(runs, found, "train/conflict/(fraction|cos_mean|cos_min)"))
     below = f"−{tolerance}" if tolerance else "0"
     title = f"Share of pairs with a cosine below {below}; mean and lowest cosine"
-    return lines(
-        curves, of_row(title, found), space_of(found) if found and curves else "", yaxis={"range": [-1.02, 1.02]}
-    )
+    caption = space_of(found) if found and curves else ""
+    return lines(curves, of_row(title, found), caption, yaxis={"range": [-1.02, 1.02]})
 
 
 def norms(runs: Comparison, row: str | None = None) -> go.Figure:
