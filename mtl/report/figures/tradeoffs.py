@@ -83,7 +83,8 @@ def _front(weighted: Sequence[tuple[str, float, float]], x_up: bool, y_up: bool)
     dots = {
         "type": "scatter", "mode": "markers", "x": [a for _, a, _ in weighted], "y": [b for *_, b in weighted],
         "marker": {"color": GREY, "size": 5, "symbol": "square"}, "opacity": 0.7, "name": "static weights",
-        "text": [text(label) for label, *_ in weighted], "hovertemplate": "%{text}: %{x:.4~g}, %{y:.4~g}<extra></extra>",
+        "text": [text(label) for label, *_ in weighted],
+        "hovertemplate": "%{text}: %{x:.4~g}, %{y:.4~g}<extra></extra>",
     }  # fmt: skip
     return [*[band] * (len(front) > 1), dots]
 
