@@ -54,7 +54,9 @@ def opened(browser, path, width, scheme):
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on(
         "request",
-        lambda request: None if request.url.startswith(("file:", "data:")) else page.complaints.append(request.url),
+        lambda request: (
+            None if request.url.startswith(("file:", "data:", "blob:")) else page.complaints.append(request.url)
+        ),
     )
     page.goto(path.as_uri())
     return page
