@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl.delta_m import by_metric, by_task, relative_changes, task_of
 from mtl.report.names import class_name, differing_keys, interpolations_of, is_unbalanced, row_labels
-from mtl.report.notes import notes_on
+from mtl.report.notes import notes_on, task_warnings
 from mtl.report.runs import ReportError, Run
 from mtl.report.search import Budget, Searched, searched_keys, searches
 from mtl.report.size import parameters, warnings_on
@@ -185,7 +185,7 @@ def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:
     comparison = Comparison(data, _metrics(rows), rows, candidates, runs, notes, searches=searches(runs, notes))
     _measure(comparison, hidden)
     comparison.notes += notes_on(comparison, hidden)
-    comparison.warnings += warnings_on(comparison.methods)
+    comparison.warnings += [*task_warnings(comparison.methods), *warnings_on(comparison.methods)]
     return comparison
 
 

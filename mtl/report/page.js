@@ -107,7 +107,7 @@ function panel(place, name, label, figures) {
       if (!i) svg.setAttribute("aria-label", `${layout.meta.title}. ${layout.meta.caption}`);
     });
     controls.querySelector(".slider")?.remove();
-    if (frames) controls.append(slider(box, frames));
+    if (frames) controls.append(slider(figure, box, frames));
     legends(figure, legend);
   };
   figure.restyle = () => {
@@ -132,11 +132,12 @@ function panel(place, name, label, figures) {
   return figure;
 }
 
-function slider(box, frames) {
+function slider(figure, box, frames) {
   const where = element("span");
   const say = i => { where.textContent = frames[i].name; input.setAttribute("aria-valuetext", `step ${frames[i].name}`); };
   const input = element("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, oninput: () => {
     say(input.value);
+    figure.traces[0].z = frames[input.value].data[0].z;  // for a change of colours or rows
     Plotly.animate(box, [frames[input.value].name], { mode: "immediate", frame: { duration: 0, redraw: true }, transition: { duration: 0 } });
   } });
   say(frames.length - 1);
@@ -172,7 +173,9 @@ const state = { rows: new Map(), matches: new Set(), switched: new Map() };  // 
 
 /** Sets which traces of a figure are visible: those of rows that match, and that no button has switched off. */
 function filtered(figure) {
+  const colour = getComputedStyle(document.documentElement).getPropertyValue("--text").trim();
   for (const trace of figure.traces) {
+    if (trace.texttemplate) trace.textfont = { color: colour };  // Plotly would choose one for a light surface
     const row = trace.legendgroup;
     if (!state.rows.has(row)) trace.visible = trace.first;
     else trace.visible = state.matches.has(row) && (state.switched.get(row) ?? trace.first);
