@@ -71,28 +71,23 @@ def _cell(runs: list[Run], name: str) -> Interval | None:
     return Interval(mean, interval(parts).half, len(series))
 
 
-def lines(row: Row, tasks: list[str]) -> Iterator[list[str]]:
-    """The matrix of a row, a line a task: of the lookahead where there is one, else of the estimate. Columns: tasks."""
-    from mtl.report.tables import NOTHING, format_interval
-
-    for found in list(affinities(row).values())[:1]:
-        for task, cells in zip(found.tasks, found.cells, strict=True):
-            by_task = dict(zip(found.tasks, cells, strict=True))
-            own = [None if (z := by_task.get(other)) is None else in_percent(z) for other in tasks]
-            yield [row.label, found.kind, task, *(format_interval(z, "+") if z else NOTHING for z in own)]
+def best_of(row: Row) -> Affinity | None:
+    """The lookahead of a row where there is one, else the estimate; None where neither was measured."""
+    return next(iter(affinities(row).values()), None)
 
 
-def agreement_lines(row: Row) -> Iterator[list[str]]:
-    """How each estimate of a row compares with its lookahead: kind, pairs, correlation, signs, ratio of sizes."""
+def agreements(row: Row) -> Iterator[tuple[str, int, float, float, float]]:
+    """Of each estimate: kind, pairs, its rank correlation with the lookahead, share of its sign, ratio of sizes."""
     found = affinities(row)
-    ahead = found.pop("lookahead", None)
-    for kind, estimate in found.items() if ahead is not None else ():
-        others = ~np.eye(len(estimate.tasks), dtype=bool)
-        a, b = estimate.matrix[others], ahead.matrix[others]
-        a, b = (values[np.isfinite(a) & np.isfinite(b)] for values in (a, b))
+    if (ahead := found.pop("lookahead", None)) is None:
+        return
+    others = ~np.eye(len(ahead.tasks), dtype=bool)
+    for kind, estimate in found.items():
+        known = others & np.isfinite(estimate.matrix) & np.isfinite(ahead.matrix)
+        a, b = estimate.matrix[known], ahead.matrix[known]
         if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0:
-            signs, size = np.mean((a < 0) == (b < 0)), np.median(np.abs(a)) / np.median(np.abs(b))
-            yield [row.label, kind, str(len(a)), f"{rank_correlation(a, b):+.2f}", f"{signs:.0%}", f"{size:.2g}"]
+            sizes = [float(np.median(np.abs(values))) for values in (a, b)]
+            yield kind, len(a), rank_correlation(a, b), float(np.mean((a < 0) == (b < 0))), sizes[0] / sizes[1]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from mtl.report.affinity import Affinity, affinities
+from mtl.report.affinity import Affinity, best_of
 from mtl.report.compare import Comparison
 from mtl.report.runs import ReportError, Run
 
@@ -104,7 +104,7 @@ def grouping_text(comparisons: Sequence[Comparison], most: int) -> str:
         raise ReportError(f"--groups {most} must be 1 or more: it is the most networks that the tasks are spread over.")
     parts = []
     for comparison in comparisons:
-        found = [(row.label, row.first, next(iter(affinities(row).values()), None)) for row in comparison.methods]
+        found = [(row.label, row.first, best_of(row)) for row in comparison.methods]
         texts = [_of_row(label, run, own, most) for label, run, own in found if own is not None and own.is_complete]
         if texts:
             parts.append("\n\n".join([f"## {comparison.data}: tasks in at most {most} networks", CAUTION, *texts]))

@@ -273,13 +273,22 @@ def _sharing(comparison: Comparison) -> Table | None:
 
 def _affinity(comparison: Comparison) -> Table | None:
     tasks = list(dict.fromkeys(task for row in comparison.methods for task in row.first.tasks))
-    lines = [line for row in comparison.methods for line in affinity.lines(row, tasks)]
+    lines = []
+    for row in comparison.methods:
+        found = affinity.best_of(row)
+        for task, cells in zip(found.tasks, found.cells, strict=True) if found is not None else ():
+            own = {other: affinity.in_percent(z) for other, z in zip(row.first.tasks, cells, strict=True) if z}
+            lines.append([row.label, found.kind, task, *(format_interval(own.get(other), "+") for other in tasks)])
     header = ["", "by", "step on", *tasks]
     return Table(f"{comparison.data}: {affinity.TITLE}", affinity.CAPTION, header, lines) if lines else None
 
 
 def _agreement(comparison: Comparison) -> Table | None:
-    lines = [line for row in comparison.methods for line in affinity.agreement_lines(row)]
+    lines = [
+        [row.label, kind, str(pairs), f"{rank:+.2f}", f"{signs:.0%}", f"{size:.2g}"]
+        for row in comparison.methods
+        for kind, pairs, rank, signs, size in affinity.agreements(row)
+    ]
     title = f"{comparison.data}: estimates of the affinity against the lookahead"
     header = ["", "by", "pairs", "rank correlation", "same sign", "size ×"]
     return Table(title, affinity.AGREEMENT, header, lines) if lines else None

@@ -96,7 +96,8 @@ def rate_of_shared(rates: Mapping[str, float]) -> float:
 
 def affinity_metrics(outcome: Outcome) -> dict[str, float]:
     """The affinities of a step's tasks by their logged names: the estimate, and from a lookahead both kinds."""
-    result, metrics = outcome.result, {}
+    result = outcome.result
+    metrics: dict[str, float] = {}
     if result.gram is not None and len(result.own) > 1:
         losses, weights = (
             torch.stack([value.double() for value in own]) for own in zip(*result.own.values(), strict=True)

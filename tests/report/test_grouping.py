@@ -23,8 +23,9 @@ def brute_force(affinity, most):
     return best
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 6])
-@pytest.mark.parametrize("count", [2, 3, 5, 6])
+@pytest.mark.parametrize(
+    ("count", "most"), [(2, 1), (2, 2), (3, 2), (3, 4), (5, 1), (5, 2), (5, 3), (5, 5), (7, 2), (7, 3)]
+)
 def test_the_best_grouping_is_that_of_brute_force(count, most):
     for seed in range(4):
         affinity = np.random.default_rng((seed, count)).normal(0.2 * seed - 0.3, 1, size=(count, count))

@@ -204,7 +204,9 @@ def train(
         "gram": [result.gram for result in seen],
         "losses": [{n: v.item() for n, v in result.losses.items()} for result in seen],
         "weights": [{n: v.item() for n, v in result.weights.items()} for result in seen],
-        "affinity": [affinity_metrics(Outcome(result, True, StepValues({}, {}, 0.0), {"heads": 0.1})) for result in seen],
+        "affinity": [
+            affinity_metrics(Outcome(result, True, StepValues({}, {}, 0.0), {"heads": 0.1})) for result in seen
+        ],
         "audit": [result.audit.parameters for result in seen if result.audit is not None],
         "buffers": [copy.deepcopy(buffer) for buffer in model.buffers()],
     }

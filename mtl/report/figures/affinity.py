@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from mtl.descriptions import AFFINITIES
-from mtl.report.affinity import CAPTION, affinities, in_percent
+from mtl.report.affinity import CAPTION, best_of, in_percent
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.cosines import NUMBERED, SCALE
 from mtl.report.figures.drawing import figure, text
@@ -29,10 +29,9 @@ def affinity(runs: Comparison, row: str | None = None) -> go.Figure:
     The colours' range is that of the pairs of two tasks; a task's own step does more to its loss.
     """
     found = row_of(runs, row, has_affinity)
-    measured = list(affinities(found).values()) if found is not None else []
-    if found is None or not measured:
+    if found is None or (shown := best_of(found)) is None:
         return figure([], TITLE)
-    shown, names = measured[0], [text(task) for task in measured[0].tasks]
+    names = [text(task) for task in shown.tasks]
     numbers = [[NOTHING if z is None else format_interval(in_percent(z), "+") for z in line] for line in shown.cells]
     percent = 100 * shown.matrix
     off = np.abs(percent[~np.eye(len(names), dtype=bool)])

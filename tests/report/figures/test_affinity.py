@@ -16,7 +16,7 @@ def test_a_cell_is_the_mean_in_percent_of_a_step_on_its_line(tmp_path):
     (heat,) = drawn.data
     assert list(heat.y) == list(heat.x) == ["left", "right"] and "lookahead" in drawn.layout.title.text
     assert np.array(heat.z) == pytest.approx(np.array([[10.0, 2.0], [-1.0, np.nan]]), nan_ok=True)
-    assert (heat.zmin, heat.zmax) == (-2, 2)  # of the pairs of two tasks
+    assert (heat.zmin, heat.zmax) == pytest.approx((-2, 2))  # of the pairs of two tasks
     assert heat.text[0][1].startswith("+2.0") and " ± " in heat.text[0][1] and heat.text[1][1] == "–"
 
 
