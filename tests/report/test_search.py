@@ -83,14 +83,12 @@ def test_the_key_that_matters_is_important(tmp_path):
         assert search.ends == {"COMPLETE": 30} and not search.few
         assert search.importances["optimizer.lr"] > 0.8 > 0.2 > search.importances["optimizer.momentum"]
     assert "importance of optimizer.lr" in markdown([comparison], "search")
-    assert results([comparison])[0]["searches"][0]["ends"] == {"COMPLETE": 30}
+    assert results([comparison])["comparisons"][0]["searches"][0]["ends"] == {"COMPLETE": 30}
 
 
 def test_few_trials_are_said_to_say_nothing(tmp_path):
-    assert "Of fewer than 10 completed trials it is noise." in markdown(
-        [compared(write_search(tmp_path / "a", 5))], "a"
-    )
-    assert "it is noise" not in markdown([compared(write_search(tmp_path / "b", 10))], "b")
+    said = [markdown([compared(write_search(tmp_path / str(trials), trials))], "") for trials in (5, 10)]
+    assert "Of fewer than 10 completed trials it is noise." in said[0] and "it is noise" not in said[1]
 
 
 def test_the_front_of_a_search_for_two_objectives(tmp_path):

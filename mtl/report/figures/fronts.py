@@ -116,16 +116,16 @@ def _traces(front: Front, index: int, up: tuple[bool, bool]) -> list[dict[str, A
 
 def _caption(found: Sequence[Front], reference: tuple[float, float]) -> str:
     said = (
-        "Each point is a preference, the mean test metrics of its seeds; a line joins those that no other preference of "
-        "the method beats."
+        "Each point is a preference, the mean test metrics of its seeds; a line joins those that no other preference "
+        "of the method beats."
     )
     if not all(front.volumes for front in found):
         return f"{said} Hypervolumes need moocore: pip install 'mtl[pareto]'."
     volumes = "; ".join(f"{front.method} {_spread(front.volumes)}" for front in found)
     return (
-        f"{said} Hypervolume from the reference point ({reference[0]:.4g}, {reference[1]:.4g}), the worst of each metric "
-        f"in any of these runs, as the mean and range over the seeds: {volumes}. More is better, and how much more depends "
-        "on the reference point."
+        f"{said} Hypervolume from the reference point ({reference[0]:.4g}, {reference[1]:.4g}), the worst of each "
+        f"metric in any of these runs, as the mean and range over the seeds: {volumes}. More is better, and how much "
+        "more depends on the reference point."
     )
 
 
