@@ -122,5 +122,5 @@ def test_without_optuna_the_rest_of_the_report_is_there(tmp_path, monkeypatch, i
     monkeypatch.setattr("mtl.report.search.find_spec", lambda name: installed or None)
     comparison = compared(folder)
     assert bool(comparison.searches) == installed
-    assert any("pip install 'mtl[optuna]'" in note for note in comparison.notes) != installed
+    assert any("pip install 'mtl-torch[optuna]'" in note for note in comparison.notes) != installed
     assert len(comparison.rows) == 2

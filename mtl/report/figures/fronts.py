@@ -120,7 +120,7 @@ def _caption(found: Sequence[Front], reference: tuple[float, float]) -> str:
         "of the method beats."
     )
     if not all(front.volumes for front in found):
-        return f"{said} Hypervolumes need moocore: pip install 'mtl[pareto]'."
+        return f"{said} Hypervolumes need moocore: pip install 'mtl-torch[pareto]'."
     volumes = "; ".join(f"{front.method} {_spread(front.volumes)}" for front in found)
     return (
         f"{said} Hypervolume from the reference point ({reference[0]:.4g}, {reference[1]:.4g}), the worst of each "

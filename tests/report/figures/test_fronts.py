@@ -55,7 +55,7 @@ def test_the_figure_says_its_reference_point(runs):
 def test_without_moocore_the_front_is_drawn_and_the_extra_named(runs, monkeypatch):
     monkeypatch.setattr("mtl.report.figures.fronts.find_spec", lambda name: None)
     drawn = figures.fronts(runs)
-    assert drawn.data and "pip install 'mtl[pareto]'" in drawn.layout.meta["caption"]
+    assert drawn.data and "pip install 'mtl-torch[pareto]'" in drawn.layout.meta["caption"]
 
 
 def test_two_preferences_are_no_front(tmp_path):
