@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-lowest bench lint clean
+.PHONY: docs demo test test-slow test-lowest bench lint clean
 
 demo: $(VENV)/.installed                 ## set up, then train two heads on overlapping digits
 	$(BIN)/mtl-train
@@ -31,8 +31,11 @@ lint: $(VENV)/.installed-test            ## ruff, mypy, and the arrows between t
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs            ## the documentation, in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) $(LOWEST)
+	rm -rf $(VENV) $(LOWEST) docs/_build docs/_tutorial
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "mtl needs Python 3.10 to 3.13: make PYTHON=python3.12 …"'
@@ -46,6 +49,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP) -e '.[bench]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
 	touch $@
 
 # Each "torch>=2.8" of pyproject.toml is the pin torch==2.8.

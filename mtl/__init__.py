@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mtl.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mtl import losses, metrics, rules, weightings
     from mtl.balance import Balance, BalanceResult
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from mtl.prediction.predictor import Predictor, load
     from mtl.strategies import Balanced, Detached, Naive, StepResult, Strategy
     from mtl.tasks import Task
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Balance",

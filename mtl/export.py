@@ -40,7 +40,7 @@ def _check(given: argparse.Namespace) -> None:
             raise ValueError(f"There is no checkpoint {path}.")
     missing = [name for name in NEEDS[given.format] if find_spec(name) is None]
     if missing:
-        raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install 'mtl[onnx]'.")
+        raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install 'mtl-torch[onnx]'.")
     given.out = given.out or Path(f"model{ENDINGS[given.format]}")
     if given.out.suffix != ENDINGS[given.format] and given.format != "safetensors":
         raise ValueError(f"--out {given.out} must end in {ENDINGS[given.format]}.")

@@ -1,48 +1,137 @@
-"""What the README says is there, is there, and its commands compose."""
+"""What the README says is there, is there; its commands compose, its snippets run, its numbers are the studies'."""
 
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from hydra.errors import HydraException
+from torch import nn
+from torch.nn import functional as F
 
-from mtl.config import CONF, check, load
+import mtl
+from mtl.config import check, load
+from mtl.jobs.composition import explain
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-COMMANDS = re.findall(r"^ {4,}(mtl-train .*?)(?:  #.*)?$", README + CONTRIBUTING, re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    "group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-)
-def test_every_option_of_every_group_is_in_the_map(group):
-    (row,) = re.findall(rf"^\| `{group}` \|.*$", README, re.MULTILINE)
-    if "one for each `data`" in row:
-        row += str(re.findall(r"^\| `data` \|.*$", README, re.MULTILINE))
-    for package in re.findall(r"one for each file of \[(mtl/\w+)\]", row):  # one stem for a method: mgda.yaml, mgda.py
-        row += "".join(f"`{path.stem}`" for path in (CONF.parent / package).glob("*.py"))
-    for option in (CONF / group).glob("[!_]*.yaml"):
-        assert f"`{option.stem}`" in row, option
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+COMMANDS = re.findall(r"^ {4,}((?:mtl-|python -m )\S+.*?) *(?:  #.*)?$", README + CONTRIBUTING, re.MULTILINE)
+TRAINING = [command for command in COMMANDS if command.startswith("mtl-train")]
+MODULES = {
+    "mtl-eval": "mtl.evaluate",
+    "mtl-predict": "mtl.predict",
+    "mtl-export": "mtl.export",
+    "mtl-report": "mtl.report.command",
+    "mtl-new": "mtl.new",
+}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes(command, tmp_path, monkeypatch):
+def test_it_is_short_and_has_commands():
+    assert len(README.splitlines()) <= 200
+    assert len(TRAINING) > 8 and {command.split()[0] for command in COMMANDS} >= {"mtl-report", "mtl-predict", "python"}
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_every_training_command_composes(command):
+    """A sweep's first job; of a command on the reader's own configurations what is not theirs."""
     words = [word for word in shlex.split(command)[1:] if word not in ("-m", "--help")]
-    words = [word for word in words if "<date>" not in word]  # a folder that is the reader's
-    if "-cd" in words or any("joblib" in word for word in words):
-        words = [word for word in words if "=" in word and "mine" not in word and not word.startswith("hydra")]
-    # of a sweep, its first job
-    check(load([word.split(",")[0] for word in words]))
+    if "-cd" in words:
+        words = [word for word in words if "=" in word and not re.search("mine|tasks=", word)]
+    check(load([re.split(",(?!.*])|],", word)[0] for word in words]))
 
 
-def test_there_are_commands_and_every_link_leads_somewhere():
-    assert len(COMMANDS) > 8
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in TRAINING])
+def test_every_other_command_has_its_options(command, monkeypatch, capsys):
+    first, *words = shlex.split(command)
+    module = words[1] if first == "python" else MODULES[first]
+    if module == "pytest":
+        return
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main()
+    known = re.findall(r"--[\w-]+", capsys.readouterr().out)
+    assert [word for word in words if word.startswith("--") and word not in known] == []
+
+
+def test_the_mistake_that_is_shown_is_answered_so():
+    (answer,) = re.findall(r"^    \$ mtl-train strategy=mdga\n    (.*)$", README, re.MULTILINE)
+    with pytest.raises(HydraException) as caught:
+        load(["strategy=mdga"])
+    assert explain(caught.value, ["strategy=mdga"]) == answer
+
+
+def test_every_link_leads_somewhere():
     for text in (README, CONTRIBUTING):
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (Path(__file__).parents[1] / target).exists(), target
+            assert (ROOT / target).exists(), target
 
 
-def test_the_notebook_example_runs():
-    (code,) = re.findall(r"```python\n(import torch.*?)```", README, re.DOTALL)
-    exec(code, {})
+def _snippet(first_line):
+    return next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if code.startswith(first_line))
+
+
+def test_the_six_lines_give_the_gradients_of_the_sum():
+    torch.manual_seed(0)
+    backbone, heads = nn.Linear(5, 4).double(), [nn.Linear(4, 3).double(), nn.Linear(4, 1).double()]
+    x = torch.randn(6, 5, dtype=torch.float64)
+    tasks = [
+        (heads[0], F.cross_entropy, torch.arange(6) % 3),
+        (heads[1], F.mse_loss, torch.randn(6, 1, dtype=torch.float64)),
+    ]
+    exec(_snippet("z = backbone"), {"backbone": backbone, "x": x, "tasks": tasks})
+    parameters = [*backbone.parameters(), *(parameter for head in heads for parameter in head.parameters())]
+    wanted = torch.autograd.grad(sum(loss(head(backbone(x)), y) for head, loss, y in tasks), parameters)
+    torch.testing.assert_close([parameter.grad for parameter in parameters], list(wanted))
+    one = torch.autograd.grad(F.mse_loss(heads[1](backbone(x)), tasks[1][2]), backbone.weight)[0]
+    assert not torch.allclose(one, backbone.weight.grad)  # one task's gradient is another
+
+
+def test_the_layer_runs():
+    model = nn.Module()
+    model.trunk, model.depth, model.normals = nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(3, 1)
+    targets = {"y1": torch.tensor([0, 1]), "y2": torch.ones(2, 1)}
+    scope = {"mtl": mtl, "self": model, "x": torch.randn(2, 2), "ce": F.cross_entropy, "l1": F.l1_loss}
+    exec(_snippet("self.balance"), scope | targets)
+    assert model.trunk.weight.grad.abs().max() > 0 and model.balance.last.tasks == ["depth", "normals"]
+
+
+RESULTS = {
+    "equal weighting": "Naive",
+    "the best static weights": "Static",
+    "the best rule by Δm, PCGrad": "PCGrad",
+    "MGDA, features": "MGDA space=features",
+    "MGDA, parameters": "MGDA space=parameters",
+}
+
+
+@pytest.mark.parametrize("row", RESULTS)
+def test_a_row_of_the_results_is_that_of_the_study(row):
+    """Means and intervals, rounded; and PCGrad's Δm is the lowest of all."""
+    (cells,) = re.findall(rf"^\| {row} \| (.*) \|$", README, re.MULTILINE)
+    study = (ROOT / "experiments" / "digits_strategies" / "README.md").read_text()
+    arms = {
+        name: numbers.split(" | ")
+        for name, numbers in re.findall(r"^\| ([\w= ]+) \| (0\.\d+ ±.*) \|$", study, re.MULTILINE)
+        if " alone" not in name
+    }
+    for shown, exact in zip(cells.split(" | ")[:4], arms[RESULTS[row]][:4], strict=True):
+        for number, reference in zip(_numbers(shown), _numbers(exact), strict=True):
+            digits = len(number.partition(".")[2])
+            assert abs(float(number) - float(reference)) <= 0.5001 * 10**-digits, (row, shown, exact)
+    assert min(arms, key=lambda name: float(_numbers(arms[name][3])[0])) == "PCGrad"
+
+
+def _numbers(cell):
+    return re.findall(r"-?\d+\.\d+", cell.replace("−", "-"))
+
+
+def test_the_memory_is_that_of_the_study():
+    """Eight heads; tests/system/test_memory.py measures the study's table."""
+    detached, naive = re.search(r"take ([\d,]+) MiB, and\s+one backward of the summed losses ([\d,]+)", README).groups()
+    study = (ROOT / "experiments" / "multi_token" / "README.md").read_text()
+    for row, peak in (("naive", naive), ("detached", detached)):
+        assert re.search(rf"^\| {row} \|.*\| {peak} \(\S+\) \|$", study, re.MULTILINE)

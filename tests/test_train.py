@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import sys
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -249,24 +247,6 @@ def test_a_failed_job_holds_on_to_no_memory(tmp_path, monkeypatch):
         run_job(body, OmegaConf.create({"skip_finished": False}))
     assert held[0]() is None
     assert caught.value.__cause__ is None and status(tmp_path)["error"] == "RuntimeError: out of luck"
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_finds_its_configuration(tmp_path, command):
-    """Built, unpacked and run far from the repository."""
-    import subprocess
-    import zipfile
-
-    root = Path(__file__).parents[1]
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(root)]
-    subprocess.run(build, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    assert (tmp_path / "site" / "mtl" / "py.typed").exists()
-    done = command("mtl.train", *TINY, PYTHONPATH=str(tmp_path / "site"))
-    assert done.returncode == 0, done.stderr
-    shown = command("mtl.train", "--info", "searchpath", PYTHONPATH=str(tmp_path / "site"))
-    assert str(tmp_path / "site" / "mtl" / "conf") in shown.stdout
 
 
 @pytest.mark.slow

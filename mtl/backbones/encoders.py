@@ -57,7 +57,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ValueError(
-            "backbone=text needs the extra text, as in pip install 'mtl[text]': there is no package transformers."
+            "backbone=text needs the extra text, as in pip install 'mtl-torch[text]': there is no package transformers."
         ) from error
     return transformers
 

@@ -23,6 +23,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mtl.config.checks import OWN_CODE, RESERVED, unknown_argument
+from mtl.config.reference import help_text
 from mtl.config.schema import Config
 from mtl.config.source import can_be_found
 from mtl.errors import ConfigError, reason_of
@@ -35,6 +36,7 @@ ConfigStore.__deepcopy__ = lambda store, memo: store
 # In an installed package conf/ lies inside mtl/, in the repository beside it.
 HERE = Path(__file__).resolve().parents[1]
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+OmegaConf.register_new_resolver("mtl.help", lambda: help_text(CONF), replace=True)  # of conf/hydra/help/mtl.yaml
 
 
 def load(overrides: Iterable[str] = ()) -> DictConfig:

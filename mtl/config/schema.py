@@ -41,8 +41,9 @@ def option(
 class TrainerConfig:
     """How long and how often. Steps are optimizer steps."""
 
-    # stop after so many steps, or passes over the training data, whichever comes first
+    # stop after so many steps; with max_epochs, whichever comes first
     max_steps: int | None = option(None, changeable=True, length=True)
+    # stop after so many passes over the training data
     max_epochs: int | None = option(None, changeable=True, length=True)
     # stop after so many evaluations without a better one
     patience: int | None = option(None, changeable=True, length=True)
@@ -58,20 +59,20 @@ class TrainerConfig:
     monitor: str = "loss/total"
     # the folder of single-task runs that trainer.monitor=delta_m compares with
     baselines: str | None = None
-    # whether its lowest or its highest value is the best; null: what the metric says of itself
+    # whether the lowest or the highest value of monitor is the best; null: what the metric says of itself
     mode: str | None = option(None, choices=("min", "max", None))
     # processes, each with a part of every batch and, on GPUs, a device of its own
     devices: int = option(1, changeable=True)
-    # the part of the model that is sharded over the processes (FSDP2)
+    # the part of the model that is sharded over the processes (FSDP2); with devices above 1
     shard: str | None = option(None, choices=(None, "backbone", "all"), changeable=True)
     # the type that the forward and backward passes compute in
     precision: str = option("32", choices=("32", "bf16", "fp16"))
     compile: bool = False  # torch.compile the backbone and the heads
     channels_last: bool = False  # the memory format in which most convolutions are fastest
     grad_checkpointing: bool = False  # the backbone keeps fewer activations and recomputes them (timm models)
-    sync_batchnorm: bool = False  # batch normalisation over the whole batch, not over each process's part
+    sync_batchnorm: bool = False  # batch statistics of the whole batch, not of a process's part; with devices above 1
     accumulate_grad_batches: int = 1  # batches an optimizer step
-    # micro: each batch has weights of its own | exact: as one large batch
+    # with accumulate_grad_batches above 1, micro: each batch has weights of its own; exact: as one large batch
     accumulate: str = option("micro", choices=("micro", "exact"))
     # steps after which what freeze names is trained too; null: never
     unfreeze_at: int | None = None
@@ -100,8 +101,8 @@ class TrackerConfig:
 
     # null: WANDB_MODE, else online where a key is known, else offline
     mode: str | None = option(None, choices=(None, "online", "offline", "disabled"))
-    project: str = "mtl"
-    entity: str | None = None
+    project: str = "mtl"  # of W&B
+    entity: str | None = None  # the user or the team of W&B; null: the account's own
     group: str | None = None  # null: the sweep's folder
     run_name: str | None = None  # null: the overrides of the command line
     tags: list[str] = field(default_factory=list)  # beside those for data, backbone, architecture and strategy
@@ -130,29 +131,58 @@ RECORDING = {"changeable": True, "irrelevant": True}  # a section about the reco
 
 @dataclass
 class Config:
-    """The whole configuration; conf/config.yaml holds the defaults."""
+    """The whole configuration; conf/config.yaml holds the defaults. What a comment says is what --help says."""
 
-    data: Any = field(default=MISSING, metadata={"section": DataConfig})  # and the data set's arguments
+    # the data set, its targets and their metrics; a data set alone is a run
+    data: Any = field(default=MISSING, metadata={"section": DataConfig})
+    # the shared trunk: inputs -> features
     backbone: Any = MISSING
+    # what the tasks share, and what each head reads of it
     architecture: Any = MISSING
+    # a set of tasks, each composed from head; follows data unless it is chosen
     heads: Any = MISSING
+    # a loss for each task, or one for all; follows data unless it is chosen
     losses: Any = MISSING
-    metrics: dict[str, Any] = field(default_factory=dict)  # task -> name -> metric; else the data set's
+    # task -> name -> metric, in the place of the data set's own: +metrics.left.auroc._target_=torchmetrics.…; with {}
+    # the task's loss alone is measured
+    metrics: dict[str, Any] = field(default_factory=dict)
+    # submodules that all heads have in common, by name, as [unembedding]
     share: list[str] = field(default_factory=list)
+    # what is not trained: [backbone], [backbone:2] its first two stages, [backbone.model.conv1]
     freeze: list[str] = field(default_factory=list)
+    # train these heads of the set alone, as [left]: a single-task baseline
     tasks: list[str] | None = None
+    # scales each task's loss before its own backward
     weighting: Any = MISSING
+    # who calls backward on what, and how the tasks' gradients are combined
     strategy: Any = MISSING
+    # any of torch's or timm's; groups gives parts of the model a learning rate of their own
     optimizer: Any = MISSING
+    # any of torch's or timm's; relative to each group's own learning rate
     scheduler: Any = MISSING
+    # how long and how often: steps, evaluation, clipping, limits
     trainer: TrainerConfig = field(default_factory=TrainerConfig, metadata={"section": TrainerConfig})
+    # Weights & Biases beside metrics.jsonl, or not
     tracker: TrackerConfig = field(default_factory=TrackerConfig, metadata={"section": TrackerConfig} | RECORDING)
+    # how often the tasks' gradients are compared; it has keys and no options
     conflict: ConflictConfig = field(default_factory=ConflictConfig, metadata={"section": ConflictConfig} | RECORDING)
+    # of the weights, the order of the data and all draws
     seed: int = option(0, irrelevant=True)
+    # auto, cpu, cuda, cuda:1 or mps
     device: str = option("auto", changeable=True, irrelevant=True)
+    # a run's folder or a checkpoint to go on from; auto: the latest run of this command line
     resume: str | None = option(None, changeable=True, irrelevant=True)
+    # when a sweep is run again, skip finished jobs and resume the others
     skip_finished: bool = option(False, changeable=True, irrelevant=True)
+    # of the folder under outputs/
     name: str = option(MISSING, changeable=True, irrelevant=True)
+
+
+# Groups that are no keys: their options go to the place that is named behind @, or beside all others.
+PACKAGES = {
+    "head": "one head, as in head@heads.left=mlp; its input width is filled in",
+    "experiment": "a study, as in +experiment=digits: what it changes of all the groups",
+}
 
 
 HARD = {"_target_": "mtl.architectures.Hard"}  # the only architecture that older runs could have

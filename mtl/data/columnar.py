@@ -224,7 +224,7 @@ def open_columns(files: Sequence[Path], missing: Sequence[Any], folder: Path | N
 def _check_pyarrow(files: Sequence[Path]) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
-            f"{files[0]}: Parquet and data.cache need pyarrow, which is not installed: pip install 'mtl[parquet]'."
+            f"{files[0]}: Parquet and data.cache need pyarrow, which is missing: pip install 'mtl-torch[parquet]'."
         )
 
 

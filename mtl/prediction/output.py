@@ -22,7 +22,7 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out} must end in {', '.join(FORMATS)}, or be a folder for maps.")
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
-            f"--out {out}: Parquet needs pyarrow, which the extra mtl[parquet] brings; .csv needs nothing."
+            f"--out {out}: Parquet needs pyarrow, which the extra mtl-torch[parquet] brings; .csv needs nothing."
         )
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}.")

@@ -24,6 +24,10 @@ class AlignedMTL(PreferenceRule):
 
     ``preference`` p, see :class:`PreferenceRule`: ``w = B p``, the task weights of the paper's algorithm 1.
 
+    Promises: the scaled gradients have condition number one, so that none dominates by its length or its direction.
+
+    Fails for: gradients that are nearly dependent, which make the step as short as their smallest component.
+
     Source: Senushkin et al. 2023, equation 9 and algorithm 1, with the task weights of one of the official code. That
     code calls the mean "rmse", and its median is the lower of two middle eigenvalues. Here the eigenvalues come from a
     one-sided Jacobi method on scaled rows: eigh on G, the usual way, loses small eigenvalues (relative errors of 1e-4

@@ -22,6 +22,10 @@ class CAGrad(Rule):
     lies in the ball, so that no loss increases. If ``g_0`` is zero, the weights are 1/K. A zero gradient is excluded
     from the minimum and has weight 1/K.
 
+    Promises: the best worst-case improvement within ``c |g_0|`` of the mean gradient.
+
+    Fails for: one gradient that is far longer than the others: it sets the centre and the radius of the ball.
+
     Source: Liu et al. 2021, equation 3 and algorithm 1. The official code divides by 1 + c (toy problem) or 1 + c^2 and
     multiplies by K, LibMTL divides by 1 + c^2; the paper does none of these. TorchJD returns zero at a
     Pareto-stationary point. All three use general solvers; here the optimum is exact, see ``_best_in_ball``.

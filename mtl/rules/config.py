@@ -17,6 +17,11 @@ class ConFIG(PreferenceRule):
 
     ``preference`` p, see :class:`PreferenceRule`, takes the place of 1: the cosines are in proportion to p.
 
+    Promises: the same positive cosine to every gradient, where they are independent.
+
+    Fails for: opposed gradients, whose common cosine and so the step goes to zero; short, noisy gradients count as much
+    as long ones.
+
     Source: Liu et al. 2024, equations 2 and 3. The official code inverts the ``[K, n]`` matrix; ``[K, K]`` suffices.
     """
 

@@ -19,6 +19,10 @@ class DBMTL(RowRule, TaskRule):
     ``h_k`` starts at the task's first gradient. A zero average has weight one. Averages of absent tasks do not change.
     The averages need rows whose elements have the same meaning in every batch.
 
+    Promises: every averaged gradient has the norm of the longest one.
+
+    Fails for: a task that is done: its small gradient is scaled up to the longest. Opposed averages cancel.
+
     Source: Lin et al. 2023, "Dual-balancing for multi-task learning", equations 3 and 4. The authors' code (LibMTL)
     starts the averages at zero without bias correction, so the first steps are ten times smaller.
     """

@@ -12,6 +12,10 @@ class DualProj(PreferenceRule):
     zero. A zero gradient has weight 1/K and adds no constraint. ``preference`` p, see :class:`PreferenceRule`: what is
     projected is ``(1/K) sum_i p_i g_i``.
 
+    Promises: no task is hurt to first order, as near to the mean gradient as that can be.
+
+    Fails for: a noisy task that opposes the others: it binds however short its gradient is, and the step shrinks.
+
     Source: Lopez-Paz & Ranzato 2017, equation 8 (GEM); in this form Quinton & Rey 2024, section 4. Solved exactly;
     TorchJD adds 1e-4 to the diagonal, so conflicts remain if norms differ.
     """

@@ -32,6 +32,10 @@ class EPO(PreferenceRule):
 
     The weights sum to one. A zero gradient has weight zero, and K of them 1/K each. Losses must be 0 or more.
 
+    Promises: the losses go to the ray on which preference times loss is the same for every task.
+
+    Fails for: losses of different units, or below zero: the ray then means nothing.
+
     Source: Mahapatra & Rajan 2020, "Multi-Task Learning with User Preferences", with the threshold of the official
     code, which multiplies the weights by K and takes the preference itself where its solver fails. Solved by HiGHS on
     rows of unit length; SolverError where it fails.

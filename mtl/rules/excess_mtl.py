@@ -19,6 +19,10 @@ class ExcessMTL(RowRule, TaskRule):
     A zero gradient has no excess risk, so its relative weight decreases. Sums and weights of absent tasks do not
     change. S needs rows whose elements have the same meaning in every batch.
 
+    Promises: noisy labels attract no weight: the part of a loss that cannot be learnt has no excess risk.
+
+    Fails for: a large ``eta``: the weights are products of all steps so far, and one task can take all.
+
     Source: He et al. 2024, "Robust multi-task learning with excess risks", equations 6, 7 and 9. The official code does
     not normalise the excess risks of the first step, so that step favours tasks of large scale.
     """

@@ -24,6 +24,10 @@ class FairGrad(PreferenceRule):
     ``preference`` q, see :class:`PreferenceRule`: ``(G w)_i = (q_i / w_i)^(1/alpha)``. With alpha = 2 and q in
     proportion to the softmax of the tasks' scores against single-task runs it is PIVRG (Qin et al. 2025).
 
+    Promises: every task improves to first order, by ``w_i^(-1/alpha)``.
+
+    Fails for: points near Pareto stationarity, where the weights grow without bound; an ``alpha`` above about 20.
+
     Source: Ban & Ji 2024, equation 7. Solved to rounding errors by Newton's method; the official code and LibMTL use
     SciPy's least_squares. Unlike the paper, the official code multiplies by K and clips to norm 1, and LibMTL scales
     the heads by w.

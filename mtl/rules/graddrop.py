@@ -19,6 +19,10 @@ class GradDrop(Random, RowRule):
     U comes from the rule's own generator on the CPU and is drawn for the whole batch. So it is the same on every
     device, and every rank has the right part of it.
 
+    Promises: in every element all that is left has one sign, so that nothing cancels.
+
+    Fails for: a task as a whole, for which nothing holds: what is dropped is drawn, which is noise in every step.
+
     Source: Chen et al. 2020, algorithm 1, for gradients without a batch axis: for activations, the paper multiplies by
     their sign and sums over the batch first. LibMTL has one leak for all tasks.
     """

@@ -24,6 +24,10 @@ class GradVac(Random, TaskRule):
     A zero gradient has no cosine: its weight is one, its averages do not change, and it rotates no other gradient. The
     averages of absent tasks do not change.
 
+    Promises: the cosines are brought up to their running averages.
+
+    Fails for: more than two tasks, where a later turn undoes an earlier one and a task may be hurt.
+
     Source: Wang et al. 2021, equation 4 and algorithm 1, on whole gradients and not per layer. The default of ``beta``
     is the paper's 0.01; LibMTL and TorchJD have 0.5.
     """

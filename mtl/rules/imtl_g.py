@@ -15,6 +15,11 @@ class IMTLG(Rule):
     sum to zero, they are scaled so that their absolute values sum to one. A zero gradient has no direction and weight
     zero.
 
+    Promises: equal projections onto all gradients.
+
+    Fails for: gradients that are nearly dependent, with norms far apart: weights turn negative, and the common
+    projection may be too, so that every task is hurt.
+
     Source: Liu et al. 2021, equation 6 (IMTL-G). The official code and LibMTL invert the paper's matrix, which gives
     infinities for zero or identical gradients.
     """

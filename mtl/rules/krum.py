@@ -14,6 +14,11 @@ class Krum(Rule):
     The paper assumes K > 2f + 2. With fewer than f + 3 tasks there is no neighbour by this count; one is used then, and
     a single task has weight one. A zero gradient is a point like any other.
 
+    Promises: ``byzantine`` arbitrary gradients cannot lead the direction away.
+
+    Fails for: tasks, as it was made for workers on one loss: with ``selected=1`` the trunk follows one task's gradient
+    alone.
+
     Source: Blanchard et al. 2017, section 4. TorchJD sums distances that are not squared.
     """
 

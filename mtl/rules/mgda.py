@@ -17,6 +17,11 @@ class MGDA(PreferenceRule):
     combination of the ``g_i / p_i``, so that the improvement that is guaranteed to a task is in proportion to ``p_i``;
     the weights sum to one.
 
+    Promises: every task improves by ``|d|^2`` or more, the most that convex weights can guarantee.
+
+    Fails for: tasks that are done, or measured in a small unit: the shortest gradient gets the weight, and the trunk
+    slows down.
+
     Source: Désidéri 2012; Sener & Koltun 2018, equation 3. Solved exactly by nonnegative least squares. LibMTL and
     TorchJD stop a Frank-Wolfe or projected gradient method early and miss the optimum if norms differ. The normalised
     variants (l2, loss, loss+) are another problem, and LibMTL then sums the normalised gradients, unlike the official

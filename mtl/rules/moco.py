@@ -22,6 +22,10 @@ class MoCo(RowRule, TaskRule):
     present tasks keep their sum. A zero gradient attracts weight, as in MGDA. The averages need rows whose elements
     have the same meaning in every batch.
 
+    Promises: that of MGDA for averaged gradients, so that the noise of a batch does not bias the weights.
+
+    Fails for: what MGDA fails for; and the averages lag behind when gradients change fast.
+
     Source: Fernando et al. 2023, algorithm 1, without the projection of y onto a ball of unknown radius. LibMTL
     replaces the projection by a softmax, which keeps the weights nearly equal, and scales the gradients by loss over
     norm.

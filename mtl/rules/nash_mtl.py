@@ -27,6 +27,11 @@ class NashMTL(PreferenceRule):
     ``preference`` q, see :class:`PreferenceRule`: the asymmetric bargaining solution ``(G w)_i = q_i / w_i``, which
     maximises ``prod_i <g_i, d>^q_i``.
 
+    Promises: every task improves to first order, and the direction does not depend on the scale of any loss.
+
+    Fails for: points near Pareto stationarity, where the weights grow without bound; without clipping the step never
+    shrinks.
+
     Source: Navon et al. 2022, equation 2 (claim 3.2). Solved to rounding errors by Newton's method. The official code
     linearises and stops after 20 rounds of cvxpy; it and LibMTL fall back to equal weights without their solver.
     """

@@ -18,6 +18,10 @@ class PCD(TaskRule):
     ``g_1`` is zero, the weights are zero. A zero secondary gradient adds no constraint and has weight zero. Averages of
     absent tasks do not change. In a batch without the primary task, all weights are one.
 
+    Promises: the primary task is followed, and every other improves by ``tau`` of its own, where both can be.
+
+    Fails for: constraints that exclude each other: the others are then ignored.
+
     Source: "Not all objectives are born equal: priority-constrained descent for hierarchical
     multi-objective optimization" (TMLR 2026, arXiv 2606.29521). The reference enumerates the sets of tight
     constraints; here the same minimum is the solution of a least distance problem.

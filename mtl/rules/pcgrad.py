@@ -14,6 +14,10 @@ class PCGrad(Random, Rule):
     A zero gradient has weight one and changes nothing. ``seed`` starts the rule's own generator, whose state is in
     ``state_dict``.
 
+    Promises: of two tasks none is hurt.
+
+    Fails for: more than two tasks, where the random order decides and a task may be hurt; long gradients dominate.
+
     Source: Yu et al. 2020, algorithm 1. LibMTL includes j = i, which the paper excludes.
     """
 

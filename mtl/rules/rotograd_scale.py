@@ -14,6 +14,10 @@ class RotoGradScale(TaskRule):
 
     The other half of RotoGrad, a learned rotation of the features before each head, is no rule and is not included.
 
+    Promises: all gradients are equally long.
+
+    Fails for: a task that is done: its small gradient, mostly noise, is scaled up.
+
     Source: Javaloy & Valera 2022, equations 7 to 9.
     """
 

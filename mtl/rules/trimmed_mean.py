@@ -14,6 +14,10 @@ class TrimmedMean(RowRule):
     With fewer than ``2 trim + 1`` tasks, as many are dropped as leave one value or two: the median. A zero gradient is
     a row like any other.
 
+    Promises: every element lies within the values that are kept, so that no outlier decides.
+
+    Fails for: few tasks: of three it is the median of each element, and what one task alone wants is dropped.
+
     Source: Yin et al. 2018, definition 2, with a number of values in place of their share.
     """
 

@@ -13,6 +13,10 @@ class UPGrad(PreferenceRule):
     gradient has weight 1/K and adds no constraint. ``preference`` p, see :class:`PreferenceRule`: the mean becomes
     ``(1/K) sum_i p_i proj(g_i)``; no preference makes the direction conflict with a task.
 
+    Promises: no task is hurt to first order, and each gradient counts in proportion to its length.
+
+    Fails for: a noisy task that opposes the others: it binds however short its gradient is, and the step shrinks.
+
     Source: Quinton & Rey 2024, "Jacobian descent for multi-objective optimization", equation 5. Solved exactly; TorchJD
     adds 1e-4 to the diagonal, so conflicts remain if norms differ.
     """

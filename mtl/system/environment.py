@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtl.version import __version__
+
 PACKAGES = (
-    "mtl",
     "torch",
     "timm",
     "torchvision",
@@ -86,7 +87,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def describe() -> dict[str, str | None]:
     """The versions of Python and of the packages, and the git revision of the working directory, None without git."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "mtl": __version__}
     versions |= {package: version(package) for package in PACKAGES}
     try:
         git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

