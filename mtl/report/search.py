@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
 FEW = 10  # completed trials below which importances are noise
-MISSING = "What a search's keys matter needs Optuna: pip install 'mtl[optuna]'."
+MISSING = "What a search's keys matter needs Optuna: pip install 'mtl-torch[optuna]'."
 
 
 @dataclass
