@@ -110,7 +110,7 @@ class Steps:
         plan = Plan.from_data(parts.data, cfg.trainer, cfg.conflict)
         timer = StepTimer(plan.samples_per_step, parts.device, peak=0)
         batches = train_batches(parts.data, cfg, self.state, plan)
-        self._batches = DeviceBatches(batches, timer, parts.device, cfg.trainer.channels_last)
+        self._batches = DeviceBatches(batches, timer, parts.device, self.state.tasks, cfg.trainer.channels_last)
         self._update = Update(self.state, parts, plan, cfg.trainer, timer)
         self.state.model.train()
 
@@ -123,7 +123,7 @@ class Steps:
 
     def take(self) -> None:
         """The next one, without a line of metrics."""
-        self._update(self._batches)
+        self._update(self._batches, read=False)
         self.state.step += 1
 
 

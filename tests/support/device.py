@@ -162,7 +162,7 @@ class Training:
         self.plan = Plan.from_data(self.parts.data, cfg.trainer, cfg.conflict)
         timer = StepTimer(6, META, peak=0)
         self.batches = DeviceBatches(
-            train_batches(self.parts.data, cfg, self.state, self.plan), timer, META, cfg.trainer.channels_last
+            train_batches(self.parts.data, cfg, self.state, self.plan), timer, META, self.state.tasks
         )
         self.update = Update(self.state, self.parts, self.plan, cfg.trainer, timer)
         self.options = options
