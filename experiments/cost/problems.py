@@ -32,7 +32,11 @@ IMAGES = {
     "vit_base-224": ("vit_base_patch16_224", 224),
 }
 CLASSES = 10
-TRANSFORMERS = {"transformer": (256, 256, 4), "transformer-64": (64, 64, 1), "transformer-1024": (1024, 1024, 4)}  # context, width, depth
+TRANSFORMERS = {
+    "transformer": (256, 256, 4),
+    "transformer-64": (64, 64, 1),
+    "transformer-1024": (1024, 1024, 4),
+}  # context, width, depth
 VOCABULARY = {"bytes": 256, "vocabulary": 8192, "32k": 2**15, "64k": 2**16, "128k": 2**17}
 
 

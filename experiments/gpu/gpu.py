@@ -1,7 +1,7 @@
 """What only a GPU can tell, in ten minutes: make gpu, or python experiments/gpu/gpu.py --device cuda
 
-The parts run one after the other, the most important first, each in a process of its own with a time limit of its own: a
-part that hangs, or that breaks the device, costs itself only. What has been measured until then is kept. Nothing is
+The parts run one after the other, the most important first, each in a process and with a time limit of its own: a part
+that hangs, or that breaks the device, costs itself only. What has been measured until then is kept. Nothing is
 downloaded. Writes results.json and results.md after each part; the exit status is 1 where a row failed.
 
 --device cpu --tiny runs every part in seconds, to see that nothing is broken before a GPU is paid for.

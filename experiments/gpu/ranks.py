@@ -44,7 +44,12 @@ def two(name: str, device: str, backends: list[str]) -> dict[str, Any]:
         own = problem(*PROBLEM, device)
         whole = flat_gradient(Engine(own.model, own.tasks), own, strategy(name, own), slice(None))
         error = ((whole - found).norm() / whole.norm()).item()
-        return {"ok": error < 1e-3, "relative distance": f"{error:.2g}", "backend": backend, "refused": "; ".join(refused)}
+        return {
+            "ok": error < 1e-3,
+            "relative distance": f"{error:.2g}",
+            "backend": backend,
+            "refused": "; ".join(refused),
+        }
     raise RuntimeError("; ".join(refused))
 
 

@@ -55,11 +55,15 @@ def cell(trunk: str, heads: str, tasks: int, batch: int, seconds: float, device:
         for row, step in timed.items():
             own.model.zero_grad()
             times[row].append(clocked(step, torch.device(device)))
-    row = {f"{name} GiB": bytes_ if isinstance(bytes_, str) else f"{bytes_ / 2**30:.3g}" for name, bytes_ in peaks.items()}
+    row = {
+        f"{name} GiB": bytes_ if isinstance(bytes_, str) else f"{bytes_ / 2**30:.3g}" for name, bytes_ in peaks.items()
+    }
     middle = {name: statistics.median(own) for name, own in times.items()}
     row |= {f"{name} ms": f"{1000 * value:.4g}" for name, value in middle.items()}
     if "naive" in middle:
-        row |= {f"{name} / naive": f"{value / middle['naive']:.3f}" for name, value in middle.items() if name != "naive"}
+        row |= {
+            f"{name} / naive": f"{value / middle['naive']:.3f}" for name, value in middle.items() if name != "naive"
+        }
     return {"ok": not isinstance(peaks["detached"], str)} | row
 
 

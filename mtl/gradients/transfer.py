@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STREAMS = ("cuda", "xpu")  # devices that run behind the host, with streams, events, and counted memory
-
 
 def widest(device: torch.device) -> torch.dtype:
     """float64; MPS has none."""
@@ -25,9 +23,8 @@ class HostCopy:
     """A copy of a tensor that is on its way to the host; ``read`` waits until it is there, and for nothing else."""
 
     def __init__(self, values: Tensor) -> None:
-        kind = values.device.type
-        self._values = values.to("cpu", non_blocking=kind != "mps")  # of CUDA into pinned memory
-        self._arrived = torch.Event(values.device) if kind in STREAMS else None
+        self._values = values.to("cpu", non_blocking=values.device.type != "mps")  # of CUDA into pinned memory
+        self._arrived = torch.Event(values.device) if values.is_cuda or values.is_xpu else None
         if self._arrived is not None:
             self._arrived.record()
 

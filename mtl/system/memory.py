@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl.errors import first_line
+from mtl.system.environment import STREAMS
 
 
 class PeakMemory(TorchDispatchMode):
@@ -108,8 +109,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _peak(state: Any) -> str:
-    if torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    device = next(state.model.parameters()).device
+    if device.type in STREAMS:
+        peak = torch.get_device_module(device).max_memory_allocated(device)
+        return f"{peak / 2**30:.2f} GiB on the GPU"
     unit = 1 if sys.platform == "darwin" else 1024
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     step = "" if state.peak_memory is None else f", {state.peak_memory / 2**30:.2f} GiB of it in a step"

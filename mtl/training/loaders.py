@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from mtl.data.loader import Batches, EndlessSampler, Key, RankSampler, closing, sequential
 from mtl.distributed.collectives import get_rank, get_world_size, is_distributed
-from mtl.gradients.transfer import STREAMS
+from mtl.system.environment import STREAMS
 from mtl.system.timer import StepTimer
 from mtl.tasks import CountedTargets, Task, learnable_labels
 from mtl.training.schedule import Plan

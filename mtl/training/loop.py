@@ -39,9 +39,9 @@ def fit(
     plan = Plan.from_data(parts.data, trainer, cfg.conflict)
     log_plan(state, parts.data, plan)
     warn_of_plan(state, parts.data, plan, trainer.unfreeze_at)
-    timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds)
-    batches = train_batches(parts.data, cfg, state, plan)
-    train = DeviceBatches(batches, timer, device, state.tasks, trainer.channels_last)
+    timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds, state.peaks)
+    read = train_batches(parts.data, cfg, state, plan)
+    train = DeviceBatches(read, timer, device, state.tasks, trainer.channels_last)
     update = Update(state, parts, plan, trainer, timer)
     validation = Validation(state, parts, plan, cfg, tracker)
     saver = Saver(state, tracker, trainer.keep, parts.description)
@@ -52,7 +52,7 @@ def fit(
             # --- one training step
             step = state.step + 1
             outcome = update(batches, plan.measures(step), plan.audits(step), read=plan.reads(step))
-            state.step, state.seconds, state.peak_memory = step, timer.elapsed(), timer.peak
+            state.step, state.seconds, state.peak_memory, state.peaks = step, timer.elapsed(), timer.peak, timer.peaks
             heap.check()
             bar.update()
             warn_of_untrained(state, plan)

@@ -123,8 +123,8 @@ def diagnose(
     """Say in words which losses of a step are not finite; if all are, which tasks' gradients, or which parameters'.
 
     The tasks' gradients with respect to the features are computed again, one by one, which changes the model's buffers
-    and gradients. ``indices`` are the samples of the batch; those whose inputs are not finite are named. ``not_finite``:
-    the parameters whose gradients were not.
+    and gradients. ``indices`` are the samples of the batch; those whose inputs are not finite are named.
+    ``not_finite``: the parameters whose gradients were not.
     """
     finite = _finite_samples(inputs)
     bad = [index for index, good in zip(indices, finite, strict=True) if not good] if finite else []

@@ -78,7 +78,7 @@ class Plan:
         return self.measures(step) or self.audits(step) or self._is_due(step, self.log_every)
 
     def reads(self, step: int) -> bool:
-        """Whether a step's numbers are read at once: nothing is logged, evaluated or saved that has not been checked."""
+        """Whether a step's numbers are read at once: nothing unchecked is logged, evaluated or saved."""
         return self.logs(step) or self.validates(step) or self.saves(step)
 
     def prints(self, step: int) -> bool:

@@ -82,7 +82,7 @@ class Update:
         precision.update_scale(self._device)
         for module in self._scheduled:
             module.at(step, self._plan.steps)
-        with self._timer.step():
+        with self._timer.step("audited" if audit else "measured" if measure else "plain"):
             result, batch = self._accumulate(batches, batch, measure=measure, audit=audit)
             precision.unscale(state.optimizer)
             grad_norm = self._norm.total()

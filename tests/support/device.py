@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl.config import load
 from mtl.config.build import build
+from mtl.gradients.transfer import HostCopy
 from mtl.system.timer import StepTimer
 from mtl.tasks import loss_modules
 from mtl.training.loaders import DeviceBatches, train_batches
@@ -65,16 +66,28 @@ class Waits(TorchDispatchMode):
     ``lacks_float64``: as MPS, the device has no float64, and making one is a TypeError.
     """
 
+    active = None
+
     def __init__(self, lacks_float64=False):
         super().__init__()
         self.places = Counter()
         self.lacks_float64 = lacks_float64
+
+    def __enter__(self):
+        Waits.active = self
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        Waits.active = None
+        return super().__exit__(*error)
 
     @property
     def count(self):
         return self.places.total()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is aten.lift_fresh.default and args[0].is_meta and not isinstance(args[0], OnDevice):
+            raise AssertionError("a list became a tensor on the device: such a copy waits; use mtl.gradients.transfer")
         return _run(func, args, kwargs or {}, self)
 
     def add(self, func):
@@ -151,13 +164,11 @@ class Training:
             "+data.pairs_per_digit=1", "device=cpu", "tracker=jsonl", "trainer.max_steps=50", *choices,
         ])  # fmt: skip
         self.parts, self.state = build(cfg)
-        before = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-        names = {p: place for module in self._modules() for place in _places(module) for p in [place[0][place[1]]]}
+        places = {p: place for module in self._modules() for place in _places(module) for p in [place[0][place[1]]]}
         for module in self._modules():
             to_device(module)
         for group in self.state.optimizer.param_groups:
-            group["params"] = [names[p][0][names[p][1]] for p in group["params"]]
-        assert len(before) == len({*before})
+            group["params"] = [places[p][0][places[p][1]] for p in group["params"]]
         self.parts.device = META
         self.plan = Plan.from_data(self.parts.data, cfg.trainer, cfg.conflict)
         timer = StepTimer(6, META, peak=0)
@@ -174,7 +185,7 @@ class Training:
         """The waits of each of the next steps."""
         found = []
         self.state.model.train()
-        with self.batches as batches, fused_on_any_device():
+        with self.batches as batches, steps_on_the_device():
             for _ in range(count):
                 with Waits(**self.options) as waits:
                     self.update(batches, **asked)
@@ -184,12 +195,27 @@ class Training:
 
 
 def _places(module):
-    return [(part._parameters, name) for part in module.modules() for name, p in part._parameters.items() if p is not None]
+    parts = [(part._parameters, name) for part in module.modules() for name in part._parameters]
+    return [(own, name) for own, name in parts if own[name] is not None]
+
+
+class CountedCopy(HostCopy):
+    """A copy to the host that is read in the step which made it is a wait; a step later it has arrived."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.made = Waits.active if isinstance(values, OnDevice) else None
+
+    def read(self):
+        if self.made is not None and self.made is Waits.active:
+            self.made.add("HostCopy")
+        return super().read()
 
 
 @contextmanager
-def fused_on_any_device():
-    """torch's fused optimizers accept the device."""
+def steps_on_the_device():
+    """torch's fused optimizers accept the device, and what a step reads at once is counted."""
     with patch("torch.optim.adam._device_dtype_check_for_fused", lambda *_, **__: None), \
-         patch("torch.optim.sgd._device_dtype_check_for_fused", lambda *_, **__: None):  # fmt: skip
+         patch("torch.optim.sgd._device_dtype_check_for_fused", lambda *_, **__: None), \
+         patch("mtl.training.step_metrics.HostCopy", CountedCopy):  # fmt: skip
         yield
