@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl.errors import first_line
-from mtl.system.environment import STREAMS
 
 
 class PeakMemory(TorchDispatchMode):
@@ -109,10 +108,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _peak(state: Any) -> str:
-    device = next(state.model.parameters()).device
-    if device.type in STREAMS:
-        peak = torch.get_device_module(device).max_memory_allocated(device)
-        return f"{peak / 2**30:.2f} GiB on the GPU"
+    for gpu in (torch.cuda, torch.xpu):
+        if gpu.is_initialized():
+            return f"{gpu.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
     unit = 1 if sys.platform == "darwin" else 1024
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     step = "" if state.peak_memory is None else f", {state.peak_memory / 2**30:.2f} GiB of it in a step"
