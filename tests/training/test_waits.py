@@ -17,6 +17,7 @@ from mtl.train import train
 from mtl.training import loaders
 from mtl.training.nonfinite import NotFinite
 
+
 @pytest.mark.parametrize(
     ("choices", "waits"),
     [
