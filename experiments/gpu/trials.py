@@ -52,7 +52,7 @@ KINDS = {
     "strategy=mgda strategy.space=parameters": 1,
     "strategy=graddrop": None,
     "strategy=moco": None,
-    "trainer.precision=fp16": 1,
+    "trainer.precision=fp16": 2,
     "trainer.on_nan=skip": 1,
 }
 FEW = ("strategy=naive", "strategy=detached", "strategy=mgda")  # of the tiny form

@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64; MPS has none."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """float64; float32 on MPS, and on an XPU, that have none."""
+    lacks = device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64)
+    return torch.float32 if lacks else torch.float64
 
 
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -68,7 +68,7 @@ class GradientNorm:
 def _norms(gradients: list[Tensor]) -> Tensor:
     """The norm of each ``[P]``. In float64: of a sum of squares, float32 overflows at finite gradients.
 
-    On the CPU, where asking costs nothing and float64 does, and on MPS, which has none, in float64 where it is needed.
+    On the CPU, where asking costs nothing and float64 does, and where there is none, in float64 where it is needed.
     """
     if not gradients:
         return torch.zeros(0)
@@ -76,7 +76,7 @@ def _norms(gradients: list[Tensor]) -> Tensor:
     at_once = device.type != "cpu" and widest(device) == torch.float64
     norms = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float64 if at_once else None))
     if not at_once and not norms.isfinite().all() and all(map(_finite, gradients)):
-        wide = [g.to("cpu" if device.type == "mps" else device, torch.float64) for g in gradients]
+        wide = [g.to("cpu" if widest(device) != torch.float64 else device).double() for g in gradients]
         norms = torch.stack(torch._foreach_norm(wide, 2.0))
     return norms
 
