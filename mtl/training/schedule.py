@@ -84,6 +84,10 @@ class Plan:
         """Whether a step's metrics are logged."""
         return self.measures(step) or self.audits(step) or self._is_due(step, self.log_every)
 
+    def reads(self, step: int) -> bool:
+        """Whether a step's numbers are read at once: nothing unchecked is logged, evaluated or saved."""
+        return self.logs(step) or self.validates(step) or self.saves(step)
+
     def prints(self, step: int) -> bool:
         """Whether a step's metrics are printed as a line, where there is no progress bar."""
         return self._is_due(step, 10 * self.log_every)

@@ -385,7 +385,7 @@ MISTAKES = [
     (["+losses._target_=torch.nn.CrossEntropyLoss"], "losses.left is not an argument of torch.nn.CrossEntropyLoss"),
     (["trainer.mode=up"], "trainer.mode=up must be one of min, max, null."),
     (["tracker.mode=on"], "tracker.mode=on must be one of null, online, offline, disabled."),
-    (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number> or mps."),
+    (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number>, xpu, xpu:<number> or mps."),
     (["device=cuda:99"], "device=cuda:99 is not on this machine; there are"),
     (["resume=/nowhere/at/all"], "resume=/nowhere/at/all does not exist"),
     (
