@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := .venv-lowest
 
-.PHONY: docs demo test test-slow test-lowest bench lint clean
+.PHONY: demo test test-slow test-lowest bench gpu docs lint clean
 
 demo: $(VENV)/.installed                 ## set up, then train two heads on overlapping digits
 	$(BIN)/mtl-train
@@ -24,6 +24,10 @@ test-lowest: $(LOWEST)/.installed        ## the fast tests at the lower bounds o
 
 bench: $(VENV)/.installed-bench          ## set up with the libraries it is compared with, then measure what a step costs
 	$(BIN)/python experiments/cost/benchmark.py
+
+# GPU_PYTHON: a Python that has everything already, where there is no network. GPU_FLAGS: as --device cpu --tiny.
+gpu: $(if $(GPU_PYTHON),,$(VENV)/.installed-bench)    ## everything that only a GPU can tell, in ten minutes
+	$(or $(GPU_PYTHON),$(BIN)/python) experiments/gpu/gpu.py $(GPU_FLAGS)
 
 lint: $(VENV)/.installed-test            ## ruff, mypy, and the arrows between the rooms
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS.parent), str(DOCS)]  # mtl and its examples; the two extensions beside this file
+sys.path[:0] = [str(DOCS.parent), str(DOCS)]  # mtl and its examples; the extensions beside this file
 
 project = "mtl"
 author = "the mtl authors"
@@ -17,6 +17,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",  # runs the tutorial
     "mathml",
     "generated",
+    "links",
 ]
 exclude_patterns = ["_build", "tutorial"]
 

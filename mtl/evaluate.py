@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER: data.*, metrics.*, device")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", dest="which", help="of a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, xpu, mps")
     arguments = parser.parse_intermixed_args()
     if not arguments.checkpoint.exists():  # answered without torch
         from mtl.errors import closest_path

@@ -102,7 +102,7 @@ class MultiTaskModel(nn.Module):
     def shared_parameters_of(self, part: Sequence[str]) -> Iterator[nn.Parameter]:
         """The backbone's parameters in ``part``: submodules, parameters, or patterns of their names (``blocks.1*``)."""
         for name, parameter in self.backbone.named_parameters():
-            if any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in part):
+            if any(is_named_by(name, pattern) for pattern in part):
                 yield parameter
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
@@ -118,6 +118,11 @@ class MultiTaskModel(nn.Module):
     def is_compiled(self) -> bool:
         """Whether the backbone or a head is compiled."""
         return any(getattr(m, "_compiled_call_impl", None) is not None for m in (self.backbone, *self.heads.values()))
+
+
+def is_named_by(name: str, pattern: str) -> bool:
+    """Whether a parameter is, or is in, what a name or a pattern says."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def graph_tensors(module: nn.Module) -> dict[int, Any]:

@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="go on with a job that was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto: the first GPU, if there is one")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, xpu, mps; auto: the first GPU, if there is one"
+    )
     parser.add_argument("--precision", choices=("32", "bf16", "fp16"), help="default: that of the training")
     parser.add_argument("--batch-size", type=int, help="default: that of the training")
     parser.add_argument("--workers", type=int, default=0, help="processes that read inputs; 0: this one")

@@ -48,6 +48,17 @@ def loss_modules(tasks: Sequence[Task]) -> nn.ModuleDict:
     return nn.ModuleDict({task.name: task.loss for task in tasks if isinstance(task.loss, nn.Module)})
 
 
+class CountedTargets(dict):
+    """The targets of a batch, whose labels were counted before they went to the device: a step need not wait for it.
+
+    ``counts``: of the labels of each task that can learn from the batch, see :func:`learnable_tasks`.
+    """
+
+    def __init__(self, targets: Mapping[str, Any], counts: Mapping[str, float]) -> None:
+        super().__init__(targets)
+        self.counts = dict(counts)
+
+
 def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Task]:
     """The tasks with a label in this batch.
 
@@ -64,14 +75,24 @@ def present_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Tas
 
 def learnable_tasks(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[Task]:
     """Those of :func:`present_tasks` whose loss is a number: class weights of 0 alone would leave a mean of nothing."""
+    if isinstance(targets, CountedTargets):
+        return [task for task in tasks if task.name in targets.counts]
     present = present_tasks(tasks, targets)
     weighted = [task for task in present if _class_weights(task, targets[task.name]) is not None]
     empty = {t.name for t, count in zip(weighted, label_counts(weighted, targets), strict=True) if not count}
     return [task for task in present if task.name not in empty]
 
 
+def learnable_labels(tasks: Sequence[Task], targets: Mapping[str, Any]) -> dict[str, float]:
+    """The counts of CountedTargets."""
+    learnable = learnable_tasks(tasks, targets)
+    return dict(zip([task.name for task in learnable], label_counts(learnable, targets), strict=True))
+
+
 def label_counts(tasks: Sequence[Task], targets: Mapping[str, Any]) -> list[float]:
     """The number of labels of each task in this batch; see :func:`count_labels`."""
+    if isinstance(targets, CountedTargets):
+        return [targets.counts.get(task.name, 0) for task in tasks]
     counts: list[Any] = []
     for task in tasks:
         target = targets.get(task.name)

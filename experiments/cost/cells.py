@@ -15,7 +15,7 @@ TASKS = (1, 2, 4, 8, 16, 40)
 # Batches that take about the same time on every trunk.
 BATCH = {"resnet18-64": 16, "resnet18-128": 4, "vit_tiny-64": 16, "convnext_atto-64": 16, "transformer": 2}
 ON_GPU = 64  # times as many samples fill a GPU
-ALL = ("core", "rules", "parameters", "torchjd", "libmtl")  # the groups of steps in measure.py
+ALL = ("core", "rules", "parameters", "looking", "torchjd", "libmtl")  # the groups of steps in measure.py
 
 
 @dataclass(frozen=True)

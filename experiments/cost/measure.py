@@ -24,6 +24,7 @@ from steps import (
     balanced,
     core_steps,
     detached_by_hand,
+    looking_steps,
     mgda_by_hand,
     our_steps,
     ours,
@@ -43,6 +44,7 @@ GROUPS: dict[str, Callable[[Problem], dict[str, Step]]] = {
     "core": core_steps,
     "rules": rule_steps,
     "parameters": parameter_steps,
+    "looking": looking_steps,
     "torchjd": torchjd_steps,
     "libmtl": libmtl_steps,
 }

@@ -25,10 +25,19 @@ IMAGES = {
     "vit_tiny-64": ("vit_tiny_patch16_224", 64),
     "convnext_atto-64": ("convnext_atto", 64),
     "test_resnet-32": ("test_resnet", 32),
+    # of experiments/gpu
+    "test_vit-32": ("test_vit", 32),
+    "resnet50-224": ("resnet50", 224),
+    "resnet50-352": ("resnet50", 352),  # about as many pixels as NYUv2's 288 x 384
+    "vit_base-224": ("vit_base_patch16_224", 224),
 }
 CLASSES = 10
-CONTEXT, WIDTH, DEPTH = 256, 256, 4  # of the causal transformer
-VOCABULARY = {"bytes": 256, "vocabulary": 8192}
+TRANSFORMERS = {
+    "transformer": (256, 256, 4),
+    "transformer-64": (64, 64, 1),
+    "transformer-1024": (1024, 1024, 4),
+}  # context, width, depth
+VOCABULARY = {"bytes": 256, "vocabulary": 8192, "32k": 2**15, "64k": 2**16, "128k": 2**17}
 
 
 @dataclass
@@ -67,13 +76,13 @@ def problem(trunk: str, heads: str, tasks: int, batch: int, device: str = "cpu")
     """The same numbers for the same arguments; on a GPU in bf16.
 
     ``trunk``: one of IMAGES, also as ``resnet18-64+4096``, with a linear layer to so many features after it;
-    ``transformer``, for heads ``bytes`` and ``vocabulary``; ``scale``, 512 features as they come.
+    of TRANSFORMERS, for heads of VOCABULARY; ``scale``, 512 features as they come.
     ``heads``: ``linear``, ``mlp`` and ``dense`` (of ten classes), ``binary`` and ``looped`` (linear, of one output).
     """
     torch.manual_seed(0)
     names = [f"task{k}" for k in range(tasks)]
-    if trunk == "transformer":
-        made = _next_tokens(names, VOCABULARY[heads], batch)
+    if trunk in TRANSFORMERS:
+        made = _next_tokens(names, VOCABULARY[heads], batch, *TRANSFORMERS[trunk])
     elif trunk == "scale":
         made = _on_vectors(Scale(), torch.randn(batch, 512), heads, names)
     else:
@@ -117,12 +126,12 @@ def _on_vectors(backbone: nn.Module, inputs: Tensor, heads: str, names: list[str
     return Problem(model, _tasks(names, nn.CrossEntropyLoss), inputs, classes)
 
 
-def _next_tokens(names: list[str], vocabulary: int, batch: int) -> Problem:
-    backbone = CausalTransformer(vocabulary, CONTEXT, WIDTH, DEPTH)
-    model = MultiTaskModel(backbone, {task: NextToken(WIDTH, vocabulary) for task in names}, ["unembedding"])
-    text = torch.randint(vocabulary, (batch, CONTEXT + len(names)))
-    targets = {task: text[:, k : CONTEXT + k].contiguous() for k, task in enumerate(names, 1)}
-    return Problem(model, _tasks(names, TokenCrossEntropy), text[:, :CONTEXT].contiguous(), targets)
+def _next_tokens(names: list[str], vocabulary: int, batch: int, context: int, width: int, depth: int) -> Problem:
+    backbone = CausalTransformer(vocabulary, context, width, depth)
+    model = MultiTaskModel(backbone, {task: NextToken(width, vocabulary) for task in names}, ["unembedding"])
+    text = torch.randint(vocabulary, (batch, context + len(names)))
+    targets = {task: text[:, k : context + k].contiguous() for k, task in enumerate(names, 1)}
+    return Problem(model, _tasks(names, TokenCrossEntropy), text[:, :context].contiguous(), targets)
 
 
 def _tasks(names: list[str], loss: Callable[[], nn.Module]) -> list[Task]:

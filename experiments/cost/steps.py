@@ -10,7 +10,7 @@ from problems import Problem
 from torch import Tensor, nn
 
 from mtl.rules import MGDA, CAGrad, GradDrop, NashMTL, PCGrad, UPGrad
-from mtl.strategies import Balanced, Detached, Naive
+from mtl.strategies import AutoLambda, Balanced, Detached, MoDo, Naive, Strategy
 from mtl.training.step_metrics import CosineAverage
 from mtl.weightings import Equal
 
@@ -29,7 +29,7 @@ RULES: dict[str, Callable[[], nn.Module]] = {
 
 def our_steps(problem: Problem) -> dict[str, Step]:
     """All of them, by their rows' names."""
-    return core_steps(problem) | rule_steps(problem) | parameter_steps(problem)
+    return core_steps(problem) | rule_steps(problem) | parameter_steps(problem) | looking_steps(problem)
 
 
 def core_steps(problem: Problem) -> dict[str, Step]:
@@ -59,6 +59,28 @@ def parameter_steps(problem: Problem) -> dict[str, Step]:
     made = {f"{name}, parameters": make() for name, make in RULES.items() if name != "MGDA"}
     rows = {name: ours(problem, balanced(problem, rule, "parameters")) for name, rule in made.items()}
     return rows | {"detached, audit": ours(problem, Detached(Equal()), audit=True)}
+
+
+def looking_steps(problem: Problem) -> dict[str, Step]:
+    """A rule for each layer, and what takes several batches a step: here, the same one each time."""
+    names = [task.name for task in problem.tasks]
+    layers = Balanced(Equal(), MGDA(), names, space="parameters", groups="layer")
+    return {
+        "MGDA, each layer": ours(problem, layers),
+        "MoDo, three batches": drawing(problem, MoDo(Equal(), names)),
+        "Auto-lambda, two batches": drawing(problem, AutoLambda(Equal(), names)),
+    }
+
+
+def drawing(problem: Problem, strategy: Strategy) -> Step:
+    """The look at the batches of a step, and the step on the last one."""
+    batch = problem.inputs, problem.targets
+
+    def step() -> None:
+        strategy.look(problem.engine, [batch] * strategy.draws, 1e-3)
+        strategy.run(problem.engine, *batch)
+
+    return step
 
 
 def balanced(problem: Problem, rule: nn.Module, space: str = "features") -> Balanced:

@@ -14,6 +14,8 @@ So every backbone and every head set works under every architecture. Modules of 
   sample, or None; it is given out once;
 - ``at(step, steps)``: called before optimizer step ``step`` of ``steps``, for what changes in a run, as a temperature.
   What it sets is a function of the step alone, so that a resumed run goes on to the last bit;
+- ``follow(gradient, target, factor)``, below a head: the task's gradient at the features and the direction that it is
+  to be turned to, by ``strategy=rotograd``;
 - ``logged()``, of the trunk or a reader: numbers of the last forward pass by name, a vector for several of one kind.
 """
 
@@ -30,7 +32,9 @@ from mtl.architectures.mtan import MTAN
 from mtl.architectures.nddr import NDDR
 from mtl.architectures.omoe import OMoE
 from mtl.architectures.ple import PLE
+from mtl.architectures.rotograd import RotoGrad
 
 __all__ = [
     "CGC", "LTB", "MTAN", "NDDR", "PLE", "CrossStitch", "DSelectK", "Ensemble", "FiLM", "Hard", "LoRA", "MMoE", "OMoE",
+    "RotoGrad",
 ]  # fmt: skip

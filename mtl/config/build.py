@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from mtl.architectures.multi_input import common_space, read_own_samples
 from mtl.architectures.read import Read
+from mtl.architectures.rotograd import Rotation
 from mtl.config.architecture import Architecture, has_weights, without_weights
 from mtl.config.checks import check, chosen_tasks
 from mtl.config.common_features import check_common_features
@@ -39,6 +40,7 @@ from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line, suggestion
 from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics, warn_of_random_weights
+from mtl.strategies import RotoGrad
 from mtl.system.environment import find_device, seed_everything, seed_python
 from mtl.tasks import Task
 from mtl.training.learning_rate import check_schedule
@@ -68,7 +70,7 @@ def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, T
         warn_of_random_weights(parts.model)
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
-    strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches)
+    strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches // plan.draws)
     check_common_features(cfg, parts, strategy)
     ema = None if cfg.trainer.ema is None else ModelEmaV3(parts.model, decay=cfg.trainer.ema)
     _prepare(cfg, parts, strategy)
@@ -305,8 +307,9 @@ def _make_precision(name: str, device: torch.device) -> Precision:
 
 
 def _plan(cfg: DictConfig, parts: Parts) -> Plan:
+    draws = getattr(import_target("strategy", cfg.strategy), "draws", 1)
     try:
-        return Plan.from_data(parts.data, cfg.trainer, cfg.conflict)
+        return Plan.from_data(parts.data, cfg.trainer, cfg.conflict, draws)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -330,7 +333,18 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
     if strategy.part and not parts.engine.trained_shared_parameters_of(strategy.part):
         raise ConfigError(_no_such_part(cfg.strategy.part, parts.model.backbone))
+    _bind(strategy, parts.model)
     return strategy
+
+
+def _bind(strategy: Any, model: MultiTaskModel) -> None:
+    """Let the strategy look at the model; a warning for rotations that nothing learns."""
+    try:
+        strategy.bind(model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if any(isinstance(module, Rotation) for module in model.modules()) and not isinstance(strategy, RotoGrad):
+        log.warning("architecture=rotograd: only strategy=rotograd learns the rotations; here they stay the identity")
 
 
 def _no_such_part(part: Any, backbone: nn.Module) -> str:

@@ -229,8 +229,8 @@ def _check_values(cfg: DictConfig) -> None:
         raise ConfigError(f"trainer.ema={trainer.ema} must be above 0 and below 1, as in trainer.ema=0.999.")
     if cfg.conflict.tolerance >= 1:
         raise ConfigError(f"conflict.tolerance={cfg.conflict.tolerance} must be from 0 to below 1: it is a cosine.")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg.device):
-        raise ConfigError(f"device={cfg.device} must be auto, cpu, cuda, cuda:<number> or mps.")
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", cfg.device):
+        raise ConfigError(f"device={cfg.device} must be auto, cpu, cuda, cuda:<number>, xpu, xpu:<number> or mps.")
     if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
         raise ConfigError(f"resume={cfg.resume} does not exist: give a run folder, a checkpoint, or auto.")
     if (words := plain_secret_error(cfg)) is not None:

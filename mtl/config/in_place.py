@@ -41,7 +41,7 @@ def innermost_module(module: nn.Module, values: Any) -> tuple[str, nn.Module]:
     try:
         module(values)
     except Exception:
-        return active[-1]
+        return active[-1] if active else ("", module)  # a lazy module fails before its own hooks
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,6 +20,7 @@ from mtl.config.layer_decay import scale_rates, split_groups
 from mtl.distributed.sharding import is_sharded
 from mtl.errors import ConfigError, reason_of
 from mtl.model import MultiTaskModel, find_submodule
+from mtl.system.environment import forked_rng
 from mtl.tasks import loss_modules
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def _try_step(arguments: Mapping[str, Any], like: nn.Parameter, fused: Mapping[s
     alone.grad = torch.zeros_like(alone)
     optimizer = _make_one(arguments, [alone], fused)
     try:
-        with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+        with forked_rng([like.device]):
             optimizer.step()
     except Exception as error:
         raise ConfigError(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mtl.system.environment import forked_rng
+
 CONTAINERS = dict, list, set  # an attribute of these types may be filled in place, as a list of kept outputs
 
 
@@ -24,9 +26,9 @@ def restored(*parts: Any) -> Iterator[None]:
     before = [(module, {name: _copied(value) for name, value in vars(module).items()}) for module in modules]
     tensors = {id(tensor): tensor for module in modules for tensor in _tensors(module) if not is_lazy(tensor)}
     values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
-    devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
+    devices = {tensor.device for tensor in tensors.values()}
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with forked_rng(devices):
             yield
     finally:
         for module, attributes in before:

@@ -168,7 +168,7 @@ class Config:
     conflict: ConflictConfig = field(default_factory=ConflictConfig, metadata={"section": ConflictConfig} | RECORDING)
     # of the weights, the order of the data and all draws
     seed: int = option(0, irrelevant=True)
-    # auto, cpu, cuda, cuda:1 or mps
+    # auto, cpu, cuda, cuda:1, xpu or mps
     device: str = option("auto", changeable=True, irrelevant=True)
     # a run's folder or a checkpoint to go on from; auto: the latest run of this command line
     resume: str | None = option(None, changeable=True, irrelevant=True)

@@ -107,7 +107,7 @@ class Batches:
             sampler=keys,
             num_workers=num_workers,
             generator=torch.Generator().manual_seed(seed),  # otherwise every pass would draw from the global one
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() or torch.xpu.is_available(),
             worker_init_fn=ignore_in_worker,
         )
 

@@ -48,8 +48,11 @@ def accumulate(
     """The mean of ``count`` batches' gradients, each by a strategy's step of its own, in ``.grad``; and the last batch.
 
     Each batch has its own weights. The losses and weights in the result are means over the batches that have the task;
-    the measurements that are ``asked`` for (``measure``, ``audit``) are of the last batch.
+    the measurements that are ``asked`` for (``measure``, ``audit``) are of the last batch. A strategy that takes
+    several batches a step is shown them all, and steps on the last one.
     """
+    if state.strategy.draws > 1:
+        return _draw(state, first, next_batch, **asked)
     batch, results = first, []
     for number in range(count):
         last = number == count - 1
@@ -68,6 +71,12 @@ def accumulate(
     losses = _means([result.losses for result in results], names)
     weights = _means([result.weights for result in results], names)
     return replace(results[-1], losses=losses, weights=weights, measured=list(results[-1].losses)), batch
+
+
+def _draw(state: Any, first: Batch, next_batch: Callable[[], Batch], **asked: bool) -> tuple[StepResult, Batch]:
+    batches = [first, *(next_batch() for _ in range(state.strategy.draws - 1))]
+    state.strategy.look(state.engine, batches, state.optimizer.param_groups[0]["lr"])
+    return state.strategy.run(state.engine, *batches[-1], **asked), batches[-1]
 
 
 def _means(results: Sequence[Mapping[str, Tensor]], tasks: Sequence[str]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from mtl.engine.head import Collector
 from mtl.gradients.cut import Cut
 from mtl.gradients.rows import OuterProductRows
+from mtl.gradients.transfer import send
 from mtl.losses import MaskedBCE, MaskedL1, MaskedL2
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task
@@ -85,7 +86,7 @@ class PackedHeads:
         step.weights = {
             name: step.task_weights.weight(name, part) for name, part in zip(step.names, parts.unbind(), strict=True)
         }
-        shares = parts.new_tensor(list(step.shares.values()))
+        shares = _vector(list(step.shares.values()), parts)
         into = torch.stack(list(step.weights.values())).to(parts) * shares * scale
         errors = torch.autograd.grad(losses, output, into)[0].flatten(0, -2)  # [N, K O]
         self._add_gradients(errors, leaf)
@@ -133,5 +134,9 @@ def _collect(cut: Cut, errors: Tensor, weight: Tensor, count: int, factors: Sequ
         for own, matrix in zip(errors.split(size, 1), weight.split(size), strict=True):
             rows.append([(own @ matrix.to(own.dtype)).view(leaf.shape)], cut.loss_scale)
     if factors is not None:
-        errors = errors * errors.new_tensor(factors).repeat_interleave(size)
+        errors = errors * _vector(factors, errors).repeat_interleave(size)
     cut.collect_all((errors @ weight.to(errors.dtype)).view(leaf.shape).to(leaf.dtype), rows)
+
+
+def _vector(numbers: Sequence[float], like: Tensor) -> Tensor:
+    return send(torch.tensor(numbers, dtype=like.dtype), like.device)

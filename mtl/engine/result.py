@@ -29,6 +29,7 @@ class StepResult:
     ``gram``: the Gram matrix ``[K, K]`` of the weighted task gradients, in float64 on the CPU, or None in a step that
     did not need it; ``space``: where it was measured; ``measured``: its tasks, where they are fewer than those of
     ``losses``. ``audit``: the check of feature space against parameter space, in a step that was asked for it.
+    ``group_weights``: by group of the trunk's parameters and by task, the weights of a rule that runs in each.
     ``penalties``: by task, what its head was penalised for beside its loss; of several ranks, this one's part.
     """
 
@@ -39,3 +40,4 @@ class StepResult:
     audit: AuditResult | None = None
     measured: list[str] | None = None
     penalties: dict[str, Tensor] = field(default_factory=dict)
+    group_weights: dict[str, dict[str, float]] = field(default_factory=dict)

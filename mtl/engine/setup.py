@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 def prepare(parts: Any, strategy: Any, trainer: Any) -> None:
     """Prepare the model by the trainer's settings. ValueError, with the key, for a setting that is impossible here."""
     engine, model, device = parts.engine, parts.model, parts.device
+    if strategy.draws > 1:
+        _check_draws(strategy, trainer)
     if is_distributed():
         _check_ranks(parts, strategy, trainer)
         broadcast_parameters(model, loss_modules(parts.tasks))
@@ -64,6 +66,17 @@ def _wrapped(parts: Any, trainer: Any) -> nn.Module | None:
     if is_distributed() and trainer.shard is None and any(p.requires_grad for p in trunk.parameters()):
         trunk = data_parallel(trunk, parts.device, all_parameters_used(backbone, parts.example))
     return None if trunk is backbone else trunk
+
+
+def _check_draws(strategy: Any, trainer: Any) -> None:
+    name = type(strategy).__name__
+    if is_distributed():
+        raise ValueError(f"trainer.devices={get_world_size()} must be 1: {name} looks at its batches in one process.")
+    if trainer.grad_checkpointing:
+        raise ValueError(
+            f"trainer.grad_checkpointing=true: {name} looks at batches with every activation, and perhaps at other "
+            "parameters, which a second forward pass would not see; use false."
+        )
 
 
 def _check_ranks(parts: Any, strategy: Any, trainer: Any) -> None:
@@ -188,6 +201,8 @@ def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
             "trainer.shard=all: with strategy=naive a process without labels of a task does not run its head, and the "
             "others would wait for it; use strategy=detached, whose gradient is the same, or trainer.shard=backbone."
         )
+    if trainer.shard == "all" and getattr(strategy, "rotates", False):
+        raise ValueError("trainer.shard=all: no rank has whole rotations; use trainer.shard=backbone or null.")
     if trainer.ema is not None:
         raise ValueError(f"trainer.shard={trainer.shard} cannot go with trainer.ema={trainer.ema}: leave one out.")
     if not is_distributed():

@@ -35,7 +35,8 @@ class Step:
     """The state of one step; it dies with it.
 
     ``tasks``: those with a label anywhere in the batch, in their order, ``names`` theirs. A strategy may set ``gram``,
-    ``audit`` and ``rule_weights``, by which its rule multiplied each task's gradient.
+    ``audit`` and ``rule_weights``, by which its rule multiplied each task's gradient, and ``group_weights``, the same
+    by group of the parameters.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Step:
         self.losses: dict[str, Tensor] = {}  # of the whole batch
         self.weights: dict[str, Tensor] = {}  # by the weighting
         self.rule_weights: dict[str, float] = {}
+        self.group_weights: dict[str, dict[str, float]] = {}
         self.penalties: dict[str, Tensor] = {}  # this rank's parts
         self.gram: Tensor | None = None
         self.audit: AuditResult | None = None
@@ -147,7 +149,9 @@ class Step:
         if self.rule_weights:
             weights = {name: weight * self.rule_weights[name] for name, weight in weights.items()}
         space = None if self.gram is None else self.strategy.space
-        return StepResult(losses, weights, self.gram, space, self.audit, penalties=self.penalties)
+        return StepResult(
+            losses, weights, self.gram, space, self.audit, penalties=self.penalties, group_weights=self.group_weights
+        )
 
     def _prepared(self, cut: Any) -> Any:
         if cut.rows is not None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.gradients.gram import CHUNK, gram
+from mtl.gradients.gram import chunk_size, gram
+from mtl.gradients.transfer import send
 
 AllReduce = Callable[[Sequence[Tensor]], None]  # sums tensors over the ranks, in place
 
@@ -99,7 +100,7 @@ class Rows:
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
-        return self.unflatten([weights.to(block) @ block for block in self.blocks()])
+        return self.unflatten([send(weights, block.device, block.dtype) @ block for block in self.blocks()])
 
     def offsets_in_batch(self, before: int, samples: int) -> list[list[tuple[int, int, int]]]:
         """The elements of every leaf, block by block, in the same leaf of a batch of ``samples``: (start, end, length).
@@ -141,20 +142,21 @@ class OuterProductRows(Rows):
 
     def gram(self) -> Tensor:
         """The Gram matrix ``[K, K]`` in float64 on the CPU, from products that are K wide."""
-        return gram(lambda: [self._errors.T]) * gram(lambda: [self._weights])
+        return gram(lambda: [self._errors.T], lambda: [self._weights])
 
     def batch_summed_gram(self, all_reduce: AllReduce | None = None) -> Tensor:
         """As Rows.batch_summed_gram. The rows of another rank may be plain, so what is reduced is multiplied out."""
         errors = self._errors.unflatten(0, self._shape[:-1]).sum(0).reshape(-1, self.count)
         if all_reduce is None:
-            return gram(lambda: [errors.T]) * gram(lambda: [self._weights])
+            return gram(lambda: [errors.T], lambda: [self._weights])
         sums = (errors.T[:, :, None] * self._weights[:, None]).flatten(1)
         all_reduce([sums])
         return gram(lambda: [sums])
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_k w_k g_k for ``weights`` [K]."""
-        return [(self._errors * weights.to(self._errors) @ self._weights).view(self._shape)]
+        weights = send(weights, self._errors.device, self._errors.dtype)
+        return [(self._errors * weights @ self._weights).view(self._shape)]
 
 
 class ParameterRows:
@@ -163,6 +165,12 @@ class ParameterRows:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
         self._rows: list[list[Tensor]] = []
+
+    def select(self, places: Sequence[int]) -> ParameterRows:
+        """The rows over some of the parameters, by their places; no gradient is copied."""
+        own = ParameterRows([self._parameters[place] for place in places])
+        own._rows = [[row[place] for place in places] for row in self._rows]
+        return own
 
     def append(self, gradients: Sequence[Tensor | None]) -> None:
         """Keep one task's gradients as the next row; ``None`` is a parameter that it does not depend on."""
@@ -198,8 +206,9 @@ class ParameterRows:
         # Stacked a cache full at a time: a stack of the whole would double the memory and the time.
         for column in zip(*self._rows, strict=True):
             flat = [gradient.flatten() for gradient in column]
-            for start in range(0, len(flat[0]), CHUNK):
-                yield torch.stack([vector[start : start + CHUNK] for vector in flat])
+            size = chunk_size(flat[0].device)
+            for start in range(0, len(flat[0]), size):
+                yield torch.stack([vector[start : start + size] for vector in flat])
 
 
 def _laid_out_as(parameter: Tensor, flat: Tensor) -> Tensor:

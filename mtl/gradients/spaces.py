@@ -7,6 +7,7 @@ on the CPU; ``combine(weights)`` the direction sum_i w_i g_i; ``send(direction)`
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -93,6 +94,12 @@ class ParameterSpace:
             pushed = trunk_vjp(cut.trunk, cut.rows.row(task), parameters, more, cut.loss_scale)
             self.rows.append([*pushed, *cut.parameter_rows[task]])
         self.rows.all_reduce(all_reduce)
+
+    def part(self, places: Sequence[int]) -> ParameterSpace:
+        """The rows over some of the ``parameters``, by their places; its directions are for them alone."""
+        own = copy.copy(self)
+        own.parameters, own.rows = [self.parameters[place] for place in places], self.rows.select(places)
+        return own
 
     def gram(self) -> Tensor:
         """The Gram matrix of the rows, which are the same on every rank."""

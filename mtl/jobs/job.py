@@ -181,9 +181,10 @@ def _free_memory() -> None:
     gc.collect()  # the model and its graph refer to each other, and the next job of a sweep needs their memory
     allocator.trim_heap()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    for gpu in () if torch is None else (torch.cuda, torch.xpu):
+        if gpu.is_initialized():
+            gpu.empty_cache()
+            gpu.reset_peak_memory_stats()
 
 
 def command(hydra_main: Callable[[], None]) -> None:

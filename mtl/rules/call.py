@@ -113,6 +113,18 @@ class RuleCall:
         scale = self.scale_for(names)
         return {name: scale * weight for name, weight in zip(names, weights.tolist(), strict=True)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The batches so far, and each task's last weight."""
+        return {"steps": self.steps, "solved": list(self.solved), "last_weights": dict(self.last_weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from another's; ValueError if it had other tasks."""
+        if list(state["last_weights"]) != self.tasks:
+            saved = ", ".join(state["last_weights"])
+            raise ValueError(f"The strategy was saved with the tasks {saved}; it has {', '.join(self.tasks)}.")
+        self.steps, self.solved = state["steps"], list(state["solved"])
+        self.last_weights = dict(state["last_weights"])
+
     def _context(self, names: Sequence[str], losses: Losses) -> dict[str, Any]:
         context: dict[str, Any] = {}
         if "losses" in self._takes and losses:

@@ -12,7 +12,8 @@ class RotoGradScale(TaskRule):
     sum to one; ``g_k^0`` is the task's first nonzero gradient. So C is nearer to the norms of tasks that have improved
     less since their start. A zero gradient has no direction and weight zero. Absent tasks keep their ``g_k^0``.
 
-    The other half of RotoGrad, a learned rotation of the features before each head, is no rule and is not included.
+    The other half of RotoGrad, a learned rotation of the features before each head, is no rule: ``strategy=rotograd``
+    has both.
 
     Promises: all gradients are equally long.
 

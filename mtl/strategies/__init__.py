@@ -5,9 +5,12 @@ leaves the gradients that the optimizer should see in ``.grad``, added to what w
 """
 
 from mtl.engine.result import AuditResult, StepResult
+from mtl.strategies.auto_lambda import AutoLambda
 from mtl.strategies.balanced import Balanced
 from mtl.strategies.base import Strategy
 from mtl.strategies.detached import Detached
+from mtl.strategies.modo import MoDo
 from mtl.strategies.naive import Naive
+from mtl.strategies.rotograd import RotoGrad
 
-__all__ = ["AuditResult", "Balanced", "Detached", "Naive", "StepResult", "Strategy"]
+__all__ = ["AuditResult", "AutoLambda", "Balanced", "Detached", "MoDo", "Naive", "RotoGrad", "StepResult", "Strategy"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from mtl.engine.step import Step
 from mtl.gradients.cut import Cut, Direction
 from mtl.gradients.rows import Rows
 from mtl.gradients.spaces import FeatureSpace, ParameterSpace
-from mtl.model import graph_tensors
+from mtl.model import MultiTaskModel, graph_tensors
 from mtl.rules.call import RuleCall
 from mtl.rules.solvers import SolverError
 from mtl.strategies.base import Strategy
+from mtl.strategies.groups import Groups
 from mtl.weightings import Weighting
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,9 @@ class Balanced(Strategy):
     - ``part``: with ``space=parameters``, submodules of the backbone, or patterns of its parameters' names, as
       ``model.layer4`` or ``blocks.1*``. The rows are over these parameters alone: K backwards through the part and what
       is above it, and one of the weighted sum through the whole trunk.
+    - ``groups``: with ``space=parameters``, a rule of its own for each ``layer`` or ``block`` of the trunk, or for each
+      of some patterns as those of ``part``; see Groups. The direction is put together of theirs. A task's weight in
+      the result is then the mean over the groups, by their shares of its gradient's square.
     - ``every``: batches between two runs of the rule; its last weights stay in between.
     - ``smoothing``: the share of the last weights in the rule's new ones, see RuleCall.
     - ``scale``: the factor that puts the rule's weights on the scale where weights of one give the gradient of the sum
@@ -54,6 +59,7 @@ class Balanced(Strategy):
         tasks: Sequence[str],
         space: str = "features",
         part: str | Sequence[str] | None = None,
+        groups: str | Sequence[str] | None = None,
         every: int = 1,
         smoothing: float = 0.0,
         scale: float | str = 1.0,
@@ -75,10 +81,21 @@ class Balanced(Strategy):
                 f"part={part} needs space=parameters and a rule on the Gram matrix, not space={space} and "
                 f"{type(rule).__name__}."
             )
+        if groups is not None:
+            _check_groups(groups, space, part, head_scale)
         self.part = [part] if isinstance(part, str) else list(part or ())
-        self.rule, self.call, self.head_scale = rule, RuleCall(rule, tasks, every, scale, smoothing), head_scale
+        new_call = partial(RuleCall, tasks=tasks, every=every, scale=scale, smoothing=smoothing)
+        self.rule, self.call, self.head_scale = rule, new_call(rule), head_scale
+        self.groups = None if groups is None else Groups(groups, rule, new_call)
         self._skips, self.skipped = on_solver_failure == "skip", 0
         self._rows = Rows()
+
+    def bind(self, model: MultiTaskModel) -> None:
+        """Find the groups of its parameters."""
+        if self.groups is not None:
+            self.groups.bind(model)
+            names = list(self.groups.calls)
+            log.info("strategy.groups: a rule of its own for each of %d groups: %s", len(names), ", ".join(names))
 
     @property
     def steps(self) -> int:
@@ -87,17 +104,12 @@ class Balanced(Strategy):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The steps, the skipped ones, and each task's last weight."""
-        call, numbers = self.call, {"steps": self.steps, "skipped": self.skipped}
-        return numbers | {"solved": list(call.solved), "last_weights": dict(call.last_weights)}
+        return {"skipped": self.skipped, **self.call.state_dict()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Continue from another run's; ValueError if it had other tasks."""
-        call = self.call
-        if list(state["last_weights"]) != call.tasks:
-            saved = ", ".join(state["last_weights"])
-            raise ValueError(f"The strategy was saved with the tasks {saved}; it has {', '.join(call.tasks)}.")
-        call.steps, self.skipped = state["steps"], state["skipped"]
-        call.solved, call.last_weights = list(state["solved"]), dict(state["last_weights"])
+        self.call.load_state_dict(state)
+        self.skipped = state["skipped"]
 
     def backward(self, step: Step) -> None:
         """As Detached, with the task gradients kept apart until a rule has weighed them."""
@@ -105,6 +117,7 @@ class Balanced(Strategy):
         # Parameter-space rows are already reduced over ranks, backward gradients are not: a step must not mix them.
         reduced = step.is_partial or (step.engine.reducer.is_distributed and step.weighed_by_rule)
         by_rows = due or step.task_weights.deferred or (self.space == "parameters" and reduced)
+        by_rows = by_rows or self.groups is not None
         last = self.call.by_task(step.names, self.call.last(step.names))
         keep = by_rows or step.keeps_rows
         cut = step.cut(self._rows if keep else None)  # the buffers of the rows are kept from step to step
@@ -116,9 +129,7 @@ class Balanced(Strategy):
             self._between(step, cut, heads, last)
             return
         rows = step.compare(cut)
-        step.gram = rows.gram()  # K x K, over all ranks
-        weights, direction = self._solve(rows, step, losses) if due else self._reuse(rows, step)
-        step.rule_weights = self.call.by_task(step.names, weights)
+        step.rule_weights, direction = self._weigh(rows, step, losses, due)
         heads.release(self._for_heads(step.rule_weights))
         rows.send(direction)  # ONE backward of the trunk, or none where the rows have been pushed through it
         if step.audited and direction is not None:
@@ -137,22 +148,42 @@ class Balanced(Strategy):
         if step.audited:
             step.audit = self._complete(step, cut, heads.losses())
 
-    def _solve(
-        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Direction | None]:
-        """The rule's weights and its direction; None where it fails and the trunk skips the step."""
-        assert step.gram is not None
+    def _weigh(
+        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor], due: bool
+    ) -> tuple[dict[str, float], Direction | None]:
+        """What each task's gradient is multiplied by, and the direction; None where the trunk skips the step."""
         try:
-            if self.call.needs_rows:
-                return self._combine(rows, step, losses)
-            weights = self.call.solve(step.gram, step.names, losses)
+            if self.groups is not None:
+                return self._solve_groups(rows, step, losses)
+            step.gram = rows.gram()  # K x K, over all ranks
+            weights, direction = self._solve(rows, step, losses) if due else self._reuse(rows, step)
         except SolverError as error:
             if not self._skips:
                 raise
             self.skipped += 1
             log.warning("the rule found no weights and the trunk skips a step (%d so far): %s", self.skipped, error)
-            return torch.zeros(len(step.names), dtype=torch.float64), None
+            return dict.fromkeys(step.names, 0.0), None
+        return self.call.by_task(step.names, weights), direction
+
+    def _solve(
+        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Direction]:
+        """The rule's weights and its direction."""
+        assert step.gram is not None
+        if self.call.needs_rows:
+            return self._combine(rows, step, losses)
+        weights = self.call.solve(step.gram, step.names, losses)
         return weights, rows.combine(self.call.scale_for(step.names) * weights)
+
+    def _solve_groups(
+        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
+    ) -> tuple[dict[str, float], Direction]:
+        """The mean of the groups' weights, and the direction that is put together of theirs."""
+        assert self.groups is not None and isinstance(rows, ParameterSpace)
+        parts = self.groups.parts(rows, step.engine.model)
+        step.gram = torch.stack([part.gram for part in parts]).sum(0)  # of all the parameters
+        weights, direction, step.group_weights = self.groups.solve(parts, step.names, losses)
+        return weights, direction
 
     def _combine(
         self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
@@ -175,7 +206,7 @@ class Balanced(Strategy):
         audit = step.audit
         if self.space == "parameters":
             audit = AuditResult(step.names, FeatureSpace(cut, (), step.engine.reducer.all_reduce).gram(), step.gram)
-        if audit is None or len(audit.tasks) < len(step.names) or self.call.needs_rows:
+        if audit is None or len(audit.tasks) < len(step.names) or self.call.needs_rows or self.groups is not None:
             return audit
         assert audit.features is not None and audit.parameters is not None
         try:
@@ -194,6 +225,21 @@ class Balanced(Strategy):
         """The weights from a copy of the rule, which learns nothing from it."""
         copied = copy.deepcopy(self.rule, graph_tensors(self.rule))
         return RuleCall(copied, self.call.tasks).weights(gram, names, losses)
+
+
+def _check_groups(groups: object, space: str, part: object, head_scale: str) -> None:
+    """ValueError for what does not go with groups of parameters."""
+    if space != "parameters":
+        raise ValueError(
+            f"groups={groups} needs space=parameters, not space={space}, which has no parameters to group."
+        )
+    if part is not None:
+        raise ValueError(f"groups={groups} cannot go with part={part}: leave one out.")
+    if head_scale != "unit":
+        raise ValueError(
+            f"groups={groups} needs head_scale=unit, not head_scale={head_scale}: a head is in no group, and has no "
+            "weights of one."
+        )
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

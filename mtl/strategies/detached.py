@@ -20,6 +20,10 @@ class Detached(Strategy):
     peak falls below that of one ordinary head. The gradient is the same for a head that treats every position by itself
     and a loss that is the mean over the labels; the build of a run checks both. A head whose first layers mix the
     positions may have them as ``mix`` and the others as ``read``, so that ``head(z) = read(mix(z))``.
+
+    Promises: the gradient of the sum of the losses, with one head's graph in memory at a time.
+
+    Fails for: losses of different sizes: the longest gradients decide.
     """
 
     def __init__(self, weighting: Weighting, token_chunks: int = 1, space: Measured = "features") -> None:

@@ -11,6 +11,10 @@ class Naive(Strategy):
 
     The baseline that the other strategies are compared with. Measuring costs a second backward of each head, down to
     the features, and none of the trunk. ``token_chunks``, which the others take, must be 1.
+
+    Promises: none; plain training.
+
+    Fails for: losses of different sizes: the longest gradients decide; many heads: all of their graphs are in memory.
     """
 
     runs_every_head = False

@@ -108,8 +108,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _peak(state: Any) -> str:
-    if torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+    for gpu in (torch.cuda, torch.xpu):
+        if gpu.is_initialized():
+            return f"{gpu.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
     unit = 1 if sys.platform == "darwin" else 1024
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     step = "" if state.peak_memory is None else f", {state.peak_memory / 2**30:.2f} GiB of it in a step"

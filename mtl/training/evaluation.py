@@ -12,6 +12,7 @@ from mtl.data.loader import closing
 from mtl.distributed.collectives import all_reduce
 from mtl.distributed.data_parallel import broadcast_buffers
 from mtl.engine.engine import Engine
+from mtl.system.environment import forked_rng
 from mtl.tasks import Task, count_labels, loss_modules, present_tasks
 from mtl.training.loaders import to_device
 
@@ -58,10 +59,10 @@ def inference(engine: Engine) -> Iterator[None]:
     training = [part.training for part in parts]
     for part in parts:
         part.eval()
-    devices = {p.device for p in engine.model.parameters() if p.device.type == "cuda"}
+    devices = {p.device for p in engine.model.parameters()}
     try:
         # The training goes on with its own random numbers, also where a module draws some in evaluation.
-        with engine.eager_unsharded(), torch.inference_mode(), torch.random.fork_rng(list(devices)):
+        with engine.eager_unsharded(), torch.inference_mode(), forked_rng(devices):
             yield
     finally:
         for part, was in zip(parts, training, strict=True):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mtl.data.loader import Batches, EndlessSampler, Key, RankSampler, closing, sequential
 from mtl.distributed.collectives import get_rank, get_world_size, is_distributed
+from mtl.system.environment import STREAMS
 from mtl.system.timer import StepTimer
-from mtl.tasks import Task
+from mtl.tasks import CountedTargets, Task, learnable_labels
 from mtl.training.schedule import Plan
 from mtl.training.state import TrainState
 
@@ -64,15 +67,39 @@ def _batches(
     )
 
 
+@dataclass
+class Loaded:
+    """A batch on the device and its samples, or the error in its place; ``copied``: recorded after its copies."""
+
+    batch: tuple[Any, Any] = (None, None)
+    indices: list[int] = field(default_factory=list)
+    copied: Any = None
+    error: Exception | None = None
+
+
 class DeviceBatches:
     """An iterator over batches on ``device``, timed as ``time/data``; a context, at whose end the loader processes end.
 
-    With ``channels_last``, images ``[B, C, H, W]`` have that order in memory.
+    On a device with streams the next batch is copied while a step runs. Labels are counted on the host, before they are
+    copied, so that no step has to ask the device for them. With ``channels_last``, images ``[B, C, H, W]`` have that
+    order in memory. ``indices`` are the samples of the latest batch.
     """
 
-    def __init__(self, batches: Batches, timer: StepTimer, device: torch.device, channels_last: bool) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        timer: StepTimer,
+        device: torch.device,
+        tasks: Sequence[Task],
+        channels_last: bool = False,
+    ) -> None:
         self._batches, self._timer = batches, timer
         self._device, self._channels_last = device, channels_last
+        self._tasks = [] if device.type == "cpu" else [_on_host(task) for task in tasks]
+        self._module: Any = torch.get_device_module(device) if device.type in STREAMS else None
+        self._stream = None if self._module is None else self._module.Stream(device)
+        self._ahead: Loaded | None = None
+        self.indices: list[int] = []
         self._exit = ExitStack()
 
     def __enter__(self) -> DeviceBatches:
@@ -85,12 +112,48 @@ class DeviceBatches:
     def __next__(self) -> tuple[Any, Mapping[str, Any]]:
         """The next ``(inputs, targets)``."""
         with self._timer.loading():
-            return to_device(next(self._iterator), self._device, self._channels_last)
+            loaded = self._ahead or self._load()
+            self._ahead = None if self._stream is None else self._load()
+            if loaded.error is not None:
+                raise loaded.error
+            if self._stream is not None:
+                self._hand_over(loaded)
+            self.indices = loaded.indices
+            return loaded.batch
 
-    @property
-    def indices(self) -> list[int]:
-        """The samples of the latest batch."""
-        return self._batches.indices
+    def _load(self) -> Loaded:
+        try:
+            batch = next(self._iterator)
+        except Exception as error:  # of the next batch: this one is good, and its step comes first
+            return Loaded(error=error)
+        if self._stream is None:
+            return Loaded(self._moved(batch), self._batches.indices)
+        with self._module.stream(self._stream):
+            return Loaded(self._moved(batch), self._batches.indices, self._stream.record_event())
+
+    def _moved(self, batch: tuple[Any, Mapping[str, Any]]) -> tuple[Any, Mapping[str, Any]]:
+        inputs, targets = to_device(batch, self._device, self._channels_last)
+        if not self._tasks:
+            return inputs, targets
+        return inputs, CountedTargets(targets, learnable_labels(self._tasks, batch[1]))
+
+    def _hand_over(self, loaded: Loaded) -> None:
+        """The steps' stream waits for the copies, and their memory is not taken again before it is done with them."""
+        current = self._module.current_stream(self._device)
+        current.wait_event(loaded.copied)
+        for leaf in pytree.tree_leaves((loaded.batch[0], dict(loaded.batch[1]))):
+            if isinstance(leaf, Tensor):
+                leaf.record_stream(current)
+
+
+def _on_host(task: Task) -> Task:
+    """The task as it counts labels: a loss may weigh them by tensors of its own."""
+    loss = copy.deepcopy(task.loss).cpu() if isinstance(task.loss, nn.Module) and _has_tensors(task.loss) else task.loss
+    return replace(task, loss=loss, metrics={})
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def to_device(values: Any, device: torch.device, channels_last: bool = False) -> Any:

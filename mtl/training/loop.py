@@ -36,11 +36,12 @@ def fit(
     is saved and Preempted raised.
     """
     trainer, device = cfg.trainer, parts.device
-    plan = Plan.from_data(parts.data, trainer, cfg.conflict)
+    plan = Plan.from_data(parts.data, trainer, cfg.conflict, state.strategy.draws)
     log_plan(state, parts.data, plan)
     warn_of_plan(state, parts.data, plan, trainer.unfreeze_at)
-    timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds)
-    train = DeviceBatches(train_batches(parts.data, cfg, state, plan), timer, device, trainer.channels_last)
+    timer = StepTimer(plan.samples_per_step, device, state.peak_memory, state.seconds, state.peaks)
+    read = train_batches(parts.data, cfg, state, plan)
+    train = DeviceBatches(read, timer, device, state.tasks, trainer.channels_last)
     update = Update(state, parts, plan, trainer, timer)
     validation = Validation(state, parts, plan, cfg, tracker)
     saver = Saver(state, tracker, trainer.keep, parts.description)
@@ -50,14 +51,14 @@ def fit(
         while state.step < plan.steps and not validation.out_of_patience():
             # --- one training step
             step = state.step + 1
-            outcome = update(batches, measure=plan.measures(step), audit=plan.audits(step))
-            state.step, state.seconds, state.peak_memory = step, timer.elapsed(), timer.peak
+            outcome = update(batches, plan.measures(step), plan.audits(step), read=plan.reads(step))
+            state.step, state.seconds, state.peak_memory, state.peaks = step, timer.elapsed(), timer.peak, timer.peaks
             heap.check()
             bar.update()
             warn_of_untrained(state, plan)
 
             # --- once in a while: a line of metrics.jsonl
-            if plan.logs(step) and outcome.applied:
+            if plan.logs(step) and outcome is not None and outcome.applied:
                 metrics = step_metrics(outcome, state.conflicts, timer, cfg.conflict.tolerance)
                 metrics |= architecture_metrics(state.model, outcome.result)
                 tracker.log("train", step, plan.epoch(step), metrics)
@@ -72,6 +73,7 @@ def fit(
                 # Not after the first step: memory is measured in the second, and belongs to the record.
                 asked = any_rank(stop()) and not last and step > 1
                 if best is not None or last or asked or plan.saves(step):
+                    update.settle()  # nothing is saved that has not been checked
                     saver.save(best, must=last or asked)
                 if asked:
                     log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
@@ -90,6 +92,8 @@ def log_plan(state: TrainState, data: Any, plan: Plan) -> None:
     size = min(data.batch_size, len(data.train))
     accumulated = plan.samples_per_step // size
     batch = f"{size} × {accumulated} accumulated = {plan.samples_per_step}" if accumulated > 1 else str(size)
+    if plan.draws > 1:
+        batch = f"{size} × {plan.draws} draws, of which one trains, = {plan.samples_per_step}"
     whole = max(1, len(data.train) // plan.samples_per_step)
     limited = f" (limited to {plan.per_epoch})" if plan.per_epoch < whole else ""
     ranks = get_world_size()

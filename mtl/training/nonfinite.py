@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.result import StepResult
 from mtl.errors import RunError
 from mtl.gradients.cut import Cut
+from mtl.gradients.transfer import widest
 from mtl.model import MultiTaskModel
 from mtl.tasks import Task, learnable_tasks, loss_modules
 
@@ -34,22 +35,54 @@ class GradientNorm:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        groups = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]
-        self._groups = [group for group in groups if group] or [[]]
+        self._whole = [p for p in parameters if not is_sharded(p)]
+        self.sharded = [p for p in parameters if is_sharded(p)]
+        self._each: tuple[list[nn.Parameter], Tensor] = [], torch.zeros(0)  # the whole ones of the latest total
 
     def total(self) -> Tensor:
-        """The norm of all gradients together; in float64 if their squares overflow float32."""
-        norms = [_norm([p.grad for p in group if p.grad is not None]) for group in self._groups]
-        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+        """The norm of all gradients together, exact where their squares overflow float32."""
+        own = [p for p in self._whole if p.grad is not None]
+        self._each = own, _norms([p.grad for p in own if p.grad is not None])
+        total = torch.linalg.vector_norm(self._each[1])
+        sharded = [p.grad for p in self.sharded if p.grad is not None]
+        return torch.stack([total.to(sharded[0].device), _norm_of_sharded(sharded)]).norm() if sharded else total
+
+    def not_finite(self) -> Callable[[], set[nn.Parameter]]:
+        """What finds, later, the parameters whose gradients were not finite at the latest ``total``."""
+        own, norms = self._each
+
+        def find() -> set[nn.Parameter]:
+            whole = {p for p, finite in zip(own, norms.isfinite().tolist(), strict=True) if not finite}
+            return whole | {p for p in self.sharded if not _finite(p.grad)}
+
+        return find
 
     def clip(self, max_norm: float, norm: Tensor) -> None:
         """Scale the gradients down to ``max_norm`` if their total ``norm`` is larger."""
-        for group in self._groups:
-            nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+        for group in (self._whole, self.sharded):
+            if group:
+                kind = torch.promote_types(group[0].dtype, torch.float32)
+                nn.utils.clip_grads_with_norm_(group, max_norm, norm.to(kind))
 
 
-def _norm(gradients: list[Tensor]) -> Tensor:
-    norm = full_tensor(nn.utils.get_total_norm(gradients, foreach=None))
+def _norms(gradients: list[Tensor]) -> Tensor:
+    """The norm of each ``[P]``. In float64: of a sum of squares, float32 overflows at finite gradients.
+
+    On the CPU, where asking costs nothing and float64 does, and where there is none, in float64 where it is needed.
+    """
+    if not gradients:
+        return torch.zeros(0)
+    device = gradients[0].device
+    at_once = device.type != "cpu" and widest(device) == torch.float64
+    norms = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float64 if at_once else None))
+    if not at_once and not norms.isfinite().all() and all(map(_finite, gradients)):
+        wide = [g.to("cpu" if widest(device) != torch.float64 else device).double() for g in gradients]
+        norms = torch.stack(torch._foreach_norm(wide, 2.0))
+    return norms
+
+
+def _norm_of_sharded(gradients: list[Tensor]) -> Tensor:
+    norm = full_tensor(nn.utils.get_total_norm(gradients))
     if not torch.isfinite(norm) and all(full_tensor(g.isfinite().all()) for g in gradients):
         norm = full_tensor(nn.utils.get_total_norm([g.double() for g in gradients]))
     return norm
@@ -85,11 +118,13 @@ def diagnose(
     targets: Mapping[str, Any],
     result: StepResult,
     indices: Sequence[int],
+    not_finite: Collection[nn.Parameter],
 ) -> str:
     """Say in words which losses of a step are not finite; if all are, which tasks' gradients, or which parameters'.
 
     The tasks' gradients with respect to the features are computed again, one by one, which changes the model's buffers
     and gradients. ``indices`` are the samples of the batch; those whose inputs are not finite are named.
+    ``not_finite``: the parameters whose gradients were not.
     """
     finite = _finite_samples(inputs)
     bad = [index for index, good in zip(indices, finite, strict=True) if not good] if finite else []
@@ -102,7 +137,7 @@ def diagnose(
         alone = [] if bad else _samples_not_finite(engine, guilty[0], inputs, targets[guilty[0]], indices)
         samples = f" (that of the samples {_few(alone)} by themselves)" if alone else ""
         return " and ".join(losses) + cause + samples + gaps
-    named = [name for name, parameter in engine.model.named_parameters() if not _finite(parameter.grad)]
+    named = [name for name, parameter in engine.model.named_parameters() if parameter in not_finite]
     # Ranks differ in the tasks of their batches: a rank without a task would keep the others waiting.
     guilty = [] if is_distributed() else _tasks_not_finite(engine, inputs, targets)
     if guilty:

@@ -25,17 +25,23 @@ class Plan:
     patience: int | None  # evaluations without a better model after which the run ends; None: never
     batch_size: int  # samples of a batch, over all ranks
     batches: int  # of an optimizer step
+    draws: int = 1  # independent batches that the strategy takes a step, of which the last one trains
     left_out: int = 0  # samples of an epoch that are too few for another step
     is_dry_run: bool = False  # one step, to see whether everything runs
 
     @classmethod
-    def from_data(cls, data: Any, trainer: Any, conflict: Any) -> Plan:
-        """Plan a run over ``data`` from ``cfg.trainer`` and ``cfg.conflict``.
+    def from_data(cls, data: Any, trainer: Any, conflict: Any, draws: int = 1) -> Plan:
+        """Plan a run over ``data`` from ``cfg.trainer`` and ``cfg.conflict``, with the strategy's ``draws``.
 
         ValueError where an epoch has too few batches for one optimizer step.
         """
         accumulated = trainer.accumulate_grad_batches
-        per_epoch = _steps_per_epoch(data, trainer)
+        if draws > 1 and accumulated > 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={accumulated} must be 1: the strategy takes {draws} batches a step "
+                "for purposes of its own."
+            )
+        per_epoch = _steps_per_epoch(data, trainer, accumulated * draws)
         limits = [trainer.max_steps, trainer.max_epochs and trainer.max_epochs * per_epoch]
         size = min(data.batch_size, len(data.train))
         limited = trainer.limit_train_batches or trainer.overfit_batches
@@ -51,8 +57,9 @@ class Plan:
             checkpoint_every=trainer.checkpoint_every or val_every,
             patience=trainer.patience,
             batch_size=size * accumulated if exact else size,
-            batches=1 if exact else accumulated,
-            left_out=0 if limited else len(data.train) - per_epoch * accumulated * size,
+            batches=1 if exact and draws == 1 else accumulated * draws,
+            draws=draws,
+            left_out=0 if limited else len(data.train) - per_epoch * accumulated * draws * size,
             is_dry_run=trainer.fast_dev_run,
         )
 
@@ -77,6 +84,10 @@ class Plan:
         """Whether a step's metrics are logged."""
         return self.measures(step) or self.audits(step) or self._is_due(step, self.log_every)
 
+    def reads(self, step: int) -> bool:
+        """Whether a step's numbers are read at once: nothing unchecked is logged, evaluated or saved."""
+        return self.logs(step) or self.validates(step) or self.saves(step)
+
     def prints(self, step: int) -> bool:
         """Whether a step's metrics are printed as a line, where there is no progress bar."""
         return self._is_due(step, 10 * self.log_every)
@@ -93,17 +104,19 @@ class Plan:
         return step % every == 0 or step in (1, self.steps)
 
 
-def _steps_per_epoch(data: Any, trainer: Any) -> int:
-    samples, accumulated = len(data.train), trainer.accumulate_grad_batches
+def _steps_per_epoch(data: Any, trainer: Any, each: int) -> int:
+    samples = len(data.train)
     batches = max(1, samples // data.batch_size)  # the last, smaller batch of an epoch is dropped
     for limit in (trainer.limit_train_batches, trainer.overfit_batches):
         batches = min(batches, limit or batches)
-    if batches < accumulated:
+    if batches < each:
+        accumulated = trainer.accumulate_grad_batches
+        taken = f"trainer.accumulate_grad_batches={accumulated}" if accumulated > 1 else f"The strategy's {each} a step"
         raise ValueError(
-            f"trainer.accumulate_grad_batches={accumulated} must be at most {batches}, the batches of an epoch "
-            f"({samples} samples in batches of {data.batch_size})."
+            f"{taken} must be at most {batches}, the batches of an epoch ({samples} samples in batches of "
+            f"{data.batch_size})."
         )
-    return batches // accumulated  # the last batches are dropped as well, where they are too few for a step
+    return batches // each  # the last batches are dropped as well, where they are too few for a step
 
 
 def step_scheduler(scheduler: Any, step: int) -> None:

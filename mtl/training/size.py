@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtl.architectures.read import readers
 from mtl.engine.engine import Engine
 from mtl.model import MultiTaskModel
+from mtl.system.environment import forked_rng
 from mtl.tasks import batch_size
 
 
@@ -36,9 +37,8 @@ def multiply_adds(engine: Engine, inputs: Any) -> int:
     Counted in matrix products, convolutions and attention, by torch; other operations are left out.
     """
     model, training = engine.model, engine.model.training
-    devices = [engine.device] if engine.device.type == "cuda" else []
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), engine.eager_unsharded(), torch.random.fork_rng(devices=devices), _untrained(model), counter:
+    with torch.no_grad(), engine.eager_unsharded(), forked_rng([engine.device]), _untrained(model), counter:
         model.eval()
         features = engine.features(inputs)
         for task in model.heads:

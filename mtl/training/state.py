@@ -78,7 +78,8 @@ class TrainState:
     skips: SkipCounts = field(default_factory=SkipCounts)
     unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, samples that could not be read
     labelled: set[str] = field(default_factory=set)  # tasks that a training step has had labels of
-    peak_memory: int | None = None  # bytes that one step on the CPU allocates at most
+    peak_memory: int | None = None  # bytes that one step allocates at most
+    peaks: dict[str, int] = field(default_factory=dict)  # the same by kind of step
     seconds: float = 0.0  # of training, over all the processes that the run took
 
     def __post_init__(self) -> None:
@@ -121,6 +122,7 @@ class TrainState:
             "skips": asdict(self.skips),
             "unreadable": self.unreadable_on_all_ranks(),
             "labelled": sorted(self.labelled),
+            "peaks": dict(self.peaks),
             **{name: getattr(self, name) for name in PLAIN},
         }
 
@@ -143,6 +145,7 @@ class TrainState:
         self.skips = SkipCounts(**state["skips"])
         self.unreadable = copy.deepcopy(state["unreadable"])
         self.labelled = set(state.get("labelled", [task.name for task in self.tasks]))
+        self.peaks = dict(state.get("peaks", {}))
         for name in PLAIN:
             setattr(self, name, copy.deepcopy(state[name]))
         if state["scaler"] is not None and self.engine.precision.scaler is not None:

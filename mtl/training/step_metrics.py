@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.descriptions import TOLERANCE
+from mtl.gradients.transfer import HostCopy, widest
 from mtl.strategies import AuditResult, StepResult
 from mtl.system.timer import StepTimer
 
@@ -23,24 +24,37 @@ class StepValues:
     weights: dict[str, float]
     grad_norm: float
 
-    @classmethod
-    def read(cls, result: StepResult, grad_norm: Tensor) -> StepValues:
-        """One transfer from the device for all of them."""
-        scalars = [*result.losses.values(), *result.weights.values()]
-        values = [value.double() for value in scalars]
-        norm = grad_norm.double().to(values[0].device if values else "cpu")
-        numbers = torch.stack([*values, norm]).tolist()
-        count = len(result.losses)
-        return cls(
-            dict(zip(result.losses, numbers[:count], strict=True)),
-            dict(zip(result.weights, numbers[count:-1], strict=True)),
-            numbers[-1],
-        )
-
     @property
     def is_finite(self) -> bool:
         """Whether the losses and the norm are finite."""
         return all(map(math.isfinite, [*self.losses.values(), self.grad_norm]))
+
+
+class StepNumbers:
+    """The same on their way from the device, in one copy that nothing waits for until ``read``.
+
+    ``finite``: whether the losses and the norm are, as a scalar on the device.
+    """
+
+    def __init__(self, result: StepResult, grad_norm: Tensor) -> None:
+        self._result = result
+        scalars = [*result.losses.values(), *result.weights.values()]
+        device = scalars[0].device if scalars else grad_norm.device
+        kind = widest(device)
+        norm = grad_norm.to(device, kind)
+        numbers = torch.cat([torch.stack(scalars).to(kind), norm[None]]) if scalars else norm[None]
+        count = len(result.losses)
+        self.finite = torch.cat([numbers[:count], numbers[-1:]]).isfinite().all()
+        self._copy = HostCopy(numbers)
+
+    def read(self) -> StepValues:
+        """Wait for them."""
+        numbers, count = self._copy.read(), len(self._result.losses)
+        return StepValues(
+            dict(zip(self._result.losses, numbers[:count], strict=True)),
+            dict(zip(self._result.weights, numbers[count:-1], strict=True)),
+            numbers[-1],
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,8 @@ def step_metrics(
     if values.losses:
         metrics["loss/total"] = sum(values.losses.values())
     metrics |= {f"weight/{name}": weight for name, weight in values.weights.items()}
+    for group, weights in result.group_weights.items():
+        metrics |= {f"rule_weight/{group}/{name}": weight for name, weight in weights.items()}
     metrics |= {"grad_norm": values.grad_norm, "lr": outcome.lr}
     metrics |= {f"lr/{name}": rate for name, rate in outcome.rates.items()}
     if result.gram is not None:

@@ -55,5 +55,6 @@ def run_summary(
         "device": environment.device_name(next(state.model.parameters()).device),
         "samples": {split: len(getattr(data, split)) for split in ("train", "val", "test")},
         "memory/peak": last.get("memory/peak"),
+        "memory/peak_by_step": state.peaks,
         "versions": environment.describe(),
     }

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
+from mtl.gradients.transfer import send
 from mtl.weightings.adam import Adam
 from mtl.weightings.task_weighting import TaskWeighting
 
@@ -66,9 +67,7 @@ class GradNorm(TaskWeighting):
             return
         assert gram is not None, "GradNorm needs the Gram matrix of every step"
         values = self.vector(losses).to(self.current)
-        diagonal = gram.diagonal().clamp(min=0).sqrt().float()
-        # A blocking copy would wait for all work queued on the GPU.
-        diagonal = diagonal.to(self.current.device, non_blocking=self.current.is_cuda)
+        diagonal = send(gram.diagonal().clamp(min=0).sqrt().float(), self.current.device)
         norms = self.vector(dict(zip(losses, diagonal.unbind(), strict=True)))
         known = values.isfinite() & norms.isfinite()
         self.first.copy_(torch.where(known & self.first.isnan(), values, self.first))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
+from mtl.gradients.transfer import send
 from mtl.weightings.task_weighting import TaskWeighting
 
 
@@ -45,8 +46,7 @@ class Random(TaskWeighting):
 
     def _draw(self) -> None:
         weights = torch.randn(len(self._index), generator=self.generator).softmax(0)
-        # A blocking copy would wait for all work queued on the GPU.
-        self.current.copy_(weights, non_blocking=self.current.is_cuda)
+        self.current.copy_(send(weights, self.current.device))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the tasks and the generator's state."""

@@ -31,20 +31,25 @@ KINDS = {
     "rule on sums": ["strategy=mgda", "strategy.space=features_sum"],
     "rule on parameters": ["strategy=mgda", "strategy.space=parameters"],
     "rule on rows": ["strategy=moco", "strategy.space=parameters"],
+    "rotations": ["strategy=rotograd"],
 }
 OPTIONS = {
     "dselect_k": ["architecture.entropy=0.1"],
     "ltb": ["architecture.warm_up=0.2"],
     "lora": ["architecture.dropout=0"],
 }
-SILENT = ("nddr", "film", "lora")  # they log nothing of themselves
+SILENT = ("nddr", "film", "lora", "rotograd")  # they log nothing of themselves
 TRANSFORMER = {"lora": ["backbone=vit_tiny", "backbone.name=test_vit"]}
 PLAIN = [
     "~backbone", "+backbone._target_=support.networks.Deterministic", "data.image_size=8", "device=cpu",
     "optimizer=sgd", "scheduler=constant", "trainer.log_every=1",
 ]  # fmt: skip
 # Where no two heads read a feature in common, a rule at the features is refused.
-KINDS_OF = {"film": [kind for kind in KINDS if not kind.startswith("rule") or kind.startswith("rule on param")]}
+ALL = [kind for kind in KINDS if kind != "rotations"]  # which one architecture has, and no other strategy trains
+KINDS_OF = {
+    "film": [kind for kind in ALL if not kind.startswith("rule") or kind.startswith("rule on param")],
+    "rotograd": ["rotations"],
+}
 ON_MAPS = {"mtan": ["backbone=tiny_resnet"]}  # it attends to maps
 
 
@@ -58,7 +63,7 @@ ON_A_STEM = {"mmoe": ["architecture.from_stage=1"], "dselect_k": ["architecture.
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in options("architecture") for kind in KINDS_OF.get(name, KINDS)]
+    ("name", "kind"), [(name, kind) for name in options("architecture") for kind in KINDS_OF.get(name, ALL)]
 )
 def test_trains_and_goes_on_to_the_last_bit(name, kind):
     goes_on(configuration(*setting(name, SETTING), *KINDS[kind]))

@@ -39,7 +39,9 @@ def built(*overrides):
 
 
 def one_step(parts, state):
-    inputs, targets = next(iter(Batches(parts.data.train, sequential(4, 4), seed=0)))
+    inputs, targets = batch = next(iter(Batches(parts.data.train, sequential(4, 4), seed=0)))
+    if state.strategy.draws > 1:
+        state.strategy.look(state.engine, [batch] * state.strategy.draws, lr=1e-3)
     result = state.strategy.step(state.model, state.tasks, inputs, targets, measure=True)
     assert all(torch.isfinite(loss) for loss in result.losses.values())
     state.optimizer.step()
@@ -49,7 +51,8 @@ def one_step(parts, state):
 @pytest.mark.parametrize("group", ["weighting", "strategy", "optimizer", "scheduler", "trainer", "tracker"])
 def test_every_option_is_built_and_takes_a_step(group):
     for option in options(group):
-        one_step(*built(f"{group}={option}"))
+        rotations = ["architecture=rotograd"] if option == "rotograd" else []
+        one_step(*built(f"{group}={option}", *rotations))
 
 
 # dataset takes one of the user's: tests/data/test_dataset.py
@@ -382,7 +385,7 @@ MISTAKES = [
     (["+losses._target_=torch.nn.CrossEntropyLoss"], "losses.left is not an argument of torch.nn.CrossEntropyLoss"),
     (["trainer.mode=up"], "trainer.mode=up must be one of min, max, null."),
     (["tracker.mode=on"], "tracker.mode=on must be one of null, online, offline, disabled."),
-    (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number> or mps."),
+    (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number>, xpu, xpu:<number> or mps."),
     (["device=cuda:99"], "device=cuda:99 is not on this machine; there are"),
     (["resume=/nowhere/at/all"], "resume=/nowhere/at/all does not exist"),
     (

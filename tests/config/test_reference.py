@@ -58,7 +58,9 @@ def test_help_says_what_the_schema_says():
 
 def test_the_comment_that_a_file_begins_with(tmp_path):
     file = Path(tmp_path / "a.yaml")
-    file.write_text("# @package _global_\n# mtl-train +a=b\n# One thing\n#   as in this\n# and more.\na: 1  # not this\n# nor this\n")
+    file.write_text(
+        "# @package _global_\n# mtl-train +a=b\n# One thing\n#   as this\n# and more.\na: 1  # not this\n# nor this\n"
+    )
     assert reference.meaning_of(file) == "One thing and more."
     file.write_text("a: 1\n")
     assert reference.meaning_of(file) == ""

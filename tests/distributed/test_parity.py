@@ -30,6 +30,9 @@ FAST = {
     "MGDA-every": dict(strategy="MGDA", every=2),
     "MGDA-part": dict(strategy="MGDA", space="parameters", part="4", absent=True),
     "MGDA-part-every-audit": dict(strategy="MGDA", space="parameters", part="4", every=2, audit=True),
+    "rotograd": dict(strategy="rotograd", kind="rotated", absent=True),
+    "MGDA-groups": dict(strategy="MGDA", space="parameters", groups="layer", absent=True, kind="deep", share=["2"]),
+    "GradVac-groups": dict(strategy="GradVac", space="parameters", groups=["1"], absent=True, every=2),
     **{f"{s}-sharded": dict(strategy=s, shard="backbone", max_norm=0.1) for s in ("naive", "detached", "MGDA")},
     **{f"{s}-all-sharded": dict(strategy=s, shard="all", absent=True) for s in ("detached", "MGDA")},
     **{

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from support.composing import options
+from omegaconf import OmegaConf
+from support.composing import option, options
 from support.guides import DOCS, guide
 
 import mtl
@@ -15,7 +16,9 @@ pytest.importorskip("sphinx")
 sys.path.insert(0, str(DOCS))
 
 import generated
+import links
 import mathml
+import strategy_table
 
 sys.path.remove(str(DOCS))
 
@@ -30,7 +33,7 @@ def strategies():
 
 
 def test_every_rule_says_what_it_promises_and_where_it_fails(strategies):
-    assert set(strategies) == set(options("strategy")) - {"naive", "detached"}
+    assert set(strategies) == set(options("strategy"))
     assert all(row[1] and row[2] and row[5] for row in strategies.values())
 
 
@@ -39,11 +42,10 @@ def test_the_smallest_cosine_is_that_of_the_definition(strategies):
     for name in ("upgrad", "dualproj", "mgda", "nash_mtl", "fairgrad", "config"):
         assert not strategies[name][2].startswith("−"), name
     generator, worst = torch.Generator().manual_seed(0), 1.0
-    for draw in range(generated.DRAWS):
+    for draw in range(strategy_table.DRAWS):
         count = 2 + draw % 7
         rows = torch.randn(count, 20, generator=generator, dtype=torch.float64)
         rows *= 100 ** torch.rand(count, 1, generator=generator, dtype=torch.float64)
-        torch.rand(count, generator=generator, dtype=torch.float64)
         worst = min(worst, *(torch.cosine_similarity(row, rows.sum(0), dim=0).item() for row in rows))
     assert strategies["sum"][2] == f"{worst:.2g}".replace("-", "−") and worst < -0.1
 
@@ -56,30 +58,26 @@ def test_imtl_g_can_hurt_every_task_as_its_docstring_says():
 
 
 def test_the_times_are_those_of_the_study():
-    times = generated.measured_times()
+    times = strategy_table.measured_times()
     assert times["MGDA"] == "0.080" and times["FairGrad"] == "0.131" and len(times) >= 20
 
 
 def test_what_a_rule_needs_is_what_it_declares(strategies):
     for name, row in strategies.items():
-        cls = getattr(
-            mtl.rules,
-            generated.yaml.safe_load((CONF / "strategy" / f"{name}.yaml").read_text())["rule"]["_target_"].rpartition(
-                "."
-            )[2],
-        )
-        assert ("the rows" in row[3]) == cls.needs_rows and ("state for each task" in row[3]) == cls.per_task_state
+        cls = strategy_table.method_of(OmegaConf.load(CONF / "strategy" / f"{name}.yaml"))
+        assert ("the rows" in row[3]) == getattr(cls, "needs_rows", False)
+        assert ("state for each task" in row[3]) == getattr(cls, "per_task_state", False)
 
 
-def test_every_rule_weighting_and_architecture_is_in_the_reference():
-    for package in ("rules", "weightings", "architectures"):
-        text = (DOCS / "reference" / f"{package}.md").read_text()
-        module = getattr(mtl, package, None) or __import__(f"mtl.{package}", fromlist=["x"])
-        for group in (CONF / package.rstrip("s").replace("rule", "strategy")).glob("[!_]*.yaml"):
-            config = generated.yaml.safe_load(group.read_text())
-            name = (config.get("rule") or config)["_target_"].rpartition(".")[2]
-            if hasattr(module, name):
-                assert f"mtl.{package}.{name}\n" in text and f"## {name}\n" in text, name
+@pytest.mark.parametrize("group", ["strategy", "weighting", "architecture"])
+def test_every_method_is_in_the_reference(group):
+    for name in options(group):
+        config = option(group, name)
+        for node in (config, config.get("rule")):
+            if node is not None:
+                package, _, method = node["_target_"].rpartition(".")
+                text = (DOCS / "reference" / f"{package.removeprefix('mtl.')}.md").read_text()
+                assert f"autoclass:: {package}.{method}\n" in text and f"## {method}\n" in text, method
 
 
 def test_every_metric_and_every_key_has_a_row():
@@ -101,14 +99,14 @@ def test_every_option_has_words():
 def test_every_guide_is_in_a_list_of_the_index():
     text = [(DOCS / "index.md").read_text()]
     app = type("App", (), {"srcdir": DOCS})
-    generated.prepare(app, "index", text)
+    links.prepare(app, "index", text)
     named = re.findall(r"^guide/(\w+)$", text[0], re.MULTILINE)
     assert sorted(named) == sorted(page.stem for page in (DOCS / "guide").glob("*.md"))
 
 
 def test_links_out_of_the_site_are_downloads():
     text = ["[a](../../examples/README.md) [b](../../examples/plain_pytorch.py) [`c`](../../mtl/rules) [d](choose.md)"]
-    generated.prepare(type("App", (), {"srcdir": DOCS}), "guide/x", text)
+    links.prepare(type("App", (), {"srcdir": DOCS}), "guide/x", text)
     assert text[0] == "[a](path:../../examples/README.md) [b](../../examples/plain_pytorch.py) `c` [d](choose.md)"
 
 

@@ -216,7 +216,7 @@ def test_an_evaluation_is_not_compiled(backend, tmp_path):
         (["trainer.accumulate=all"], "trainer.accumulate=all must be one of micro, exact."),
         (["trainer.devices=0"], "trainer.devices=0 must be 1 or more."),
         (["device=cuda:7"], "device=cuda:7 is not on this machine; there are"),
-        (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number> or mps."),
+        (["device=gpu"], "device=gpu must be auto, cpu, cuda, cuda:<number>, xpu, xpu:<number> or mps."),
     ],
 )  # fmt: skip
 def test_mistakes(options, words):

@@ -97,8 +97,9 @@ def whole_and_parts(tmp_path, *overrides):
 
 @pytest.mark.parametrize("choice", [f"strategy={s}" for s in STRATEGIES] + [f"weighting={w}" for w in WEIGHTINGS])
 def test_with_every_strategy_and_weighting(tmp_path, choice):
-    whole, parts = whole_and_parts(tmp_path, choice)
-    run(parts, choice, "trainer.checkpoint_every=5", "resume=auto")
+    choices = [choice, "architecture=rotograd"] if choice == "strategy=rotograd" else [choice]
+    whole, parts = whole_and_parts(tmp_path, *choices)
+    run(parts, *choices, "trainer.checkpoint_every=5", "resume=auto")
     assert_same(left_by(whole), left_by(parts))
 
 
@@ -109,6 +110,9 @@ def test_with_every_strategy_and_weighting(tmp_path, choice):
         ["trainer.precision=bf16", "trainer.channels_last=true"],
         ["trainer.accumulate_grad_batches=2"],
         ["trainer.accumulate_grad_batches=2", "trainer.accumulate=exact", "strategy=mgda"],
+        ["strategy=mgda", "strategy.smoothing=0.9", "strategy.every=2", "+strategy.rule.preference.left=2"],
+        ["strategy=pcgrad", "strategy.space=parameters", "strategy.part=layers.6"],
+        ["strategy=gradvac", "strategy.space=parameters", "strategy.groups=layer"],
     ],
     ids=" ".join,
 )

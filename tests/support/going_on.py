@@ -19,9 +19,14 @@ def built_from(cfg):
 def take_steps(data, state, numbers):
     """Some steps as the loop takes them; in one of them a task has no labels."""
     for step in numbers:
-        inputs, targets = data.train.batch(list(range(8 * step, 8 * step + 8)), epoch=0)
+        draws = state.strategy.draws
+        numbered = [8 * (draws * step + draw) for draw in range(draws)]
+        batches = [data.train.batch(list(range(first, first + 8)), epoch=0) for first in numbered]
+        inputs, targets = batches[-1]
         if step == 3:
             del targets[state.tasks[1].name]
+        if draws > 1:
+            state.strategy.look(state.engine, batches, state.optimizer.param_groups[0]["lr"])
         state.optimizer.zero_grad()
         for module in (module for module in state.model.modules() if hasattr(module, "at")):
             module.at(step + 1, 10)

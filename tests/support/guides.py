@@ -28,7 +28,7 @@ def commands(text):
 def write_files(text, folder):
     """Write the blocks that begin with a file's name, as ``# my_conf/heads/mine.yaml``, into a folder."""
     for block in blocks(text, "yaml") + blocks(text, "python"):
-        name = re.match(r"# (\S+\.(?:yaml|py))\n", block)
+        name = re.match(r"(?:# @package \S+\n)?# (\S+\.(?:yaml|py))\n", block)
         if name:
             file = folder / name[1]
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mtl import rules, weightings
+from mtl.architectures.rotograd import Rotation
 from mtl.distributed import sharding
 from mtl.distributed.collectives import get_rank, get_world_size, is_distributed
 from mtl.distributed.data_parallel import all_parameters_used, data_parallel
@@ -17,7 +18,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.weighting import observe_after_update
 from mtl.losses import MaskedL2
 from mtl.model import MultiTaskModel
-from mtl.strategies import Balanced, Detached, Naive
+from mtl.strategies import Balanced, Detached, Naive, RotoGrad
 from mtl.tasks import Task, loss_modules
 from mtl.training.nonfinite import GradientNorm
 
@@ -46,7 +47,20 @@ class PyramidHead(nn.Module):
         return self.linear(z[0].mean((2, 3)))
 
 
-HEADS = {"pyramid": PyramidHead, "deep": lambda: nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))}
+class Rotated(nn.Sequential):
+    """A head behind a rotation that is not the identity."""
+
+    def __init__(self):
+        super().__init__(Rotation(), nn.Linear(8, 3))
+        self(torch.zeros(1, 8))
+        nn.init.normal_(self[0].skew, std=0.3)
+
+
+HEADS = {
+    "rotated": Rotated,
+    "pyramid": PyramidHead,
+    "deep": lambda: nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)),
+}
 
 
 def trunk(kind):
@@ -90,6 +104,8 @@ def strategy_of(name, tasks, weighting="equal", **options):
     weighting = WEIGHTINGS[weighting](tasks)
     if name in ("naive", "detached"):
         return {"naive": Naive, "detached": Detached}[name](weighting, **options)
+    if name == "rotograd":
+        return RotoGrad(weighting, rules.RotoGradScale(len(tasks)), tasks, **options)
     return Balanced(weighting, make_rule(name, len(tasks)), tasks, **options)
 
 

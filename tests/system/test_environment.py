@@ -34,7 +34,7 @@ def test_a_seed_is_for_every_generator():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpu", "device=gpu must be auto, cpu, cuda, cuda:<number> or mps."),
+        ("gpu", "device=gpu must be auto, cpu, cuda, cuda:<number>, xpu, xpu:<number> or mps."),
         ("cuda:99", "device=cuda:99 is not on this machine; there are .*cpu."),
     ],
 )
