@@ -1,38 +1,154 @@
-"""One self-contained HTML file: the comparison's numbers as JSON, with the page's style and script."""
+"""One self-contained HTML file: tables and runs as JSON, figures as Plotly draws them, and Plotly itself."""
 
 from __future__ import annotations
 
-import base64
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
-from mtl.delta_m import task_of
-from mtl.descriptions import DESCRIPTIONS, SMALL_COSINES
+from mtl.report import figures
 from mtl.report.compare import Comparison, Row
-from mtl.report.runs import Run, flatten
-from mtl.report.sharing import is_of_one_run
-from mtl.report.tables import Table, finite_or_none, format_number, summary_line, tables
-from mtl.report.timing import SHARED
+from mtl.report.content import content_of, descriptions
+from mtl.report.figures.conflict import has_conflict
+from mtl.report.figures.cost import qualities
+from mtl.report.figures.curves import curve_names
+from mtl.report.figures.sharing import has_sharing
+from mtl.report.figures.tradeoffs import metric_pairs
+from mtl.report.tables import Table
 
 HERE = Path(__file__).parent
-NUMBERS = 500_000  # most numbers in all curves of a page: about 4 MB
-POINTS = (20, 200)  # fewest and most points of a curve
-IMAGES = 4_000_000  # most bytes of example predictions in a page
-EXAMPLES = 6  # most example predictions of a row
+Choices = Mapping[str, Mapping[str, str]]  # what a reader may choose, each with the figure's arguments
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure in a section; ``choices``: the figures to choose from, in a field called ``label``."""
+
+    draw: Callable[..., go.Figure]
+    label: str = ""
+    choices: Callable[[Comparison], Choices] = lambda runs: {"": {}}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Panels below a heading; a panel without data is left out. ``rows``: of one row, where that holds, to choose."""
+
+    id: str
+    title: str
+    panels: tuple[Panel, ...]
+    rows: Callable[[Row], bool] | None = None
+    text: str = ""
+    table: Callable[[Comparison], Table] | None = None  # shown folded, below the panels
+
+
+def _pairs(runs: Comparison) -> Choices:
+    return {f"{x} and {y}": {"x": x, "y": y} for x, y in metric_pairs(runs)}
+
+
+def _metrics(runs: Comparison) -> Choices:
+    return {name: {"metric": name} for name in curve_names(runs)}
+
+
+def _quality_first(runs: Comparison) -> Choices:
+    """As ``_metrics``, with the first metric of validation that is no loss in front."""
+    known = _metrics(runs)
+    first = next((name for name in known if name.startswith("val/") and "loss" not in name), None)
+    return ({first: known[first]} if first else {}) | dict(known)
+
+
+# The page, from its top to its bottom: the table of results is above, examples and runs are below.
+SECTIONS = (
+    Section(
+        "tradeoffs",
+        "Trade-offs",
+        (
+            Panel(figures.tradeoffs, "metrics", _pairs),
+            Panel(figures.cost, "quality", lambda runs: {name: {"quality": name} for name in qualities(runs)}),
+        ),
+    ),
+    Section(
+        "curves",
+        "Curves",
+        (Panel(figures.curves, "metric", _metrics), Panel(figures.curves, "metric", _quality_first)),
+    ),
+    Section(
+        "conflict",
+        "Gradient conflict and task weights",
+        (Panel(figures.cosines), Panel(figures.conflict), Panel(figures.norms), Panel(figures.weights)),
+        rows=has_conflict,
+        table=descriptions,
+    ),
+    Section(
+        "sharing",
+        "What the architecture decides",
+        (
+            Panel(figures.gates),
+            Panel(figures.entropies),
+            Panel(figures.selected),
+            Panel(figures.alphas),
+            Panel(figures.penalties),
+        ),
+        rows=has_sharing,
+        text="The mean of a batch. Gates are those of one run, the first seed's, because an expert's number means "
+        "nothing in another; the rest is averaged over the finished runs.",
+    ),
+)
 
 
 def page(comparisons: Sequence[Comparison], title: str) -> str:
     """The HTML of the page. Content from runs is embedded as JSON and shown as text, so it cannot inject markup."""
-    content = json.dumps({"title": title, "comparisons": [_content(c) for c in comparisons]}, allow_nan=False)
-    content = content.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    content, drawn = contents(comparisons, title)
+    return fill(content, drawn)
+
+
+def contents(comparisons: Sequence[Comparison], title: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the page shows: its content, and its figures by their ids, each as JSON."""
+    drawn: dict[str, str] = {}
+    content = [content_of(c) | {"sections": list(_sections(c, f"{i}-", drawn))} for i, c in enumerate(comparisons)]
+    return {"title": title, "comparisons": content}, drawn
+
+
+def _sections(runs: Comparison, prefix: str, drawn: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The sections with something to show; their figures are added to ``drawn``, each once."""
+    ids: dict[tuple[Any, ...], str | None] = {}
+
+    def id_of(draw: Callable[..., go.Figure], arguments: Mapping[str, str]) -> str | None:
+        key = (draw, *arguments.values())
+        if key not in ids:
+            figure = draw(runs, **arguments)
+            ids[key] = f"{prefix}{len(drawn)}" if figure.data or figure.layout.meta["caption"] else None
+            if ids[key] is not None:
+                drawn[f"{prefix}{len(drawn)}"] = _json(figure.to_plotly_json())
+        return ids[key]
+
+    for section in SECTIONS:
+        rows = [row.label for row in runs.rows if section.rows(row)] if section.rows else None
+        panels = []
+        for panel in section.panels:
+            choices = panel.choices(runs) if rows is None else {label: {"row": label} for label in rows}
+            found = {choice: id_of(panel.draw, arguments) for choice, arguments in choices.items()}
+            found = {choice: name for choice, name in found.items() if name is not None}
+            panels += [{"name": panel.draw.__name__, "label": panel.label, "figures": found}] * bool(found)
+        if panels:
+            shown = {"id": section.id, "title": section.title, "text": section.text, "rows": rows, "panels": panels}
+            yield shown | {"table": asdict(section.table(runs)) if section.table else None}
+
+
+def fill(content: Mapping[str, Any], drawn: Mapping[str, str], live: bool = False) -> str:
+    """The page with this content, and with figures that are parsed one by one, when they are drawn.
+
+    A ``live`` page asks the server that it came from for what is new (mtl.report.watch); any other one asks nobody.
+    """
     parts = {name: (HERE / f"page.{name}").read_text() for name in ("html", "css", "js")}
-    parts |= {"title": html.escape(title), "data": content}
+    scripts = [f'<script id="{name}" type="application/json">{figure}</script>' for name, figure in drawn.items()]
+    parts |= {"title": html.escape(content["title"]), "plotly": get_plotlyjs(), "data": _json(content)}
+    parts |= {"figures": "\n".join(scripts), "connect": "'self'" if live else "'none'"}
     before, *pieces = parts["html"].split("<!--")
     for piece in pieces:  # in one pass, so that inserted text is never expanded
         name, _, after = piece.partition("-->")
@@ -40,182 +156,7 @@ def page(comparisons: Sequence[Comparison], title: str) -> str:
     return before
 
 
-def _content(comparison: Comparison) -> dict[str, Any]:
-    names = [_series_names(row) for row in comparison.rows]
-    points = max(POINTS[0], min(POINTS[1], NUMBERS // max(1, 3 * sum(map(len, names)))))
-    steps: dict[tuple[float, ...], int] = {}
-    budget = [IMAGES]
-    rows = [_row(row, own, points, steps, budget) for row, own in zip(comparison.rows, names, strict=True)]
-    metrics = comparison.metrics.items()
-    return {
-        "data": comparison.data,
-        "summary": summary_line(comparison),
-        "metrics": [{"name": name, "task": task_of(name), "higher": higher} for name, higher in metrics],
-        "tables": [_table(table) for table in tables(comparison)],
-        "rows": rows,
-        "steps": list(steps),
-        "points": [_point(row, comparison) for row in comparison.candidates if not row.is_baseline and row.finished],
-        "runs": [_run(row, run, comparison) for row in comparison.candidates for run in row.runs.values()],
-        "warnings": comparison.warnings,
-        "notes": comparison.notes,
-        "descriptions": _descriptions(),
-        "smallCosines": SMALL_COSINES,
-    }
-
-
-def _table(table: Table) -> dict[str, Any]:
-    return asdict(table)
-
-
-def _descriptions() -> dict[str, list[list[str]]]:
-    """The lines of the table that says what each metric is, for conflict and for audits."""
-    columns = ("parallel", "orthogonal", "opposed")
-    lines: dict[str, list[list[str]]] = {"conflict": [], "audit": []}
-    for name, found in DESCRIPTIONS.items():
-        values = [getattr(found, column) for column in columns]
-        short = f"{name}…" if name.endswith("/") else name
-        cells = ["–" if value is None else f"{value:.4g}".replace("-", "−") for value in values]
-        lines[name.partition("/")[0]].append([short, found.words, *cells])
-    return lines
-
-
-def _drawn(row: Row) -> list[Run]:
-    """The runs whose curves are drawn: the finished ones, or all if none is finished."""
-    return list((row.finished or row.runs).values())
-
-
-def _series_names(row: Row) -> list[str]:
-    names = dict.fromkeys(name for run in _drawn(row) for name in run.series)
-    return [name for name in names if not name.startswith("test/")]  # one value is no curve
-
-
-def _series(row: Row, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    found = [run.series[name] for run in _drawn(row) if name in run.series]
-    return found[:1] if is_of_one_run(name) else found
-
-
-def _row(
-    row: Row, names: list[str], points: int, steps: dict[tuple[float, ...], int], budget: list[int]
-) -> dict[str, Any]:
-    curves = {name: _curve(_series(row, name), points) for name in names}
-    described = {}
-    for name, (at, mean, low, high) in curves.items():
-        if len(at):
-            index = steps.setdefault(tuple(at), len(steps))
-            described[name] = {"x": index, "y": mean} | ({"lo": low, "hi": high} if low != mean else {})
-    return {
-        "label": row.label,
-        "tasks": row.first.tasks,
-        "baseline": row.is_baseline,
-        "equal": row.is_equal_weighting,
-        "static": row.is_static,
-        "rank": finite_or_none(row.rank),
-        "values": {name: _interval(found) for name, found in row.metrics.items()},
-        "delta": _interval(row.delta_metric),
-        "seeds": len(row.finished),
-        "unfinished": not row.finished,
-        "seconds": [float(value) for value in np.quantile(row.step_times, (0.25, 0.5, 0.75))]
-        if len(row.step_times)
-        else None,
-        "doubted": bool(row.time and row.time.doubts and row is not row.reference),
-        "shared": bool(row.time and SHARED in row.time.doubts),
-        "space": row.settings.get("strategy.space", "features"),
-        "tolerance": (row.first.config.get("conflict") or {}).get("tolerance", 0),
-        "curves": described,
-        "examples": _examples(row, budget),
-    }
-
-
-def _interval(found: Any) -> list[float | None] | None:
-    return None if found is None else [finite_or_none(found.mean), found.half]
-
-
-def _curve(series: list[tuple[np.ndarray, np.ndarray]], points: int) -> tuple[list, list, list, list]:
-    """Steps, mean, minimum and maximum over the seeds, at the common steps, averaged to at most ``points`` points."""
-    common = series[0][0]
-    for steps, _ in series[1:]:
-        common = np.intersect1d(common, steps)
-    if not len(common):
-        return [], [], [], []
-    values = np.stack([values[np.searchsorted(steps, common)] for steps, values in series])
-    starts = np.unique(np.linspace(0, len(common), min(points, len(common)), endpoint=False).astype(int))
-    ends = np.append(starts[1:], len(common)) - 1
-    counts = np.diff(np.append(starts, len(common)))
-    mean, low, high = (
-        np.add.reduceat(line, starts) / counts for line in (values.mean(0), values.min(0), values.max(0))
-    )
-    return [int(step) for step in common[ends]], _short(mean), _short(low), _short(high)
-
-
-def _short(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.4g}") for value in values]
-
-
-def _point(row: Row, comparison: Comparison) -> dict[str, Any]:
-    """A point of the trade-off plots, selected or not."""
-    values = {name: list(row.test(name).values()) for name in comparison.metrics}
-    means = {name: float(np.mean(found)) for name, found in values.items() if found}
-    where = comparison.rows.index(row) if row in comparison.rows else None
-    return {"label": row.label, "static": row.is_static, "equal": row.is_equal_weighting, "row": where, "values": means}
-
-
-def _run(row: Row, run: Run, comparison: Comparison) -> dict[str, Any]:
-    reference = row.reference or (comparison.methods or comparison.rows)[0]
-    own, other = run.settings, reference.settings
-    changes = [
-        [key, _text(other.get(key)), _text(own.get(key))] for key in {**other, **own} if other.get(key) != own.get(key)
-    ]
-    test = run.summary.get("test", {})
-    return {
-        "label": row.label,
-        "seed": run.seed,
-        "status": run.status,
-        "error": run.error,
-        "folder": run.name,
-        "command": run.command,
-        "selected": row in comparison.rows,
-        "against": reference.label if reference is not row else None,
-        "changes": changes,
-        "config": [[key, _text(value)] for key, value in flatten(run.config).items()] if run is row.first else [],
-        "test": {name: format_number(value, ".4g") for name, value in test.items() if value is not None},
-        "best": finite_or_none(run.summary.get("best", {}).get("monitor")),
-        "monitor": run.monitor,
-        "evaluations": len(run.series.get(f"val/{run.monitor}", [()])[0]),
-    }
-
-
-def _text(value: Any) -> str:
-    return "absent" if value is None else str(value)
-
-
-def _examples(row: Row, budget: list[int]) -> list[dict[str, Any]]:
-    """The example predictions of the first run that has some; ``budget`` is the bytes left for images."""
-    for run in row.runs.values():
-        try:
-            listed = json.loads((run.folder / "examples" / "examples.json").read_text())
-            return [_example(run.folder / "examples", e, budget) for e in listed[:EXAMPLES]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return []
-
-
-def _example(folder: Path, example: dict[str, Any], budget: list[int]) -> dict[str, Any]:
-    tasks = {
-        str(task): {side: _image(folder, shown[side], budget) for side in ("target", "prediction")}
-        for task, shown in example["tasks"].items()
-    }
-    title = f"{example.get('split', '')} {example.get('index', '')}".strip()
-    return {"title": title, "image": _image(folder, example["image"], budget), "tasks": tasks}
-
-
-def _image(folder: Path, shown: Any, budget: list[int]) -> dict[str, str]:
-    """A data URI if ``shown`` names an image in the folder, otherwise text."""
-    text = str(shown)
-    file = folder / Path(text).name
-    if not text.endswith(".png") or not file.is_file():
-        return {"text": text}
-    content = file.read_bytes()
-    if len(content) > budget[0]:
-        return {"text": f"{text} (omitted: the page would be too large)"}
-    budget[0] -= len(content)
-    return {"src": f"data:image/png;base64,{base64.b64encode(content).decode()}"}
+def _json(content: Any) -> str:
+    """JSON that may stand in a script element."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -2,17 +2,17 @@
 
 import base64
 import json
-import re
 import shutil
+import threading
 
 import pytest
 from support.report_runs import accuracies, write_run, write_sharing, write_study
 
+from mtl.report import watch as watching
 from mtl.report.command import report
-from mtl.report.page import POINTS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PLOTS = ("tradeoff", "cost", "curves", "cosines", "fraction", "norms", "weights")
+PLOTS = ("tradeoffs", "cost", "curves", "cosines", "conflict", "norms", "weights")
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC")
 EVIL = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>"
 
@@ -54,31 +54,61 @@ def opened(browser, path, width, scheme):
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on(
         "request",
-        lambda request: None if request.url.startswith(("file:", "data:")) else page.complaints.append(request.url),
+        lambda request: (
+            None if request.url.startswith(("file:", "data:", "blob:")) else page.complaints.append(request.url)
+        ),
     )
     page.goto(path.as_uri())
     return page
+
+
+def drawn(page):
+    """Draw all figures, also those that no reader has scrolled to; returns how many there are."""
+    return page.evaluate(
+        "async () => { const all = [...panels].filter(p => !p.hidden); all.forEach(p => p.show());"
+        " await Promise.all(all.map(p => p.drawn)); return all.length; }"
+    )
+
+
+def visible(page, name):
+    """The names of the visible traces of a panel's figure, each once."""
+    of = "p.querySelector('.plot').data.filter(t => t.visible === true).map(t => t.legendgroup ?? t.name)"
+    found = page.evaluate(f"[...panels].filter(p => p.dataset.plot === '{name}').map(p => {of})")
+    return list(dict.fromkeys(found[0]))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_plot_is_drawn_and_nothing_hangs_over(browser, study, width, scheme):
     page = opened(browser, study, width, scheme)
+    assert drawn(page) == page.locator("figure:visible .plot > .plot-container").count() > len(PLOTS)
     for name in PLOTS:
-        marks = page.locator(f"[data-plot={name}] svg :is(path, circle, rect)")
+        marks = page.locator(f"[data-plot={name}] :is(.scatterlayer, .heatmaplayer) :is(path, image)")
         assert marks.count() > 0, name
-        for mark in marks.all()[:3]:
+        for mark in page.locator(f"[data-plot={name}] .main-svg").all():
             box = mark.bounding_box()
             assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width + 1, name
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(
-        "[...document.querySelectorAll('svg text')].every(t => parseFloat(getComputedStyle(t).fontSize) > 11)"
-    )
     bright = page.evaluate(
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b)"
     )
     assert (bright > 600) if scheme == "light" else (bright < 150)
     assert page.complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_no_serious_fault(browser, study, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(browser, study, width, scheme)
+    drawn(page)
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    found = Axe().run(page).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    page.evaluate("document.body.append(document.createElement('button'))")  # a button without a name
+    assert "button-name" in [v["id"] for v in Axe().run(page).response["violations"]]
     page.close()
 
 
@@ -91,11 +121,13 @@ def test_what_architectures_decide_is_drawn_for_the_chosen_row(browser, tmp_path
     _, folder = report([tmp_path])
     page = opened(browser, folder / "report.html", width, "light")
     page.locator("#sharing select").select_option(label="Detached MMoE")
+    drawn(page)
     shown = page.locator("#sharing figure:visible")
     assert shown.locator(".chip").all_inner_texts() == ["left/0", "left/1", "left"]
-    assert page.locator("[data-plot=sharing-gate] svg path").count() == 2
+    assert page.locator("[data-plot=gates] .scatterlayer .trace").count() == 2
     page.locator("#sharing select").select_option(label="Detached CrossStitch")
-    assert shown.locator(".chip").all_inner_texts() == ["left~right/1"] and shown.locator("svg path").count() == 1
+    drawn(page)
+    assert shown.locator(".chip").all_inner_texts() == ["left~right/1"] and shown.locator(".trace").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth") <= width and page.complaints == []
     page.close()
 
@@ -104,6 +136,7 @@ def test_what_comes_from_a_run_is_text_and_never_markup(browser, study):
     page = opened(browser, study, 1280, "light")
     page.evaluate("document.querySelectorAll('#runs > div > details').forEach(d => { d.open = true; })")
     page.locator("#runs pre").last.wait_for()
+    drawn(page)
     assert page.title() == "study" and page.locator("img[src=x]").count() == 0
     assert page.get_by_text("onerror").count() > 0  # it is there, as text
     assert page.locator("#examples img").count() == 2  # the input and the target; no file from another folder
@@ -114,6 +147,7 @@ def test_what_comes_from_a_run_is_text_and_never_markup(browser, study):
 
 def test_the_table_sorts_and_the_controls_redraw(browser, study):
     page = opened(browser, study, 1280, "light")
+    drawn(page)
     column = page.locator("#results .scroll").first.locator("thead button", has_text="left/accuracy")
     cells = page.locator("#results .scroll").first.locator("tbody tr")
     index = page.locator("#results .scroll").first.locator("thead th").all_inner_texts()
@@ -129,15 +163,58 @@ def test_the_table_sorts_and_the_controls_redraw(browser, study):
     column.click()
     assert values() == sorted(before, reverse=True)
     matrix = page.locator("[data-plot=cosines]")
-    late = matrix.inner_text()
+    late = matrix.locator(".heatmap-label").all_text_contents()
     matrix.locator("input").fill("0")
-    assert matrix.inner_text() != late and "step 10;" in matrix.inner_text()
-    curves = page.locator("[data-plot=curves]").first
-    lines = curves.locator("svg path").count()
-    page.locator("#curves .chip[aria-pressed=true]").first.click()
-    assert curves.locator("svg path").count() < lines
+    assert "10" in matrix.locator(".slider").inner_text()
+    shown = "[...document.querySelectorAll('.heatmap-label')].map(t => t.textContent).join()"
+    page.wait_for_function(f"late => {shown} !== late", arg=",".join(late))
+    curves = visible(page, "curves")
+    page.locator("#filter .chip[aria-pressed=true]", has_text=curves[-1]).first.click()
+    assert visible(page, "curves") == curves[:-1]
+    picture = page.evaluate("Plotly.toImage(document.querySelector('#curves .plot'), { format: 'png' })")
+    assert picture.startswith("data:image/png;base64,") and len(picture) > 5000
+    buttons = page.locator("#curves .modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
+    assert buttons[0].lower() == "download plot as a png"
+    assert not [name for name in buttons if "share" in name.lower() or "cloud" in name.lower()]  # these would upload it
     page.set_viewport_size({"width": 500, "height": 900})
+    fits = "[...document.querySelectorAll('.main-svg')].every(svg => svg.getBoundingClientRect().right <= 500)"
+    page.wait_for_function(f"() => {fits}")
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
+    assert page.complaints == []
+    page.close()
+
+
+def test_search_and_filters_act_on_tables_figures_and_runs(browser, study):
+    page = opened(browser, study, 1280, "light")
+    drawn(page)
+    everything = visible(page, "tradeoffs")
+    page.get_by_label("search").fill("mgda")
+    assert page.locator("#results .scroll").first.locator("tbody tr:visible").count() == 1
+    assert {label for label in visible(page, "tradeoffs") if "static" not in label} == {"MGDA"}
+    assert visible(page, "curves") == ["MGDA"]
+    assert all("MGDA" in text for text in page.locator("#runs summary").all_inner_texts())
+    said = page.locator("#filter [role=status]").inner_text()
+    assert said.startswith("1 of ") and "means are those of all seeds" in said
+    page.get_by_label("search").fill("")
+    page.locator("#filter select").nth(1).select_option("9")
+    assert ["seed 9" in text for text in page.locator("#runs summary").all_inner_texts()] == [True]
+    page.locator("#filter select").nth(1).select_option("")
+    page.locator("#filter select").first.select_option("CAGrad")
+    assert visible(page, "curves") == ["CAGrad"]
+    page.locator("#filter select").first.select_option("")
+    assert visible(page, "tradeoffs") == everything and page.complaints == []
+    page.close()
+
+
+def test_a_printed_page_is_light_and_holds_every_figure(browser, study):
+    page = opened(browser, study, 1280, "dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("() => [...panels].filter(p => !p.hidden).every(p => p.querySelector('.main-svg'))")
+    page.emulate_media(media="print")
+    assert not page.locator("#filter").is_visible() and page.locator("#results details[open]").count() > 0
+    colour = page.evaluate("[...panels][0].querySelector('.plot').layout.paper_bgcolor")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert colour == "#ffffff" != page.evaluate("[...panels][0].querySelector('.plot').layout.paper_bgcolor")
     assert page.complaints == []
     page.close()
 
@@ -145,12 +222,6 @@ def test_the_table_sorts_and_the_controls_redraw(browser, study):
 def sentences(page):
     """All captions and paragraphs of the page, as one text."""
     return "\n".join(page.locator("p.soft, figcaption, #notes li, h3").all_inner_texts())
-
-
-def shade(page, index):
-    """How strong the colour of a cell of the cosine matrix is, from 0 to 1."""
-    fill = page.locator("[data-plot=cosines] svg rect:not(.scale)").nth(index).get_attribute("fill")
-    return float(fill.rpartition(",")[2].strip(" )"))
 
 
 def test_cosines_have_a_fixed_scale_and_a_small_one_is_read_and_not_painted(browser, tmp_path):
@@ -163,10 +234,12 @@ def test_cosines_have_a_fixed_scale_and_a_small_one_is_read_and_not_painted(brow
         )
         (run / "metrics.jsonl").write_text(lines)
     page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
+    drawn(page)
     matrix = page.locator("[data-plot=cosines]")
-    assert "−0.040" in matrix.inner_text() and "−1" in matrix.inner_text()
-    assert shade(page, 1) < 0.05 and matrix.locator("rect.scale").count() > 10
-    assert "a cosine below −0.05" in page.locator("[data-plot=fraction] h3").inner_text()
+    assert "-0.040" in matrix.locator(".heatmap-label").all_text_contents()
+    trace = page.evaluate("document.querySelector('[data-plot=cosines] .plot').data[0]")
+    assert (trace["zmin"], trace["zmax"]) == (-1, 1)
+    assert "a cosine below −0.05" in page.locator("[data-plot=conflict] h3").inner_text()
     page.get_by_text("What these numbers are").click()
     assert page.locator("#conflict td", has_text="share of the pairs with a cosine below").count() == 1
     text = sentences(page)
@@ -191,6 +264,7 @@ def test_a_clear_winner_is_bold_also_where_lower_is_better(browser, tmp_path):
         start = 10 * i  # at once
         write_run(tmp_path / str(i), ("naive", "mgda")[i % 2], i // 2, test, start=start, recorded=recorded)
     page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
+    drawn(page)
     assert [text[:4] for text in page.locator("td.best").all_inner_texts()] == ["0.31"]
     text = sentences(page)
     assert "shared the machine with another run" in text and "Not drawn, because" in text
@@ -207,28 +281,38 @@ def test_a_page_of_one_unfinished_run_and_one_of_two_data_sets(browser, tmp_path
     write_run(tmp_path / "two", test=accuracies(0.5, 0.5), data={"_target_": "mtl.data.scenes.Scenes"})
     page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
     assert page.locator("h2").first.inner_text() == "Digits: test metrics"
-    page.get_by_label("data").select_option("1")
+    page.get_by_label("data").select_option("Scenes")
     assert page.locator("h2").first.inner_text() == "Scenes: test metrics" and page.complaints == []
     page.close()
 
 
-def test_long_curves_are_thinned_to_means_of_neighbours(tmp_path):
-    write_run(tmp_path / "0", test=accuracies(0.5, 0.5), rows=1000)
-    content = (report([tmp_path])[1] / "report.html").read_text()
-    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', content, re.DOTALL)
-    (found,) = json.loads(text)["comparisons"]
-    curve = found["rows"][0]["curves"]["train/loss/left"]
-    assert len(curve["y"]) == POINTS[1] and found["steps"][curve["x"]][-1] == 10000
-    # five neighbours each: 2 / i for i = 1 ... 5
-    assert curve["y"][0] == pytest.approx(sum(2 / i for i in range(1, 6)) / 5, rel=1e-3)
-
-
-def test_every_metric_of_train_and_val_has_a_curve(tmp_path):
-    run = write_run(tmp_path / "0", test=accuracies(0.5, 0.5))
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 50, "epoch": 0.5, "split": "train", "anything/new": 1.0}\n')
-        file.write('{"step": 50, "epoch": 0.5, "split": "test", "loss/left": 1.0}\n')
-    content = (report([tmp_path])[1] / "report.html").read_text()
-    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', content, re.DOTALL)
-    curves = json.loads(text)["comparisons"][0]["rows"][0]["curves"]
-    assert "train/anything/new" in curves and "test/loss/left" not in curves
+def test_a_page_of_runs_that_go_on_is_renewed_where_the_reader_is(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "REST", 0)
+    write_run(tmp_path / "0", test=accuracies(0.5, 0.5))
+    going = write_run(tmp_path / "1", "mgda", status="running", rows=2, trainer={"max_steps": 100})
+    server = watching.watch([tmp_path], "runs", [], "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        line = page.locator("#live tbody tr")
+        line.wait_for()
+        assert "20 of 100 steps" in line.inner_text() and line.locator("progress").get_attribute("value") == "20"
+        assert page.locator("#live [role=status]").inner_text() == "1 finished, 1 running"
+        page.locator("#curves select").first.select_option("train/loss/left")
+        page.get_by_label("search").fill("mgda")
+        (going / "status.json").write_text('{"status": "failed", "error": "ValueError: <b>no</b>"}')
+        page.locator("#runs summary", has_text="failed").wait_for()
+        assert "ValueError: <b>no</b>" in line.inner_text()
+        assert page.locator("#curves select").first.input_value() == "train/loss/left"
+        assert page.get_by_label("search").input_value() == "mgda" and page.locator("#runs summary").count() == 1
+        assert drawn(page) > 0
+        server.shutdown()
+        server.server_close()
+        page.get_by_text("The server does not answer").wait_for()
+    finally:
+        page.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,13 +1,21 @@
 """What gates and α came to, from curves with known numbers."""
 
+import base64
+
+import numpy as np
 import pytest
 from support.report_runs import write_sharing as write
 
+from mtl.report import figures
 from mtl.report.compare import compare
-from mtl.report.page import _content
 from mtl.report.runs import find_runs
 from mtl.report.sharing import COLUMNS
 from mtl.report.tables import tables
+
+
+def numbers(array):
+    """The values of a typed array as a figure has it."""
+    return np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"]) if isinstance(array, dict) else array
 
 
 def described(root):
@@ -58,7 +66,7 @@ def test_runs_without_gates_have_no_such_table(tmp_path):
 def test_the_page_draws_gates_of_one_seed_and_everything_else_of_all(tmp_path):
     for seed, weight in enumerate((0.9, 0.1)):
         write(tmp_path / str(seed), seed, gates((weight, 1 - weight), weight), {"_target_": "mtl.architectures.MMoE"})
-    (row,) = _content(described(tmp_path)[0])["rows"]
-    curves = row["curves"]
-    assert curves["train/architecture/gate/left/0"]["y"][-1] == 0.9
-    assert curves["train/architecture/gate_entropy/left"]["y"][-1] == pytest.approx(0.5)
+    runs = described(tmp_path)[0]
+    drawn = {trace.name: trace for trace in (*figures.gates(runs).data, *figures.entropies(runs).data) if trace.name}
+    assert numbers(drawn["left/0"].y)[-1] == pytest.approx(0.9)
+    assert numbers(drawn["left"].y)[-1] == pytest.approx(0.5)
