@@ -17,6 +17,7 @@ from mtl.jobs.job import command, run_job
 from mtl.jobs.launch import check_devices, launch
 from mtl.jobs.overrides import command_line, config_to_record, name_tracker_run, save_config
 from mtl.jobs.resume import check_same_data, find_checkpoint, restore, wandb_id
+from mtl.jobs.study import pruning
 from mtl.runs import figures
 from mtl.runs.terminal import final_report
 from mtl.system.imports import without_garbage_collection
@@ -62,7 +63,7 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: S
     config = config_to_record(cfg, found)
     save_config(folder, config, arguments)
     with make_tracker(folder, cfg.tracker, config, wandb_id(cfg, found)) as tracker, explained(state):
-        test = fit(state, parts, cfg, tracker, stop)
+        test = fit(state, parts, cfg, tracker, stop, pruning())
         tracker.summarise(run_summary(state, parts.data, test, folder, operations))
         tracker.figures(state.step, lambda: _figures(folder))
     if rank() == 0:

@@ -110,12 +110,18 @@ def check_sweep(overrides: Sequence[str], folder: Path | None) -> None:
         unknown = [value for value in values if not _is_option(key, value, folder)]
         jobs += [[*jobs[0], f"{key}={value}"] for value in unknown[:1]]
     for job in jobs:
-        arguments = job if folder is None else [f"--config-dir={folder}", *job]
-        try:
-            composed = _compose(arguments)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-            raise ConfigError(explain(error, arguments)) from error
-        check(composed)
+        compose_job(job, folder)
+
+
+def compose_job(job: Sequence[str], folder: Path | None) -> DictConfig:
+    """The configuration of one job of a sweep; ConfigError for a mistake in it. ``folder`` is the one of ``-cd``."""
+    arguments = [*job] if folder is None else [f"--config-dir={folder}", *job]
+    try:
+        found = _compose(arguments)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(explain(error, arguments)) from error
+    check(found)
+    return found
 
 
 def _is_option(key: str, value: str, folder: Path | None) -> bool:

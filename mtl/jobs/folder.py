@@ -24,6 +24,8 @@ from mtl.errors import ConfigError
 from mtl.jobs.composition import check_sweep, composed, wants_tracebacks
 from mtl.jobs.overrides import config_folder, overrides, quoted
 from mtl.jobs.resume import newest_run, newest_sweep
+from mtl.jobs.search_checks import check_search
+from mtl.jobs.study import check_storage, is_search
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,10 @@ class CheckFolder(Callback):
 def _prepare(config: DictConfig, kind: str, newest: FindNewest) -> None:
     composed()
     try:
-        if kind == "sweep":
+        searches = kind == "sweep" and is_search(config.hydra)
+        if searches:
+            check_search(config, config_folder(sys.argv[1:]))
+        elif kind == "sweep":
             check_sweep(overrides(config.hydra), config_folder(sys.argv[1:]))
         HydraConfig.instance().set_config(config)  # the folder's name refers to it, and Hydra sets it only later
         if (refusal := plain_secret_error(config, overrides(config.hydra))) is not None:
@@ -102,6 +107,8 @@ def _prepare(config: DictConfig, kind: str, newest: FindNewest) -> None:
         if rank() == 0:
             if config.resume == "auto" or config.skip_finished:
                 _reuse_folder(config, kind, newest)
+            if searches:
+                check_storage(config)
             _make_folder(config, kind)
         if has_several_ranks():
             _share_folder(config, kind)

@@ -39,6 +39,10 @@ class JobFailed(CompactHydraException):
     """A job failed, and its error is in its log. Hydra prints an exception of this kind without a traceback."""
 
 
+class DidNotStart(JobFailed):
+    """A job failed for a mistake in its configuration."""
+
+
 def run_job(body: Body, cfg: DictConfig) -> Any:
     """Run ``body(cfg, folder, stop)`` in Hydra's output folder, and record its log and its status there.
 
@@ -64,7 +68,11 @@ def run_job(body: Body, cfg: DictConfig) -> Any:
         if mistake and HydraConfig.get().mode == RunMode.RUN:
             remove_untrained(folder)
             sys.exit(1)
-        raise _job_failed(f"The run did not start: {folder}" if mistake else f"The run failed: {folder}") from None
+        raise (
+            _job_failed(f"The run did not start: {folder}", DidNotStart)
+            if mistake
+            else _job_failed(f"The run failed: {folder}")
+        ) from None
     finally:
         _free_memory()
     if stop() and HydraConfig.get().mode == RunMode.MULTIRUN:  # too late to stop this run, but no other one must start
@@ -157,10 +165,10 @@ def _failure_status(error: Exception) -> str:
     return "oom" if is_out_of_memory(error) else "failed"
 
 
-def _job_failed(message: str) -> BaseException:
+def _job_failed(message: str, kind: type[JobFailed] = JobFailed) -> BaseException:
     """The exception of a failed job. In a sweep on several ranks it ends the sweep: other ranks may be in the job."""
     together = has_several_ranks() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return SystemExit(1) if together else JobFailed(message)
+    return SystemExit(1) if together else kind(message)
 
 
 def _best_value(folder: Path) -> float | None:

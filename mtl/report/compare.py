@@ -14,6 +14,7 @@ from mtl.delta_m import by_metric, by_task, relative_changes, task_of
 from mtl.report.names import class_name, differing_keys, interpolations_of, is_unbalanced, row_labels
 from mtl.report.notes import notes_on, task_warnings
 from mtl.report.runs import ReportError, Run
+from mtl.report.search import Budget, Searched, searched_keys, searches
 from mtl.report.size import parameters, warnings_on
 from mtl.report.statistics import SEEDS, Interval, bootstrap, clear_winner, interval, mean_ranks, paired_difference
 from mtl.report.timing import TimeRatio, time_ratio
@@ -110,6 +111,11 @@ class Row:
         """The mean over the finished seeds of a step's peak memory, in bytes; NaN if unknown."""
         return fmean([run.peak_memory for run in self.finished.values()] or [math.nan])
 
+    @property
+    def budget(self) -> Budget:
+        """What was tried to select this row: all runs of the settings that differ from it in tuned keys alone."""
+        return Budget.of([run for row in (self, *self.others) for run in row.runs.values()])
+
     def test(self, name: str) -> dict[int, float]:
         """A test metric by seed, for the runs that have it as a finite number."""
         found = {seed: run.summary["test"].get(name) for seed, run in self.finished.items()}
@@ -127,6 +133,7 @@ class Comparison:
     runs: list[Run]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)  # what is said before the tables
+    searches: list[Searched] = field(default_factory=list)
     best: dict[str, Row] = field(
         default_factory=dict
     )  # by metric or Δm, the row that is clearly better than all others
@@ -145,6 +152,8 @@ class Comparison:
 def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
     """One comparison per data set. Values of the ``tune`` keys are selected on validation; other keys make rows.
 
+    The keys that a search has searched are tuned as well.
+
     ReportError for a key in ``tune`` whose value is the same in every run.
     """
     by_data: dict[str, list[Run]] = {}
@@ -158,6 +167,7 @@ def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
         if not any(k == key or k.startswith(f"{key}.") for k in varying):
             some = ", ".join(k for k in varying if not k.endswith("_target_")) or "nothing"
             raise ReportError(f"--tune {key}: no two runs differ in it; they differ in {some}.")
+    tune = list(dict.fromkeys([*tune, *searched_keys(runs)]))
     return [_compare(data, own, tune) for data, own in by_data.items()]
 
 
@@ -172,7 +182,7 @@ def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:
     for row, label in zip(candidates, row_labels(settings, set()), strict=True):
         row.label = row.label or label
     rows.sort(key=lambda row: (not row.is_baseline, not row.is_equal_weighting, not row.is_static, not row.is_plain))
-    comparison = Comparison(data, _metrics(rows), rows, candidates, runs, notes)
+    comparison = Comparison(data, _metrics(rows), rows, candidates, runs, notes, searches=searches(runs, notes))
     _measure(comparison, hidden)
     comparison.notes += notes_on(comparison, hidden)
     comparison.warnings += [*task_warnings(comparison.methods), *warnings_on(comparison.methods)]
@@ -208,10 +218,9 @@ def _select(candidates: list[Row], hidden: set[str], tune: Sequence[str], notes:
         best.others = [row for row in group if row is not best]
         own = [key for key in best.settings if any(key == k or key.startswith(f"{k}.") for k in tune)]
         best.tuned = {key: best.settings[key] for key in own if len({str(row.settings.get(key)) for row in group}) > 1}
-        if len(complete) < len(group):
-            notes.append(
-                f"{len(group) - len(complete)} settings have fewer finished seeds than others, and are not selected."
-            )
+        behind = sum(len(row.finished) < seeds and row.first.status != "pruned" for row in group)
+        if behind:
+            notes.append(f"{behind} settings have fewer finished seeds than others, and are not selected.")
         rows.append(best)
     return rows
 

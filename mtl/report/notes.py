@@ -22,12 +22,16 @@ def notes_on(comparison: Comparison, hidden: set[str]) -> list[str]:
     rows = comparison.rows
     runs = [run for row in rows for run in row.finished.values()]
     notes = [note for run in comparison.runs for note in _run_notes(run)]
+    pruned = sum(run.status == "pruned" for run in comparison.runs)
+    if pruned:
+        notes.append(f"{pruned} runs were pruned by a search.")
     if any(not run.finished for run in comparison.runs):
         notes.append("A run that has not finished is in no mean, no ratio and no curve of a row with finished runs.")
     notes += _seed_notes(rows)
     notes += _metric_notes(comparison)
     notes += _selection_notes(runs)
     notes += _edge_notes(rows)
+    notes += _budget_notes(comparison)
     notes += _unlike_notes(runs, comparison.methods, hidden)
     notes += _baseline_notes(comparison)
     notes += _reference_notes(comparison.methods)
@@ -51,7 +55,7 @@ def task_warnings(methods: Sequence[Row]) -> Iterator[str]:
 def _run_notes(run: Run) -> Iterator[str]:
     if run.status == "running":
         yield f"{run.name} is running, or was killed."
-    elif not run.finished:
+    elif not run.finished and run.status != "pruned":
         note = f"{run.name} is {run.status}{f': {run.error}' if run.error else ''}"
         yield note.rstrip(".") + "."
     elif not run.config:
@@ -110,6 +114,21 @@ def _edge_notes(rows: Sequence[Row]) -> Iterator[str]:
                 edges.setdefault(f"{key}={chosen:g} of {min(tried):g} to {max(tried):g}", []).append(row.label)
     for edge, labels in edges.items():
         yield f"Selected at the edge of what was tried, so a further value may be better: {edge} ({', '.join(labels)})."
+
+
+def _budget_notes(comparison: Comparison) -> Iterator[str]:
+    """What a selection among many trials does to the metrics, and budgets that are not equal; ‡ in the table."""
+    tuned = [row for row in comparison.methods if row.others]
+    if len({row.budget.offered for row in tuned}) > 1:
+        yield (
+            "‡ The budgets differ: the row with more trials or steps has had more chances, and a difference between "
+            "the rows may be the budget's. Give every strategy as many trials of as many steps."
+        )
+    if any(len(row.finished) == 1 and row.others for row in tuned):
+        yield (
+            "A row of one seed is the best of several trials on validation, which flatters its validation metrics: "
+            "train the selected settings again with other seeds before rows are compared."
+        )
 
 
 def _is_number(value: Any) -> bool:

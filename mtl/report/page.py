@@ -69,6 +69,7 @@ SECTIONS = (
         "Trade-offs",
         (
             Panel(figures.tradeoffs, "metrics", _pairs),
+            Panel(figures.fronts, "metrics", _pairs),
             Panel(figures.cost, "quality", lambda runs: {name: {"quality": name} for name in qualities(runs)}),
         ),
     ),

@@ -179,6 +179,8 @@ def read_run(folder: Path, name: str) -> Run:
     status = read_json(folder / "status.json")
     run = Run(folder, name, status=status.get("status", "unknown"), error=status.get("error"))
     run.summary = read_json(folder / "summary.json")
+    if run.summary.get("pruned"):
+        run.status = "pruned"
     run.span, run.host = _span(folder, status, run.summary), status.get("host")
     run.load = status.get("load")
     run.config = read_config(folder / "config.yaml")

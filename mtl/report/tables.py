@@ -12,6 +12,7 @@ from typing import Any
 from mtl.report import sharing, size
 from mtl.report.compare import Comparison, Row
 from mtl.report.names import differences, differing_keys
+from mtl.report.search import FEW, Searched, as_json, settings
 from mtl.report.statistics import CONFIDENCE, RUNS, Interval
 from mtl.report.timing import equal_time, shared_machine
 
@@ -64,7 +65,7 @@ def arrow(higher_is_better: bool | None) -> str:
 
 def tables(comparison: Comparison) -> list[Table]:
     """All tables: metrics, differences, sizes by part, what architectures decided, equal time, interquartile means."""
-    makers = (_main, _differences, _parts, _sharing, _equal_time, _interquartile_means)
+    makers = (_main, _differences, _searches, _fronts_of_searches, _parts, _sharing, _equal_time, _interquartile_means)
     return [table for make in makers if (table := make(comparison)) is not None]
 
 
@@ -77,7 +78,8 @@ def _main(comparison: Comparison) -> Table:
     qualities |= {"Δm by metric": "Δm by metric, % ↓", "Δm by task": "Δm by task, % ↑"} if delta else {}
     header = ["", "seeds", *qualities.values(), *["mean rank"] * ranked]
     titles, sizes = _size_columns(comparison)
-    header += ["step time ×", "memory ×"] * ratio + titles + ["selected on validation"] * tuned
+    header += ["step time ×", "memory ×"] * ratio + titles
+    header += ["selected on validation", "budget: trials × steps"] * tuned
     lines = []
     for row, size_cells in zip(rows, sizes, strict=True):
         count = len(row.finished)
@@ -85,11 +87,17 @@ def _main(comparison: Comparison) -> Table:
         line += [format_interval(row.delta_metric, "+"), format_interval(row.delta_task, "+")] * delta
         line += [format_number(row.rank, ".2f")] * ranked
         line += [format_time(row), format_number(row.memory_ratio, ".2f")] * ratio
-        line += size_cells + [format_settings(row.tuned)] * tuned
+        line += size_cells + [format_settings(row.tuned), _budget(row, comparison)] * tuned
         lines.append(line)
     bold = [(rows.index(row), 2 + list(qualities).index(name)) for name, row in comparison.best.items()]
     title = f"{comparison.data}: test metrics"
     return Table(title, _main_caption(comparison, delta, ranked, ratio), header, lines, bold)
+
+
+def _budget(row: Row, comparison: Comparison) -> str:
+    """What was tried to select a row; ‡ where the strategies have not had equal budgets."""
+    offered = {other.budget.offered for other in comparison.methods if other.others}
+    return f"{row.budget}{' ‡' * (len(offered) > 1 and not row.is_baseline)}"
 
 
 def _size_columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -202,6 +210,44 @@ def _difference(found: Interval | None) -> str:
     return format_interval(found, "+") + " *" * clear
 
 
+def _searches(comparison: Comparison) -> Table | None:
+    """How the trials of each study ended, and how much each searched key matters."""
+    found = comparison.searches
+    keys = list(dict.fromkeys(key for search in found for key in search.importances))
+    lines = [
+        [
+            search.arm,
+            search.objective,
+            *(str(search.ends.get(state, 0)) for state in ("COMPLETE", "PRUNED", "FAIL")),
+            *(format_number(search.importances.get(key, math.nan), ".0%") for key in keys),
+        ]
+        for search in found
+    ]
+    caption = (
+        "Of the variance of an objective over a study's completed trials, the share that each key explains (functional "
+        "ANOVA, Hutter et al. 2014): a large share says that the key matters, not which value is best."
+    )
+    if any(search.few for search in found):
+        caption += f" Of fewer than {FEW} completed trials it is noise."
+    header = ["search", "objective", "completed", "pruned", "failed", *(f"importance of {key}" for key in keys)]
+    return Table(f"{comparison.data}: searches", caption, header, lines) if found else None
+
+
+def _fronts_of_searches(comparison: Comparison) -> Table | None:
+    """The trials of searches for several objectives that no other trial beats in all of them."""
+    by_arm: dict[str, list[Searched]] = {}
+    for search in comparison.searches:
+        by_arm.setdefault(search.arm, []).append(search)
+    lines = [
+        [arm, ", ".join(f"{s.objective} {value:.4g}" for s, value in zip(own, values, strict=True)), settings(params)]
+        for arm, own in by_arm.items()
+        for values, params in own[0].front
+    ]
+    caption = "No other trial of the search is as good in all objectives and better in one; on validation."
+    title = f"{comparison.data}: Pareto fronts of searches"
+    return Table(title, caption, ["search", "objectives", "at"], lines) if lines else None
+
+
 def _parts(comparison: Comparison) -> Table | None:
     """The parameters by part, where an architecture has readers."""
     parts = [size.parameters_by_part(row) for row in comparison.rows]
@@ -295,8 +341,9 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     metrics = {name: {"higher_is_better": higher} for name, higher in comparison.metrics.items()}
     rows = [_row_as_json(row) for row in comparison.rows]
     best = {name: row.label for name, row in comparison.best.items()}
-    said = {"warnings": comparison.warnings, "notes": comparison.notes}
-    return {"data": comparison.data, "metrics": metrics, "rows": rows, "clearly_best": best, **said}
+    searched = [as_json(search) for search in comparison.searches]
+    found = {"data": comparison.data, "metrics": metrics, "rows": rows, "clearly_best": best, "searches": searched}
+    return found | {"warnings": comparison.warnings, "notes": comparison.notes}
 
 
 def _row_as_json(row: Row) -> dict[str, Any]:
@@ -304,6 +351,7 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "label": row.label,
         "baseline": row.is_baseline,
         "selected": row.tuned,
+        "budget": asdict(row.budget),
         "seeds": sorted(row.finished),
         "test": {name: _interval_as_json(found) for name, found in row.metrics.items()},
         "reference": row.reference.label if row.reference else None,

@@ -142,7 +142,7 @@ def overview(sweep: Path) -> str | None:
             [
                 job.name,
                 own,
-                status.get("status", "unknown"),
+                "pruned" if summary.get("pruned") else status.get("status", "unknown"),
                 *(summary.get("test", {}).get(name, "–") for name in names),
             ]
         )

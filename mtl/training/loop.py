@@ -28,12 +28,18 @@ log = logging.getLogger(__name__)
 
 
 def fit(
-    state: TrainState, parts: Parts, cfg: Any, tracker: Tracker | NullTracker, stop: Callable[[], bool] = lambda: False
+    state: TrainState,
+    parts: Parts,
+    cfg: Any,
+    tracker: Tracker | NullTracker,
+    stop: Callable[[], bool] = lambda: False,
+    prune: Callable[[int, float], bool] = lambda step, value: False,
 ) -> dict[str, float]:
     """Train to the end of the plan and return the best model's metrics on the test split.
 
     ``cfg`` is the whole configuration. After each step ``stop`` is asked whether the run must end now: then its state
-    is saved and Preempted raised.
+    is saved and Preempted raised. After each evaluation ``prune`` is asked, with its step and its monitored value,
+    whether a search has seen enough of this run: then training ends there.
     """
     trainer, device = cfg.trainer, parts.device
     plan = Plan.from_data(parts.data, trainer, cfg.conflict, state.strategy.draws)
@@ -43,12 +49,12 @@ def fit(
     read = train_batches(parts.data, cfg, state, plan)
     train = DeviceBatches(read, timer, device, state.tasks, trainer.channels_last)
     update = Update(state, parts, plan, trainer, timer)
-    validation = Validation(state, parts, plan, cfg, tracker)
+    validation = Validation(state, parts, plan, cfg, tracker, prune)
     saver = Saver(state, tracker, trainer.keep, parts.description)
     heap = RetainedHeap(trainer.keep_memory and device.type == "cpu")
     state.model.train()
     with ProgressBar(plan, state.step) as bar, logging_redirect_tqdm(), heap, train as batches:
-        while state.step < plan.steps and not validation.out_of_patience():
+        while state.step < plan.steps and not validation.ends():
             # --- one training step
             step = state.step + 1
             outcome = update(batches, plan.measures(step), plan.audits(step), read=plan.reads(step))
@@ -69,7 +75,7 @@ def fit(
                 best = validation.run(step) if plan.validates(step) else None
 
                 # --- once in a while: a checkpoint to resume from
-                last = step == plan.steps or (best is None and validation.out_of_patience())
+                last = step == plan.steps or validation.ends()
                 # Not after the first step: memory is measured in the second, and belongs to the record.
                 asked = any_rank(stop()) and not last and step > 1
                 if best is not None or last or asked or plan.saves(step):
@@ -79,7 +85,8 @@ def fit(
                     log.warning("stopped at step %d as asked; resume=%s goes on from there", step, tracker.folder)
                     raise Preempted
                 if last and step < plan.steps:
-                    log.info("stopped at step %d: %s is best at step %d", step, state.monitor.name, state.best_step)
+                    how = "pruned" if state.pruned else "stopped"
+                    log.info("%s at step %d: %s is best at step %d", how, step, state.monitor.name, state.best_step)
     return evaluate_best(state, parts, plan, cfg, tracker)
 
 

@@ -35,27 +35,27 @@ class Monitor:
 
         ConfigError for a metric that the run does not have, or a ``trainer.mode`` that is missing or contradicts it.
         """
-        directions = _directions(tasks)
+        known = directions(tasks)
         monitor, mode = trainer.monitor, trainer.mode
-        name = monitor if monitor in directions else monitor.removeprefix("val/")
+        name = monitor if monitor in known else monitor.removeprefix("val/")
         if name == "delta_m":
-            return cls(name, _only("min", trainer), DeltaM.from_runs(trainer.baselines, directions))
-        if name not in directions and re.search(r"[-+*()\s]", name):
-            return _of_formula(name, directions, trainer)
-        if name not in directions:
+            return cls(name, _only("min", trainer), DeltaM.from_runs(trainer.baselines, known))
+        if name not in known and re.search(r"[-+*()\s]", name):
+            return _of_formula(name, known, trainer)
+        if name not in known:
             split, _, rest = name.partition("/")
-            other = split in ("train", "test") and rest in directions
+            other = split in ("train", "test") and rest in known
             hint = f"the val split decides, as in trainer.monitor={rest}; " if other else ""
             raise ConfigError(
-                f"trainer.monitor={monitor} is not a metric of this run; {hint}there are {', '.join(directions)}."
+                f"trainer.monitor={monitor} is not a metric of this run; {hint}there are {', '.join(known)}."
             )
-        known = directions[name]
-        if known is None and mode is None:
+        own = known[name]
+        if own is None and mode is None:
             raise ConfigError(
                 f"trainer.monitor={monitor}: the metric does not say whether higher is better; "
                 "give trainer.mode=min or trainer.mode=max."
             )
-        return cls(name, mode if known is None else _only(known, trainer))
+        return cls(name, mode if own is None else _only(own, trainer))
 
     @property
     def better(self) -> str:
@@ -101,7 +101,7 @@ def _of_formula(text: str, directions: Mapping[str, str | None], trainer: Any) -
     return Monitor("monitor", trainer.mode, formula)
 
 
-def _directions(tasks: Sequence[Task]) -> dict[str, str | None]:
+def directions(tasks: Sequence[Task]) -> dict[str, str | None]:
     """The mode of every metric of the val split; None for a metric that does not know."""
     found: dict[str, str | None] = dict.fromkeys(["loss/total", *(f"loss/{task.name}" for task in tasks)], "min")
     for task in tasks:

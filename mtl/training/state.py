@@ -74,6 +74,7 @@ class TrainState:
     best: float | None = None
     best_step: int = 0
     waited: int = 0  # evaluations with a value since the best one
+    pruned: bool = False  # a search has ended the run before its plan; not saved: a resumed run goes on
     best_metrics: dict[str, float] = field(default_factory=dict)
     skips: SkipCounts = field(default_factory=SkipCounts)
     unreadable: dict[str, list[int]] = field(default_factory=dict)  # by split, samples that could not be read

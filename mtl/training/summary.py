@@ -27,6 +27,7 @@ def run_summary(
     last = train[-1] if train else {}
     return {
         "steps": state.step,
+        "pruned": state.pruned,
         "test": test,
         "best": {
             "step": None if state.best is None else state.best_step,

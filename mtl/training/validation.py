@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from mtl.distributed.collectives import any_rank
 from mtl.distributed.sharding import load_full_state_dict
 from mtl.runs import checkpoint
 from mtl.runs.figures import heat_map
@@ -23,13 +24,24 @@ log = logging.getLogger(__name__)
 
 
 class Validation:
-    """Evaluates the val split, compares with the best model so far, and says when patience is at its end."""
+    """Evaluates the val split, compares with the best model so far, and says when training ends before its plan.
 
-    def __init__(self, state: TrainState, parts: Parts, plan: Plan, cfg: Any, tracker: Tracker | NullTracker) -> None:
+    ``prune``: told the step and the monitored value of an evaluation, whether a search ends the run there.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        parts: Parts,
+        plan: Plan,
+        cfg: Any,
+        tracker: Tracker | NullTracker,
+        prune: Callable[[int, float], bool],
+    ) -> None:
         self._state, self._plan, self._tracker, self._device = state, plan, tracker, parts.device
         limit = cfg.trainer.limit_val_batches
         self._limit = "" if limit is None else f" (trainer.limit_val_batches={limit})"
-        self._no_value_said = False
+        self._no_value_said, self._prune = False, prune
         self._batches = eval_batches(parts.data, "val", cfg, state.tasks, state.unreadable)
 
     def run(self, step: int) -> tuple[float, dict[str, float]] | None:
@@ -50,13 +62,15 @@ class Validation:
         step_plateau(state.scheduler, step // self._plan.val_every, value)
         if value is None:
             return None
+        state.pruned = any_rank(self._prune(step, value))
         better = state.monitor.improves(value, state.best)
         state.waited = 0 if better else state.waited + 1
         return (value, metrics) if better else None
 
-    def out_of_patience(self) -> bool:
-        """Whether there has been no better model for ``trainer.patience`` evaluations."""
-        return self._plan.patience is not None and self._state.waited >= self._plan.patience
+    def ends(self) -> bool:
+        """Whether there has been no better model for ``trainer.patience`` evaluations, or the run is pruned."""
+        impatient = self._plan.patience is not None and self._state.waited >= self._plan.patience
+        return impatient or self._state.pruned
 
     def _warn_once(self, step: int, metrics: Mapping[str, float]) -> None:
         """Say that the monitored metric has no value."""

@@ -115,12 +115,35 @@ def test_the_study_has_180_runs():
     }  # fmt: skip
 
 
+STUDIES = sorted({file.parent.parent.name for file in CONF.glob("experiment/*/arm/*.yaml")})
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_what_an_arm_says_counts_in_a_sweep_of_its_study(study):
+    """Hydra puts the sweeper's params before the command line, and the last file of a group wins."""
+    arm = f"+experiment/{study}/arm"
+    for job in jobs_of(f"+experiment={study}"):
+        keys = [override.partition("=")[0] for override in job]
+        assert keys.index("+experiment") < keys.index(arm) and keys.count("+experiment") == 1
+
+
+def test_an_arm_before_its_study_would_lose(tmp_path):
+    (tmp_path / "experiment" / "mine" / "arm").mkdir(parents=True)
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer: {max_steps: 3}\n")
+    (tmp_path / "experiment" / "mine" / "arm" / "long.yaml").write_text(
+        "# @package _global_\ntrainer: {max_steps: 5}\n"
+    )
+    line = [f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine", "+experiment/mine/arm=long"]
+    assert load(line).trainer.max_steps == 5
+    assert load([line[0], line[2], line[1]]).trainer.max_steps == 3
+
+
 def jobs_of(experiment):
     """The overrides of each job of a sweep."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         params = loader.load_configuration("config", [experiment], RunMode.MULTIRUN).hydra.sweeper.params
-        texts = [experiment, *(f"{key}={value}" for key, value in params.items())]
+        texts = [*(f"{key}={value}" for key, value in params.items()), experiment]  # in the sweeper's order
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
         return jobs

@@ -11,6 +11,7 @@ from mtl.report.figures.conflict import conflict, norms
 from mtl.report.figures.cosines import cosines
 from mtl.report.figures.cost import cost
 from mtl.report.figures.curves import curves
+from mtl.report.figures.fronts import fronts
 from mtl.report.figures.reading import of_one_run, read
 from mtl.report.figures.sharing import alphas, entropies, gates, penalties, selected
 from mtl.report.figures.tradeoffs import tradeoffs
@@ -23,6 +24,7 @@ __all__ = [
     "cost",
     "curves",
     "entropies",
+    "fronts",
     "gates",
     "norms",
     "of_one_run",
