@@ -10,7 +10,7 @@ from mtl.config import check, load
 
 ROOT = DOCS.parent
 README = (ROOT / "README.md").read_text()
-OWN = ("heads", "own_data")  # pages with configurations of the reader's, which are run below
+OWN = ("heads", "own_data", "new_project")  # pages with configurations of the reader's: run below and in tests/test_new.py
 FIRST_LINES = [line for line in README.splitlines() if line.startswith("    mtl-train")]
 TRAINED = {
     " ".join(words): words
