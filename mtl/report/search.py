@@ -125,13 +125,13 @@ def _searched(study: Study, prefix: str) -> Iterator[Searched]:
 
 
 def _importances(study: Study, objective: int) -> dict[str, float]:
-    """By functional ANOVA (Hutter et al. 2014), over the completed trials; none where nothing varied."""
+    """By functional ANOVA (Hutter et al. 2014), over the completed trials; none of a single key, which has all."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
     done = study.get_trials(states=(TrialState.COMPLETE,))
     values = [trial.values[objective] for trial in done]
-    if len(set(values)) < 2:
+    if len(set(values)) < 2 or len(done[0].params) < 2:
         return {}
     evaluator = FanovaImportanceEvaluator(seed=0)
     found = get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[objective])

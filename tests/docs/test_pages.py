@@ -10,7 +10,7 @@ from mtl.config import check, load
 
 ROOT = DOCS.parent
 README = (ROOT / "README.md").read_text()
-OWN = ("heads", "own_data", "new_project")  # pages with the reader's own configurations: run below, in tests/test_new.py
+OWN = ("heads", "own_data", "new_project")  # pages with the reader's configurations, run below or in test_new.py
 FIRST_LINES = [line for line in README.splitlines() if line.startswith("    mtl-train")]
 TRAINED = {
     " ".join(words): words

@@ -172,11 +172,12 @@ def test_a_pruned_run_ends_where_the_pruner_says(whole):
         for trial in study.trials:
             run = whole / trial.user_attrs["folder"]
             values = {row["step"]: row["loss/total"] for row in read_metrics(run, "val")}
-            assert trial.intermediate_values == values
+            assert trial.intermediate_values == {step: value for step, value in values.items() if step < 10}
             bad = [
                 step
                 for step in values
-                if completed
+                if step < 10
+                and completed
                 and min(v for s, v in values.items() if s <= step) > median(other[step] for other in completed)
             ]
             assert bad in ([], [max(values)]), "it ends at the first evaluation that is bad"
