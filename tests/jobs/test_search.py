@@ -16,6 +16,7 @@ from mtl.config import CONF
 from mtl.errors import ConfigError
 from mtl.jobs.search_checks import check_search
 from mtl.jobs.search_space import Space
+from mtl.jobs.study import check_storage
 from mtl.runs.files import read_json, read_metrics
 
 PLAIN = [*SHORT, "+backbone._target_=support.runs.Plain", "trainer.examples=0"]
@@ -129,6 +130,16 @@ def test_the_check_fills_in_what_the_metrics_say_of_themselves(application):
     config = composed(*PLAIN, RATE)
     check_search(config, None)
     assert (config.hydra.sweeper.objectives, config.hydra.sweeper.directions) == (["loss/total"], ["minimize"])
+
+
+def test_a_storage_that_is_none_is_refused(application, tmp_path):
+    (tmp_path / "notes.txt").write_text("no journal\n")
+    for storage, words in ((tmp_path / "notes.txt", "cannot be opened"), (tmp_path / "no" / "study.log", "its folder")):
+        with pytest.raises(ConfigError) as caught:
+            check_storage(composed(*PLAIN, RATE, storage=str(storage)))
+        assert words in str(caught.value) and str(storage) in str(caught.value) and "\n" not in str(caught.value)
+    check_storage(composed(*PLAIN, RATE, storage=str(tmp_path / "study.log")))
+    assert not (tmp_path / "study.log").exists()
 
 
 # --------------------------------------------------------------------------------------------- whole searches
