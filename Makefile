@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 LOWEST := .venv-lowest
 
-.PHONY: docs demo test test-slow test-lowest bench gpu lint clean
+.PHONY: demo test test-slow test-lowest bench gpu docs lint clean
 
 demo: $(VENV)/.installed                 ## set up, then train two heads on overlapping digits
 	$(BIN)/mtl-train

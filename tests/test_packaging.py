@@ -76,8 +76,10 @@ def test_sdist_and_wheel_have_what_they_need(built):
         names = set(archive.namelist())
         (licence,) = [name for name in names if name.endswith("licenses/LICENSE")]
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
-    assert {"mtl/py.typed", "mtl/conf/config.yaml", "mtl/conf/strategy/mgda.yaml"} <= names
-    assert {name.split("/")[0] for name in names} == {"mtl", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
+    assert {"mtl/py.typed", "mtl/conf/config.yaml", "mtl/template/my_project/data.py"} <= names
+    assert "hydra_plugins/mtl_search.py" in names
+    folders = {"mtl", "hydra_plugins", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
+    assert {name.split("/")[0] for name in names} == folders
 
 
 @pytest.mark.slow

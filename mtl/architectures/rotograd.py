@@ -21,7 +21,7 @@ class RotoGrad:
     Features are one tensor ``[B, D]``, ``[B, T, D]`` or ``[B, C, H, W]``, of which D or C is rotated. ``size``: so many
     of its first elements alone, as the paper does where D is large: ``R = exp(A - A')`` costs D^3.
 
-    Source: Javaloy & Valera 2022, section 4.2.
+    Source: Javaloy & Valera 2022, "RotoGrad: Gradient Homogenization in Multitask Learning".
     """
 
     def __init__(self, backbone: Callable[[], nn.Module], tasks: Sequence[str], size: int | None = None) -> None:
@@ -64,7 +64,9 @@ class Rotation(LazyModuleMixin, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The features, rotated; the rotation itself gets no gradient."""
-        return rotated(x, self.matrix().detach())
+        with torch.no_grad():
+            matrix = self.matrix()
+        return rotated(x, matrix)
 
     def follow(self, gradient: Tensor, target: Tensor, factor: float) -> None:
         """Leave the gradient of ``factor`` times ``|R target - r|^2``, r the task's gradient at the rotated features.

@@ -43,7 +43,7 @@ def gram(*pieces: Callable[[], Iterable[Tensor]]) -> Tensor:
 
 
 def _gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gram matrix of ``rows`` [K, n], multiplied in ``dtype`` or better and summed in float64, if need be by the host."""
+    """Gram matrix of ``rows`` [K, n], multiplied in ``dtype`` or better, summed in float64, if need be by the host."""
     if widest(rows.device) != torch.float64:
         rows = rows.cpu()
     dtype = torch.promote_types(dtype, rows.dtype)

@@ -22,7 +22,9 @@ def check_search(config: DictConfig, folder: Path | None) -> None:
     The first setting of each arm is built, so that an objective that the run lacks is told here.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("hydra/sweeper: a search needs Optuna, which is not installed; pip install 'mtl-torch[optuna]'.")
+        raise ConfigError(
+            "hydra/sweeper: a search needs Optuna, which is not installed; pip install 'mtl-torch[optuna]'."
+        )
     sweeper = config.hydra.sweeper
     _check_options(sweeper, str(OmegaConf.select(config, "hydra.launcher._target_")))
     space = Space.of(config.hydra)

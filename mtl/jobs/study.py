@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +51,10 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
     try:
         if storage is not None and "://" in storage:
             return optuna.storages.get_storage(storage)
-        return optuna.storages.JournalStorage(JournalFileBackend(str(storage or folder / FILE)))
+        file = Path(storage or folder / FILE)
+        with contextlib.suppress(FileNotFoundError), file.open() as lines:
+            json.loads(lines.readline() or "{}")  # Optuna forgives a broken last line, and so takes a line of any text
+        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
     except Exception as error:
         raise ConfigError(
             f"hydra.sweeper.storage={storage} cannot be opened ({first_line(error)}): give a file that Optuna has "

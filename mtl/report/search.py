@@ -32,7 +32,8 @@ class Budget:
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Budget:
         """The budget of all runs among which a row was selected."""
-        return cls(len(runs), max(map(_planned, runs)), sum(map(_steps, runs)))
+        whole = [_steps(run) for run in runs if run.finished] or [_planned(run) for run in runs]
+        return cls(len(runs), max(whole), sum(map(_steps, runs)))
 
     @property
     def offered(self) -> tuple[int, int]:
@@ -51,9 +52,9 @@ def _steps(run: Run) -> int:
 
 
 def _planned(run: Run) -> int:
-    """The steps that a run would have gone; one that was pruned or failed does not tell, but its max_steps may."""
+    """The steps that a run which was pruned or failed would have gone, as far as its configuration says."""
     limit = (run.config.get("trainer") or {}).get("max_steps")
-    return _steps(run) if run.finished or not isinstance(limit, int) else limit
+    return limit if isinstance(limit, int) else _steps(run)
 
 
 def searched_keys(runs: Sequence[Run]) -> list[str]:
@@ -125,13 +126,13 @@ def _searched(study: Study, prefix: str) -> Iterator[Searched]:
 
 
 def _importances(study: Study, objective: int) -> dict[str, float]:
-    """By functional ANOVA (Hutter et al. 2014), over the completed trials; none where nothing varied."""
+    """By functional ANOVA (Hutter et al. 2014), over the completed trials; none of a single key, which has all."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
 
     done = study.get_trials(states=(TrialState.COMPLETE,))
     values = [trial.values[objective] for trial in done]
-    if len(set(values)) < 2:
+    if len(set(values)) < 2 or len(done[0].params) < 2:
         return {}
     evaluator = FanovaImportanceEvaluator(seed=0)
     found = get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[objective])

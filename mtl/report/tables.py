@@ -226,11 +226,13 @@ def _searches(comparison: Comparison) -> Table | None:
         ]
         for search in found
     ]
-    caption = (
-        "Of the variance of an objective over a study's completed trials, the share that each key explains (functional "
-        "ANOVA, Hutter et al. 2014): a large share says that the key matters, not which value is best."
-    )
-    if any(search.few for search in found):
+    caption = "How the trials ended."
+    if keys:
+        caption = (
+            "Of the variance of an objective over a study's completed trials, the share that each key explains "
+            "(functional ANOVA, Hutter et al. 2014): a large share says that the key matters, not which value is best."
+        )
+    if keys and any(search.few for search in found):
         caption += f" Of fewer than {FEW} completed trials it is noise."
     header = ["search", "objective", "completed", "pruned", "failed", *(f"importance of {key}" for key in keys)]
     return Table(f"{comparison.data}: searches", caption, header, lines) if found else None

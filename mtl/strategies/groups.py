@@ -41,7 +41,7 @@ class Groups(nn.Module):
     The rule of a group gets the Gram matrix of the rows over the group's parameters. A task whose gradient there is
     zero, as in an expert that it does not read, is absent from it.
 
-    Source: the granularities of Wang et al. 2021 (GradVac), section 3, for any rule.
+    Source: the granularities at which Wang et al. 2021 (GradVac) compare gradients, for any rule.
     """
 
     def __init__(self, groups: str | Sequence[str], rule: nn.Module, new_call: Callable[[nn.Module], RuleCall]) -> None:

@@ -148,12 +148,10 @@ class DeviceBatches:
 
 def _on_host(task: Task) -> Task:
     """The task as it counts labels: a loss may weigh them by tensors of its own."""
-    loss = copy.deepcopy(task.loss).cpu() if isinstance(task.loss, nn.Module) and _has_tensors(task.loss) else task.loss
+    loss = task.loss
+    if isinstance(loss, nn.Module) and [*loss.parameters(), *loss.buffers()]:
+        loss = copy.deepcopy(loss).cpu()
     return replace(task, loss=loss, metrics={})
-
-
-def _has_tensors(module: nn.Module) -> bool:
-    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def to_device(values: Any, device: torch.device, channels_last: bool = False) -> Any:
@@ -161,7 +159,7 @@ def to_device(values: Any, device: torch.device, channels_last: bool = False) ->
 
     def move(tensor: Tensor) -> Tensor:
         order = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
-        return tensor.to(device, non_blocking=True, memory_format=order)
+        return tensor.to(device, non_blocking=device.type != "mps", memory_format=order)  # see mtl.gradients.transfer
 
     if device.type == "cpu" and not channels_last:
         return values

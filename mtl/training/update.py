@@ -61,7 +61,9 @@ class Update:
             module for module in state.model.modules() if callable(getattr(module, "at", None))
         ]
         self._snapshot = StepSnapshot(state.model, state.tasks, state.strategy) if skips else None
-        self._runs_ahead = not skips and not self._norm.sharded and _takes_found_inf(state.optimizer)
+        # The norm waits for sharded parameters, and on MPS.
+        waits = bool(self._norm.sharded) or parts.device.type == "mps"
+        self._runs_ahead = not (skips or waits) and _takes_found_inf(state.optimizer)
         self._unread: Taken | None = None
         self._recompile_warning = RecompileWarning(state.model)
         names = [task.name for task in state.tasks]

@@ -62,7 +62,8 @@ class Validation:
         step_plateau(state.scheduler, step // self._plan.val_every, value)
         if value is None:
             return None
-        state.pruned = any_rank(self._prune(step, value))
+        if step < self._plan.steps:
+            state.pruned = any_rank(self._prune(step, value))
         better = state.monitor.improves(value, state.best)
         state.waited = 0 if better else state.waited + 1
         return (value, metrics) if better else None

@@ -10,7 +10,7 @@ from mtl.config import check, load
 
 ROOT = DOCS.parent
 README = (ROOT / "README.md").read_text()
-OWN = ("heads", "own_data")  # pages with configurations of the reader's, which are run below
+OWN = ("heads", "own_data", "new_project")  # pages with the reader's configurations, run below or in test_new.py
 FIRST_LINES = [line for line in README.splitlines() if line.startswith("    mtl-train")]
 TRAINED = {
     " ".join(words): words
@@ -42,7 +42,7 @@ def test_every_command_composes(command):
 
 def first_of_sweep(word):
     """Of a sweep its first job: commas outside of brackets part the jobs; of a search the first value."""
-    if searched := re.search(r"=.*(?:interval|choice)\(([^,()]+)", word):
+    if searched := re.search(r"=.*(?:interval|choice)\((\{.*?\}|[^,()]+)", word):
         return f"{word.partition('=')[0]}={searched[1]}"
     return (
         re.split(r",(?![^\[]*\])", word)[0]

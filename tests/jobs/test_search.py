@@ -16,6 +16,7 @@ from mtl.config import CONF
 from mtl.errors import ConfigError
 from mtl.jobs.search_checks import check_search
 from mtl.jobs.search_space import Space
+from mtl.jobs.study import check_storage
 from mtl.runs.files import read_json, read_metrics
 
 PLAIN = [*SHORT, "+backbone._target_=support.runs.Plain", "trainer.examples=0"]
@@ -131,6 +132,16 @@ def test_the_check_fills_in_what_the_metrics_say_of_themselves(application):
     assert (config.hydra.sweeper.objectives, config.hydra.sweeper.directions) == (["loss/total"], ["minimize"])
 
 
+def test_a_storage_that_is_none_is_refused(application, tmp_path):
+    (tmp_path / "notes.txt").write_text("no journal\n")
+    for storage, words in ((tmp_path / "notes.txt", "cannot be opened"), (tmp_path / "no" / "study.log", "its folder")):
+        with pytest.raises(ConfigError) as caught:
+            check_storage(composed(*PLAIN, RATE, storage=str(storage)))
+        assert words in str(caught.value) and str(storage) in str(caught.value) and "\n" not in str(caught.value)
+    check_storage(composed(*PLAIN, RATE, storage=str(tmp_path / "study.log")))
+    assert not (tmp_path / "study.log").exists()
+
+
 # --------------------------------------------------------------------------------------------- whole searches
 
 
@@ -172,11 +183,12 @@ def test_a_pruned_run_ends_where_the_pruner_says(whole):
         for trial in study.trials:
             run = whole / trial.user_attrs["folder"]
             values = {row["step"]: row["loss/total"] for row in read_metrics(run, "val")}
-            assert trial.intermediate_values == values
+            assert trial.intermediate_values == {step: value for step, value in values.items() if step < 10}
             bad = [
                 step
                 for step in values
-                if completed
+                if step < 10
+                and completed
                 and min(v for s, v in values.items() if s <= step) > median(other[step] for other in completed)
             ]
             assert bad in ([], [max(values)]), "it ends at the first evaluation that is bad"

@@ -15,7 +15,7 @@ from mtl.report.tables import markdown, results, tables
 ARMS = ("naive", "mgda")
 
 
-def write_search(root, trials=12, pruned=(), more=0, objectives=("loss/total",)):
+def write_search(root, trials=12, pruned=(), more=0, objectives=("loss/total",), momentums=1.0):
     """A search as mtl-train leaves it: a rate that matters, a momentum that does not, ``more`` trials of mgda."""
     root.mkdir()
     backend = optuna.storages.journal.JournalFileBackend(str(root / "study.log"))
@@ -29,7 +29,8 @@ def write_search(root, trials=12, pruned=(), more=0, objectives=("loss/total",))
         study.set_user_attr("search", {"objectives": objectives})
         for number in range(trials + more * (arm == "mgda")):
             trial = study.ask()
-            rate, momentum = trial.suggest_float("optimizer.lr", 0, 1), trial.suggest_float("optimizer.momentum", 0, 1)
+            rate = trial.suggest_float("optimizer.lr", 0, 1)
+            momentum = trial.suggest_float("optimizer.momentum", 0, momentums) if momentums else 0.0
             trial.set_user_attr("folder", str(root / str(job)))
             best, ends = (rate - 0.3) ** 2, number in pruned
             write_run(
@@ -84,6 +85,12 @@ def test_the_key_that_matters_is_important(tmp_path):
         assert search.importances["optimizer.lr"] > 0.8 > 0.2 > search.importances["optimizer.momentum"]
     assert "importance of optimizer.lr" in markdown([comparison], "search")
     assert results([comparison])["comparisons"][0]["searches"][0]["ends"] == {"COMPLETE": 30}
+
+
+def test_a_single_key_has_no_share(tmp_path):
+    comparison = compared(write_search(tmp_path / "search", momentums=0))
+    assert [search.importances for search in comparison.searches] == [{}, {}]
+    assert "importance of" not in markdown([comparison], "search")
 
 
 def test_few_trials_are_said_to_say_nothing(tmp_path):

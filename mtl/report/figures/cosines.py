@@ -9,12 +9,12 @@ import plotly.graph_objects as go
 
 from mtl.descriptions import SMALL_COSINES
 from mtl.report.compare import Comparison, Row
-from mtl.report.figures.drawing import figure, text
-from mtl.report.figures.series import drawn, names_of, of_row, row_of
+from mtl.report.figures.drawing import figure, text, typed
+from mtl.report.figures.series import of_row, row_of
 
 PREFIX = "train/conflict/cos/"
-FRAMES = (8, 48)  # fewest and most matrices over training
-ALL_FRAMES = 1200  # about as many in all rows of a page
+FRAMES = (12, 48)  # fewest and most matrices over training
+ALL_FRAMES = 600  # about as many in all rows of a page
 NUMBERED = 8  # most tasks whose cells have their numbers
 SCALE = [  # fixed from -1 to 1; clear in the middle, so that it suits a light and a dark surface
     [0.0, "rgba(214, 69, 69, 0.85)"],
@@ -31,7 +31,7 @@ SPACES = {
 
 def has_cosines(row: Row) -> bool:
     """Whether a row has logged the cosine of a pair of tasks."""
-    return any(name.startswith(PREFIX) for name in names_of(row))
+    return any(name.startswith(PREFIX) for name in row.logged)
 
 
 def cosines(runs: Comparison, row: str | None = None) -> go.Figure:
@@ -42,7 +42,7 @@ def cosines(runs: Comparison, row: str | None = None) -> go.Figure:
     steps, matrices = matrices_of(found, min(FRAMES[1], max(FRAMES[0], ALL_FRAMES // len(runs.rows))))
     names = [text(task) for task in found.first.tasks]
     heat: dict[str, Any] = {
-        "type": "heatmap", "x": names, "y": names, "z": matrices[-1], "zmin": -1, "zmax": 1, "colorscale": SCALE,
+        "type": "heatmap", "x": names, "y": names, "z": typed(matrices[-1]), "zmin": -1, "zmax": 1, "colorscale": SCALE,
         "xgap": 1, "ygap": 1, "colorbar": {"title": {"text": "cosine"}, "thickness": 12, "tickvals": [-1, 0, 1]},
         "hovertemplate": "%{y} and %{x}: %{z:+.3f}<extra></extra>",
     }  # fmt: skip
@@ -56,7 +56,7 @@ def cosines(runs: Comparison, row: str | None = None) -> go.Figure:
         sliders=[_slider(steps)],
     )  # fmt: skip
     shown.frames = [
-        {"name": str(step), "data": [{"type": "heatmap", "z": matrix}]}
+        {"name": str(step), "data": [{"type": "heatmap", "z": typed(matrix)}]}
         for step, matrix in zip(steps, matrices, strict=True)
     ]
     return shown
@@ -76,8 +76,8 @@ def matrices_of(row: Row, frames: int) -> tuple[list[int], np.ndarray]:
     """
     tasks = row.first.tasks
     logged = {
-        name.removeprefix(PREFIX): [run.series[name] for run in drawn(row) if name in run.series]
-        for name in names_of(row)
+        name.removeprefix(PREFIX): [run.series[name] for run in row.drawn if name in run.series]
+        for name in row.logged
         if name.startswith(PREFIX)
     }
     every = np.unique(np.concatenate([steps for found in logged.values() for steps, _ in found]))

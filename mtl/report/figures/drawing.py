@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import textwrap
 from collections.abc import Sequence
@@ -38,6 +39,12 @@ def dash(index: int) -> str:
 def text(label: str) -> str:
     """``label`` for a place where Plotly reads tags: what comes from a run is shown as it is."""
     return html.escape(label, quote=False)
+
+
+def typed(values: np.ndarray) -> dict[str, str]:
+    """An array as a figure's JSON has it: encoded here, it is neither checked nor copied number by number."""
+    shape = {"shape": ", ".join(map(str, values.shape))} if values.ndim > 1 else {}
+    return {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values.tobytes()).decode()} | shape
 
 
 def figure(traces: Sequence[dict[str, Any]], title: str, caption: str = "", **layout: Any) -> go.Figure:
@@ -86,8 +93,8 @@ def _line(curve: Curve) -> list[dict[str, Any]]:
         traces.append(
             {
                 "type": "scatter", "mode": "lines", "fill": "toself", "fillcolor": shade, "opacity": 0.15,
-                "x": np.concatenate([curve.steps, curve.steps[::-1]]),
-                "y": np.concatenate([curve.high, curve.low[::-1]]),
+                "x": typed(np.concatenate([curve.steps, curve.steps[::-1]])),
+                "y": typed(np.concatenate([curve.high, curve.low[::-1]])),
                 "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
                 "name": name, "legendgroup": curve.label, "visible": shown,
             }
@@ -95,7 +102,8 @@ def _line(curve: Curve) -> list[dict[str, Any]]:
     traces.append(
         {
             "type": "scatter", "mode": "lines+markers" if len(curve.steps) <= MARKED else "lines",
-            "x": curve.steps, "y": curve.mean, "line": {"color": shade, "width": 2, "dash": dash(curve.index)},
+            "x": typed(curve.steps), "y": typed(curve.mean),
+            "line": {"color": shade, "width": 2, "dash": dash(curve.index)},
             "marker": {"size": 5}, "name": name, "legendgroup": curve.label, "visible": shown,
             "hovertemplate": "%{y:.4~g}",
         }

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.drawing import colour, figure, text
-from mtl.report.figures.tradeoffs import metric_pairs, pareto_front
+from mtl.report.figures.tradeoffs import chosen_pair, pareto_front
 from mtl.report.names import class_name, is_unbalanced
 from mtl.report.tables import arrow
 
@@ -38,15 +38,10 @@ def fronts(runs: Comparison, x: str | None = None, y: str | None = None) -> go.F
 
     Without traces where there is none. ValueError for a metric without a known direction.
     """
-    pairs = metric_pairs(runs)
-    x, y = x or (pairs[0][0] if pairs else None), y or (pairs[0][1] if pairs else None)
-    if x is None or y is None:
+    pair = chosen_pair(runs, x, y)
+    if pair is None:
         return figure([], TITLE)
-    for key, name in (("x", x), ("y", y)):
-        if name not in runs.directed:
-            raise ValueError(
-                f"{key}={name} is no test metric of known direction; there are {', '.join(runs.directed)}."
-            )
+    x, y = pair
     up = runs.directed[x], runs.directed[y]
     reference = reference_point(runs, x, y)
     found = front_of_each(runs, x, y, reference)

@@ -24,20 +24,32 @@ def metric_pairs(runs: Comparison) -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: task_of(pair[0]) == task_of(pair[1]))[:PAIRS]
 
 
-def tradeoffs(runs: Comparison, x: str | None = None, y: str | None = None) -> go.Figure:
-    """The test metrics ``x`` and ``y`` of every row, by default the first ones of two tasks, with their intervals.
+def chosen_pair(runs: Comparison, x: str | None, y: str | None) -> tuple[str, str] | None:
+    """The metrics ``x`` and ``y``, by default the first ones of two tasks; None where there are no two.
 
-    Settings with static weights are grey, and the band is their Pareto front.
+    ValueError for one that is no test metric of known direction.
     """
     pairs = metric_pairs(runs)
     x, y = x or (pairs[0][0] if pairs else None), y or (pairs[0][1] if pairs else None)
     if x is None or y is None:
-        return figure([], TITLE)
+        return None
     for key, name in (("x", x), ("y", y)):
         if name not in runs.directed:
             raise ValueError(
                 f"{key}={name} is no test metric of known direction; there are {', '.join(runs.directed)}."
             )
+    return x, y
+
+
+def tradeoffs(runs: Comparison, x: str | None = None, y: str | None = None) -> go.Figure:
+    """The test metrics ``x`` and ``y`` of every row, by default the first ones of two tasks, with their intervals.
+
+    Settings with static weights are grey, and the band is their Pareto front.
+    """
+    pair = chosen_pair(runs, x, y)
+    if pair is None:
+        return figure([], TITLE)
+    x, y = pair
     points = [point for row in runs.methods if (point := _point(runs, row, x, y)) is not None]
     weighted = _static(runs, x, y)
     span = ranges([(p.left, p.right, p.bottom, p.top) for p in points] + [(a, a, b, b) for _, a, b in weighted])

@@ -1,7 +1,9 @@
 """Fronts over preferences: which rows make one, and the hypervolume against areas that are added by hand."""
 
+import sys
+
 import pytest
-from support.report_runs import accuracies, write_run
+from support.report_runs import RULE, STRATEGIES, accuracies, write_run
 
 from mtl.report import figures
 from mtl.report.figures.fronts import front_of_each, hypervolume, reference_point
@@ -11,7 +13,7 @@ POINTS = [(0.9, 0.5), (0.8, 0.8), (0.5, 0.9)]
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, monkeypatch):
     """Static weights on a front, and MGDA below it; two seeds that differ by 0.02."""
     for seed in range(2):
         for i, (left, right) in enumerate(POINTS):
@@ -19,7 +21,8 @@ def runs(tmp_path):
             static = {"left": 0.5 + i, "right": 2.5 - i}
             write_run(tmp_path / f"s{i}{seed}", seed=seed, weights=static, test=accuracies(left + up, right + up))
             rule = {"rule": {"_target_": "mtl.rules.MGDA", "preference": static}}
-            write_run(tmp_path / f"m{i}{seed}", "mgda", seed, accuracies(left - 0.2, right - 0.1), strategy=rule)
+            monkeypatch.setitem(STRATEGIES, "preferred", RULE | rule)
+            write_run(tmp_path / f"m{i}{seed}", "preferred", seed, accuracies(left - 0.2, right - 0.1))
     return figures.read(tmp_path)
 
 
@@ -53,7 +56,7 @@ def test_the_figure_says_its_reference_point(runs):
 
 
 def test_without_moocore_the_front_is_drawn_and_the_extra_named(runs, monkeypatch):
-    monkeypatch.setattr("mtl.report.figures.fronts.find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["mtl.report.figures.fronts"], "find_spec", lambda name: None)
     drawn = figures.fronts(runs)
     assert drawn.data and "pip install 'mtl-torch[pareto]'" in drawn.layout.meta["caption"]
 
