@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -63,10 +64,17 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: S
     with make_tracker(folder, cfg.tracker, config, wandb_id(cfg, found)) as tracker, explained(state):
         test = fit(state, parts, cfg, tracker, stop)
         tracker.summarise(run_summary(state, parts.data, test, folder, operations))
+        tracker.figures(state.step, lambda: _figures(folder))
     if rank() == 0:
         figures.draw_run(folder)
         print(final_report(folder))
     return state.best
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    from mtl.report.figures import of_one_run  # Plotly, which a run without W&B does not need
+
+    return of_one_run(folder)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

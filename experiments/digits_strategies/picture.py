@@ -32,6 +32,7 @@ def main() -> None:
         page.goto(options.page.resolve().as_uri())
         if options.strategy:
             page.locator("#conflict > .controls select").select_option(label=options.strategy)
+        page.evaluate("async () => { for (const p of panels) if (!p.hidden) { p.show(); await p.drawn; } }")
         for section in options.sections:
             page.locator(f"#{section}").screenshot(path=options.out / f"{section}.png")
             print(options.out / f"{section}.png")

@@ -1,4 +1,4 @@
-"""How long mtl-report takes for a large sweep: runs are made up, and the command is timed in a process of its own.
+"""How long mtl-report takes for a large sweep, and how long its page takes to open; the runs are made up.
 
 python experiments/report/benchmark.py
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,22 @@ def write_run(folder: Path, lr: float, seed: int, rows: int) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def open_page(page: Path) -> tuple[float, float]:
+    """Seconds until Chromium has read the page, and until the figures of the first screens are drawn as well."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium)
+        shown = browser.new_page(viewport={"width": 1280, "height": 900})
+        start = time.perf_counter()
+        shown.goto(page.as_uri())
+        read = time.perf_counter() - start
+        shown.locator("#tradeoffs").scroll_into_view_if_needed()
+        shown.locator("#tradeoffs .main-svg").first.wait_for()
+        return read, time.perf_counter() - start
+
+
 def main() -> None:
     """Write the runs, run the command, print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,6 +74,8 @@ def main() -> None:
         cpu, megabytes = used.ru_utime + used.ru_stime, (Path(name) / "report.html").stat().st_size / 1e6
         print(f"{options.runs} runs of {options.rows} rows: {seconds:.1f} s, {cpu:.1f} s of CPU time,")
         print(f"{used.ru_maxrss / 1024:.0f} MiB, a page of {megabytes:.1f} MB")
+        read, drawn = open_page(Path(name) / "report.html")
+        print(f"opened in {read:.1f} s, with its first figures in {drawn:.1f} s")
 
 
 if __name__ == "__main__":

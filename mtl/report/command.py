@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mtl.report.compare import compare
@@ -18,6 +19,7 @@ EXAMPLE = """
   mtl-report outputs/digits_strategies                                       all runs below a folder
   mtl-report outputs/digits_strategies --tune optimizer.lr weighting.weights one row per strategy, each at its best lr
   mtl-report outputs/mine --groups 2                                         which tasks belong together
+  mtl-report outputs/digits_strategies --watch                               in the browser, while the runs go on
 """
 
 
@@ -38,7 +40,7 @@ def report(
     runs = find_runs(paths)
     comparisons = compare(runs, tune)
     folder = out or common_folder(paths)
-    title = " and ".join(dict.fromkeys(path.resolve().name for path in paths))
+    title = title_of(paths)
     text = markdown(comparisons, title)
     if groups is not None:
         text += "\n" + grouping_text(comparisons, groups)
@@ -57,9 +59,27 @@ def report(
     if wandb:
         from mtl.report.send import send
 
-        tracker = runs[0].config.get("tracker", {})
-        text += "\n" + send(folder, tracker.get("project", "mtl"), tracker.get("entity"), tracker.get("group")) + "\n"
+        text += "\n" + send(folder, comparisons, runs[0].config.get("tracker", {})) + "\n"
     return text, folder
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C. ReportError before, also for options that write a report."""
+    from mtl.report.watch import watch
+
+    if arguments.out or arguments.wandb:
+        raise ReportError("--watch writes no report: leave out --out and --wandb, or leave out --watch.")
+    if arguments.groups is not None:
+        raise ReportError("--watch shows no grouping: leave out --groups, or leave out --watch.")
+    server = watch(arguments.paths, title_of(arguments.paths), arguments.tune, arguments.host, arguments.port)
+    print(f"http://{arguments.host}:{server.server_port}/ shows the runs as they go on; Ctrl-C ends it.", flush=True)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
+def title_of(paths: Sequence[Path]) -> str:
+    """The report's title: the names of its folders."""
+    return " and ".join(dict.fromkeys(path.resolve().name for path in paths))
 
 
 def main() -> None:
@@ -75,9 +95,15 @@ def main() -> None:
     parser.add_argument(
         "--groups", type=int, metavar="B", help="the tasks in at most B networks by their affinity, with the commands"
     )
-    parser.add_argument("--wandb", action="store_true", help="also log the tables and the page to a W&B run")
+    parser.add_argument("--wandb", action="store_true", help="also log tables, figures and the page to a W&B run")
+    parser.add_argument("--watch", action="store_true", help="serve the page, and renew it while runs go on; no files")
+    parser.add_argument("--host", default="127.0.0.1", help="address of --watch; default: this machine alone")
+    parser.add_argument("--port", type=int, default=8765, help="port of --watch; 0: any that is free; default: 8765")
     arguments = parser.parse_args()
     try:
+        if arguments.watch:
+            serve(arguments)
+            return
         text, folder = report(arguments.paths, arguments.out, arguments.tune, arguments.wandb, arguments.groups)
     except ReportError as error:
         print(f"mtl-report: {error}", file=sys.stderr)

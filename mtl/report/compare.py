@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl.delta_m import by_metric, by_task, relative_changes, task_of
 from mtl.report.names import class_name, differing_keys, interpolations_of, is_unbalanced, row_labels
-from mtl.report.notes import notes_on
+from mtl.report.notes import notes_on, task_warnings
 from mtl.report.runs import ReportError, Run
 from mtl.report.size import parameters, warnings_on
 from mtl.report.statistics import SEEDS, Interval, bootstrap, clear_winner, interval, mean_ranks, paired_difference
@@ -175,7 +175,7 @@ def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:
     comparison = Comparison(data, _metrics(rows), rows, candidates, runs, notes)
     _measure(comparison, hidden)
     comparison.notes += notes_on(comparison, hidden)
-    comparison.warnings += warnings_on(comparison.methods)
+    comparison.warnings += [*task_warnings(comparison.methods), *warnings_on(comparison.methods)]
     return comparison
 
 

@@ -35,6 +35,19 @@ def notes_on(comparison: Comparison, hidden: set[str]) -> list[str]:
     return notes
 
 
+def task_warnings(methods: Sequence[Row]) -> Iterator[str]:
+    """A sentence where rows of several tasks train different ones."""
+    rows: dict[tuple[str, ...], Row] = {}
+    for row in methods:
+        rows.setdefault(tuple(sorted(row.first.tasks)), row)
+    if len(rows) > 1:
+        named = "; ".join(f"{row.label} trains {', '.join(tasks)}" for tasks, row in list(rows.items())[:4])
+        yield (
+            f"The rows train different tasks: {named}{'; …' * (len(rows) > 4)}. Their total losses, weights and Δm are "
+            "of different tasks: compare them task by task, or give the runs of one set of tasks."
+        )
+
+
 def _run_notes(run: Run) -> Iterator[str]:
     if run.status == "running":
         yield f"{run.name} is running, or was killed."

@@ -93,8 +93,6 @@ function panel(place, name, label, figures) {
     const { data, layout, frames } = read(current);
     heading.textContent = layout.meta.title;
     caption.textContent = layout.meta.caption;
-    box.setAttribute("role", "img");
-    box.setAttribute("aria-label", layout.meta.title);
     const { title, sliders, annotations, ...rest } = layout;
     figure.layout = { ...rest, showlegend: false, annotations: (annotations || []).filter(a => a.name !== "caption") };
     figure.traces = data;
@@ -104,8 +102,12 @@ function panel(place, name, label, figures) {
     });
     filtered(figure);
     figure.drawn = Plotly.newPlot(box, { data, layout: themed(figure.layout), frames, config: SETTINGS });
+    box.querySelectorAll(".main-svg").forEach((svg, i) => {  // one picture, in several layers
+      svg.setAttribute(i ? "aria-hidden" : "role", i ? "true" : "img");
+      if (!i) svg.setAttribute("aria-label", `${layout.meta.title}. ${layout.meta.caption}`);
+    });
     controls.querySelector(".slider")?.remove();
-    if (frames) controls.append(slider(box, frames));
+    if (frames) controls.append(slider(figure, box, frames));
     legends(figure, legend);
   };
   figure.restyle = () => {
@@ -130,11 +132,12 @@ function panel(place, name, label, figures) {
   return figure;
 }
 
-function slider(box, frames) {
+function slider(figure, box, frames) {
   const where = element("span");
   const say = i => { where.textContent = frames[i].name; input.setAttribute("aria-valuetext", `step ${frames[i].name}`); };
   const input = element("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, oninput: () => {
     say(input.value);
+    figure.traces[0].z = frames[input.value].data[0].z;  // for a change of colours or rows
     Plotly.animate(box, [frames[input.value].name], { mode: "immediate", frame: { duration: 0, redraw: true }, transition: { duration: 0 } });
   } });
   say(frames.length - 1);
@@ -170,7 +173,9 @@ const state = { rows: new Map(), matches: new Set(), switched: new Map() };  // 
 
 /** Sets which traces of a figure are visible: those of rows that match, and that no button has switched off. */
 function filtered(figure) {
+  const colour = getComputedStyle(document.documentElement).getPropertyValue("--text").trim();
   for (const trace of figure.traces) {
+    if (trace.texttemplate) trace.textfont = { color: colour };  // Plotly would choose one for a light surface
     const row = trace.legendgroup;
     if (!state.rows.has(row)) trace.visible = trace.first;
     else trace.visible = state.matches.has(row) && (state.switched.get(row) ?? trace.first);
@@ -178,10 +183,10 @@ function filtered(figure) {
 }
 
 function filters(c, renew) {
-  const query = element("input", { type: "search", placeholder: "name, setting or folder", oninput: () => { chosen.set("query", query.value); apply(); } });
+  const query = element("input", { type: "search", placeholder: "name, setting or folder", oninput: () => { chosen.set("query", query.value); state.switched.clear(); apply(); } });
   query.value = chosen.get("query") ?? "";
   const of = key => [...new Set(c.runs.map(run => String(run[key])))].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
-  const all = (key, label) => choice(key, label, [["", "all"], ...of(key).map(v => [v, v])], () => apply());
+  const all = (key, label) => choice(key, label, [["", "all"], ...of(key).map(v => [v, v])], () => { state.switched.clear(); apply(); });
   const method = all("method", "strategy"), seed = all("seed", "seed"), status = all("status", "status");
   const said = element("p", { class: "soft", role: "status" }), chips = element("div", { class: "chips rows", role: "group", "aria-label": "rows in the figures" });
   const text = run => [run.label, run.folder, run.command, run.status, ...run.changes.map(([key, , value]) => `${key}=${value}`)].join("\n").toLowerCase();
@@ -193,11 +198,11 @@ function filters(c, renew) {
       && [[method, run.method], [seed, run.seed], [status, run.status]].every(([field, own]) => ["", String(own)].includes(value(field))));
     const narrowed = runs.length < c.runs.length;
     state.matches = new Set(runs.map(run => run.label));
-    state.switched = new Map(narrowed ? [...state.matches].map(label => [label, true]) : []);
+    if (narrowed) state.matches.forEach(label => { if (!state.switched.has(label)) state.switched.set(label, true); });
     const rows = c.rows.filter(row => state.matches.has(row.label));
     said.textContent = `${rows.length} of ${c.rows.length} rows and ${runs.length} of ${c.runs.length} runs`
       + (narrowed ? "; means are those of all seeds of a row." : ".");
-    chips.replaceChildren(...rows.map(row => chip(row.label, row.line, narrowed || row.shown, on => { state.switched.set(row.label, on); panels.forEach(p => p.restyle()); })));
+    chips.replaceChildren(...rows.map(row => chip(row.label, row.line, state.switched.get(row.label) ?? row.shown, on => { state.switched.set(row.label, on); panels.forEach(p => p.restyle()); })));
     document.querySelectorAll("tr[data-row]").forEach(tr => { tr.hidden = state.rows.has(tr.dataset.row) && !state.matches.has(tr.dataset.row); });
     panels.forEach(p => p.restyle());
     renew(runs);
@@ -286,6 +291,72 @@ function runs(c) {
   return { section, fill };
 }
 
+// ---------------------------------------------------------------------------------------------------- live
+
+const duration = seconds => seconds < 120 ? `${Math.round(seconds)} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+const live = element("section", { id: "live", hidden: "" });
+const renewed = element("input", { type: "checkbox", checked: "" });
+
+/** What is running, how far, when it should end, and what has failed. */
+function progress(runs) {
+  const counts = {};
+  runs.forEach(run => { counts[run.status] = (counts[run.status] ?? 0) + 1; });
+  const words = Object.entries(counts).map(([status, count]) => `${count} ${status}`).join(", ");
+  const open = runs.filter(run => run.status !== "finished");
+  const how = run => {
+    if (run.status !== "running") return [element("span", { class: "bad" }, run.error ?? run.status)];
+    if (run.step === null) return ["no row yet"];
+    return [element("progress", { max: run.total ?? 1, value: run.step, "aria-label": run.name }), ` ${run.step} of ${run.total ?? "?"} steps`];
+  };
+  const until = run => {
+    if (run.silent !== null) return element("span", { class: "bad" }, `no row for ${duration(run.silent)}: it may hang, or was killed`);
+    return run.end === null ? "" : `in ${duration(Math.max(0, (new Date(run.end) - Date.now()) / 1000))}, at ${new Date(run.end).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })}`;
+  };
+  live.querySelector("[role=status]").textContent = words;
+  live.querySelector("tbody").replaceChildren(...open.map(run => element("tr", {},
+    element("td", { class: "left" }, run.name), element("td", { class: "left" }, run.status), element("td", { class: "left" }, ...how(run)), element("td", { class: "left" }, until(run)))));
+  live.querySelector(".scroll").hidden = !open.length;
+}
+
+async function renew() {
+  const said = live.querySelector(".bad.lost");
+  try {
+    const answer = await fetch("state");
+    if (!answer.ok) throw new Error(await answer.text());
+    const state = await answer.json();
+    progress(state.runs);
+    if (renewed.checked && state.version !== DATA.version) {
+      const found = await (await fetch("content")).json();
+      DATA = found.content;
+      FIGURES = found.figures;
+      again();
+    }
+    said.textContent = "";
+  } catch (error) {
+    said.textContent = error instanceof TypeError ? "The server does not answer: mtl-report --watch has ended." : String(error.message);
+  }
+  setTimeout(renew, 3000);
+}
+
+/** Render anew, and leave the reader where they were. */
+function again() {
+  const name = d => `${d.parentNode.id} ${d.querySelector("summary").textContent}`;
+  const open = new Set([...document.querySelectorAll("details[open]")].map(name)), at = scrollY;
+  render();
+  document.querySelectorAll("details").forEach(d => { d.open = open.has(name(d)); });
+  scrollTo({ top: at, behavior: "instant" });
+}
+
+function watch() {
+  live.hidden = false;
+  const header = ["run", "status", "progress", "end, if the rest takes as long a step"];
+  live.append(element("h2", {}, "Progress"), element("p", { role: "status" }), element("p", { class: "bad lost", role: "alert" }),
+    element("div", { class: "controls" }, element("label", {}, renewed, "renew the page as runs go on")),
+    element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "progress" }, element("table", {},
+      element("thead", {}, element("tr", {}, ...header.map(h => element("th", { class: "left", scope: "col" }, h)))), element("tbody"))));
+  renew();
+}
+
 // ---------------------------------------------------------------------------------------------------- page
 
 function render() {
@@ -302,7 +373,7 @@ function render() {
   const links = sections.map(s => element("a", { href: `#${s.id}` }, s.querySelector("h2").textContent));
   const header = element("header", {}, element("h1", {}, DATA.title), element("p", { class: "soft" }, c.summary), ...c.warnings.map(text => element("p", { class: "bad" }, `Warning: ${text}`)),
     element("div", { class: "controls" }, ...names.length > 1 ? [data.field] : [], element("button", { type: "button", class: "print", onclick: () => print() }, "Print")));
-  page.replaceChildren(header, element("nav", { "aria-label": "sections" }, ...links), filter.section, ...sections);
+  page.replaceChildren(header, live, element("nav", { "aria-label": "sections" }, ...links), filter.section, ...sections);
   filter.apply();
 }
 
@@ -316,3 +387,4 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); redraw(); });
 render();
+if (DATA.version) watch();

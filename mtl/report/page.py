@@ -142,12 +142,15 @@ def _sections(runs: Comparison, prefix: str, drawn: dict[str, str]) -> Iterator[
             yield shown | {"table": asdict(section.table(runs)) if section.table else None}
 
 
-def fill(content: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
-    """The page with this content, and with figures that are parsed one by one, when they are drawn."""
+def fill(content: Mapping[str, Any], drawn: Mapping[str, str], live: bool = False) -> str:
+    """The page with this content, and with figures that are parsed one by one, when they are drawn.
+
+    A ``live`` page asks the server that it came from for what is new (mtl.report.watch); any other one asks nobody.
+    """
     parts = {name: (HERE / f"page.{name}").read_text() for name in ("html", "css", "js")}
     scripts = [f'<script id="{name}" type="application/json">{figure}</script>' for name, figure in drawn.items()]
     parts |= {"title": html.escape(content["title"]), "plotly": get_plotlyjs(), "data": _json(content)}
-    parts |= {"figures": "\n".join(scripts), "connect": "'none'"}
+    parts |= {"figures": "\n".join(scripts), "connect": "'self'" if live else "'none'"}
     before, *pieces = parts["html"].split("<!--")
     for piece in pieces:  # in one pass, so that inserted text is never expanded
         name, _, after = piece.partition("-->")

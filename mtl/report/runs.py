@@ -139,6 +139,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Every run at or below the paths, sorted by folder. ReportError for a path without a run."""
+    return [read_run(folder, name) for folder, name in find_folders(paths).items()]
+
+
+def find_folders(paths: Sequence[Path]) -> dict[Path, str]:
+    """The folders of these runs, each with its name: where it is below the common folder."""
     folders: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
@@ -149,7 +154,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             raise ReportError(f"{path} holds no run: no folder in it has a status.json or a metrics.jsonl.")
         folders |= dict.fromkeys(folder.resolve() for folder in found)
     home = common_folder(paths)
-    return [read_run(folder, os.path.relpath(folder, home)) for folder in folders]
+    names = {folder: os.path.relpath(folder, home) for folder in folders}
+    return {folder: folder.name if name == "." else name for folder, name in names.items()}
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
@@ -169,16 +175,13 @@ def _natural_key(path: Path) -> list[tuple[int, str]]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read the files of a run folder; ``name`` is the folder relative to the report's."""
-    status, file = read_json(folder / "status.json"), folder / "config.yaml"
-    run = Run(
-        folder, name if name != "." else folder.name, status=status.get("status", "unknown"), error=status.get("error")
-    )
+    """Read the files of a run folder; ``name`` is what the report calls it."""
+    status = read_json(folder / "status.json")
+    run = Run(folder, name, status=status.get("status", "unknown"), error=status.get("error"))
     run.summary = read_json(folder / "summary.json")
     run.span, run.host = _span(folder, status, run.summary), status.get("host")
     run.load = status.get("load")
-    config = _yaml(file.read_text() if file.is_file() else "")
-    run.config = completed(config) if config else {}
+    run.config = read_config(folder / "config.yaml")
     run.overrides = read_overrides(folder) or []
     _read_series(run)
     return run
@@ -200,13 +203,14 @@ def _span(folder: Path, status: dict[str, Any], summary: dict[str, Any]) -> tupl
         return None
 
 
-def _yaml(text: str) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """The configuration in a run's config.yaml, with the defaults of keys that are newer; empty if it is unreadable."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast, if it was built
     try:
-        content = yaml.load(text, loader)
+        content = yaml.load(file.read_text() if file.is_file() else "", loader)
     except yaml.YAMLError:
         return {}
-    return content if isinstance(content, dict) else {}
+    return completed(content) if content and isinstance(content, dict) else {}
 
 
 def _read_series(run: Run) -> None:

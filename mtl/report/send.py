@@ -1,19 +1,25 @@
-"""Logs a report to Weights & Biases: its tables, files and page, as one run of the job type ``report``."""
+"""Logs a report to Weights & Biases: its tables, figures, files and page, as one run of the job type ``report``."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl.report.compare import Comparison
+from mtl.report.page import SECTIONS
 from mtl.report.runs import ReportError
+from mtl.runs.wandb import panel
 
 FILES = ("report.md", "results.csv", "results.json")
 
 
-def send(folder: Path, project: str, entity: str | None = None, group: str | None = None) -> str:
-    """Log the report in ``folder`` to a new W&B run; returns a sentence with the run's id and URL.
+def send(folder: Path, comparisons: Sequence[Comparison], tracker: Mapping[str, Any]) -> str:
+    """Log the report of ``comparisons`` in ``folder`` to a new W&B run; returns a sentence with the run's id and URL.
+
+    ``tracker``: the section of a run's configuration, with the project, entity and group.
 
     ``WANDB_MODE`` is obeyed, as in training; if unset, the run is online with an API key and offline without one.
     ReportError if W&B cannot start or finish the run.
@@ -27,9 +33,9 @@ def send(folder: Path, project: str, entity: str | None = None, group: str | Non
         if mode is None and not wandb.login(prompt=False, verify=False):
             mode = "offline"
         run = wandb.init(
-            project=project,
-            entity=entity,
-            group=group,
+            project=tracker.get("project", "mtl"),
+            entity=tracker.get("entity"),
+            group=tracker.get("group"),
             dir=str(folder),
             job_type="report",
             name=f"report-{folder.name}",
@@ -37,13 +43,20 @@ def send(folder: Path, project: str, entity: str | None = None, group: str | Non
             settings=wandb.Settings(console="off", init_timeout=30, finish_timeout=120),
         )
         with run:
-            run.log({"report": wandb.Html(str(folder / "report.html")), **_tables(folder)})
+            run.log({"report": wandb.Html(str(folder / "report.html")), **_tables(folder), **_figures(comparisons)})
             for name in FILES:
                 run.save(str(folder / name), base_path=str(folder), policy="now")
         return f"W&B run {run.id}: {run.url or f'offline, wandb sync {run.dir and Path(run.dir).parent} sends it'}"
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ReportError(f"--wandb: W&B did not accept the report ({reason}); it is in {folder}.") from error
+
+
+def _figures(comparisons: Sequence[Comparison]) -> dict[str, object]:
+    """Every figure of the page as an interactive panel, each as it is without a choice."""
+    draws = dict.fromkeys(shown.draw for section in SECTIONS for shown in section.panels)
+    drawn = {f"figures/{runs.data}/{draw.__name__}": draw(runs) for runs in comparisons for draw in draws}
+    return {name: panel(figure) for name, figure in drawn.items() if figure.data}
 
 
 def _tables(folder: Path) -> dict[str, object]:

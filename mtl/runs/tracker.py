@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from mtl.system.signals import EXIT_CODE, Preempted
 
 if TYPE_CHECKING:
     import numpy as np
+    import plotly.graph_objects as go
 
 
 class Tracker:
@@ -60,6 +61,10 @@ class Tracker:
         """Show an image ``[H, W, 3]`` in W&B."""
         self._wandb.image(name, step, pixels)
 
+    def figures(self, step: int, make: Callable[[], Mapping[str, go.Figure]]) -> None:
+        """Show the figures that ``make`` returns, by name, as panels in W&B; without W&B it is not called."""
+        self._wandb.figures(step, make)
+
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json and the summary in W&B."""
         write_json(self.folder / "summary.json", summary)
@@ -83,7 +88,7 @@ class NullTracker:
     def log(self, *_: Any) -> None:
         """Do nothing."""
 
-    image = summarise = log
+    image = figures = summarise = log
 
 
 def make_tracker(folder: Path, settings: Any, config: dict[str, Any], wandb_id: str | None) -> Tracker | NullTracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import random
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.errors import first_line
+from mtl.runs.files import finite_or_null
 
 if TYPE_CHECKING:
     import numpy as np
+    import plotly.graph_objects as go
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,15 @@ class WandbRun:
 
         self._guard("log an image", send)
 
+    def figures(self, step: int, make: Callable[[], Mapping[str, go.Figure]]) -> None:
+        """Send the figures that ``make`` returns, as interactive panels called ``figures/<name>``."""
+
+        def send() -> None:
+            panels = {f"figures/{name}": panel(figure) for name, figure in make().items()}
+            self._run.log({**panels, "trainer/step": step})
+
+        self._guard("log figures", send)
+
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write the run's summary."""
         self._guard("write the summary", lambda: self._run.summary.update(dict(summary)))
@@ -110,6 +122,28 @@ class WandbRun:
             _tear_down()
         finally:
             random.setstate(state)
+
+
+def panel(figure: go.Figure) -> Any:
+    """A figure as W&B's interactive panel. Its arrays become lists: W&B's own Plotly may be older than typed ones."""
+    import wandb
+    from plotly.graph_objects import Figure
+
+    return wandb.Plotly(Figure(_with_lists(figure.to_plotly_json())))
+
+
+def _with_lists(part: Any) -> Any:
+    if isinstance(part, list | tuple):
+        return [_with_lists(item) for item in part]
+    if not isinstance(part, Mapping):
+        return part
+    if "bdata" not in part:
+        return {key: _with_lists(item) for key, item in part.items()}
+    import numpy as np
+
+    values = np.frombuffer(base64.b64decode(part["bdata"]), part["dtype"])
+    shape = [int(side) for side in str(part.get("shape", values.size)).split(",")]
+    return finite_or_null(values.reshape(shape).tolist())
 
 
 def _init_or_offline(options: dict[str, Any], mode: str | None) -> Any:

@@ -124,3 +124,7 @@ def test_the_report_as_a_wandb_run(tmp_path, monkeypatch):
     assert any(name.startswith("report") for name in logged) and any("results/Digits" in name for name in logged)
     (page,) = run.folder.glob("files/media/html/*.html")
     assert page.stat().st_size > 1000
+    panels = {name.removesuffix("._type") for row in run.rows for name, kind in row.items() if kind == "plotly-file"}
+    assert {f"figures/Digits/{name}" for name in ("tradeoffs", "cost", "curves", "cosines", "weights")} <= panels
+    for file in run.folder.glob("files/media/plotly/**/*.plotly.json"):  # W&B's own Plotly may not know typed arrays
+        assert "bdata" not in file.read_text() and json.loads(file.read_text())["data"]

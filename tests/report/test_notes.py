@@ -114,3 +114,11 @@ def test_an_architecture_is_a_method_and_not_what_the_rows_differ_in_besides(tmp
     assert not any("more than the method" in note for note in pair(tmp_path / "a", of("Hard"), of("MMoE")).notes)
     wider = pair(tmp_path / "b", of("Hard") | {"backbone": {"width": 8}}, of("MMoE") | {"backbone": {"width": 4}})
     assert any("The rows differ in more than the method: backbone.width (8, 4)." in note for note in wider.notes)
+
+
+def test_rows_that_train_different_tasks_are_warned_of_and_baselines_are_not(tmp_path):
+    found = pair(tmp_path / "different", second={"heads": {"middle": {"out_features": 2}}})
+    (said,) = [warning for warning in found.warnings if "different tasks" in warning]
+    assert "trains left, right; MGDA" in said and "trains left, middle, right. Their total losses" in said
+    same = pair(tmp_path / "same", first={"tasks": ["left"]})
+    assert not any("different tasks" in warning for warning in same.warnings)

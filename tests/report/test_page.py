@@ -3,10 +3,12 @@
 import base64
 import json
 import shutil
+import threading
 
 import pytest
 from support.report_runs import accuracies, write_run, write_sharing, write_study
 
+from mtl.report import watch as watching
 from mtl.report.command import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,7 +54,9 @@ def opened(browser, path, width, scheme):
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on(
         "request",
-        lambda request: None if request.url.startswith(("file:", "data:")) else page.complaints.append(request.url),
+        lambda request: (
+            None if request.url.startswith(("file:", "data:", "blob:")) else page.complaints.append(request.url)
+        ),
     )
     page.goto(path.as_uri())
     return page
@@ -159,7 +163,7 @@ def test_the_table_sorts_and_the_controls_redraw(browser, study):
     column.click()
     assert values() == sorted(before, reverse=True)
     matrix = page.locator("[data-plot=cosines]")
-    late = matrix.locator(".heatmap-label").all_inner_texts()
+    late = matrix.locator(".heatmap-label").all_text_contents()
     matrix.locator("input").fill("0")
     assert "10" in matrix.locator(".slider").inner_text()
     shown = "[...document.querySelectorAll('.heatmap-label')].map(t => t.textContent).join()"
@@ -167,7 +171,14 @@ def test_the_table_sorts_and_the_controls_redraw(browser, study):
     curves = visible(page, "curves")
     page.locator("#filter .chip[aria-pressed=true]", has_text=curves[-1]).first.click()
     assert visible(page, "curves") == curves[:-1]
+    picture = page.evaluate("Plotly.toImage(document.querySelector('#curves .plot'), { format: 'png' })")
+    assert picture.startswith("data:image/png;base64,") and len(picture) > 5000
+    buttons = page.locator("#curves .modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
+    assert buttons[0].lower() == "download plot as a png"
+    assert not [name for name in buttons if "share" in name.lower() or "cloud" in name.lower()]  # these would upload it
     page.set_viewport_size({"width": 500, "height": 900})
+    fits = "[...document.querySelectorAll('.main-svg')].every(svg => svg.getBoundingClientRect().right <= 500)"
+    page.wait_for_function(f"() => {fits}")
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
     assert page.complaints == []
     page.close()
@@ -185,12 +196,12 @@ def test_search_and_filters_act_on_tables_figures_and_runs(browser, study):
     said = page.locator("#filter [role=status]").inner_text()
     assert said.startswith("1 of ") and "means are those of all seeds" in said
     page.get_by_label("search").fill("")
-    page.get_by_label("seed", exact=True).select_option("9")
+    page.locator("#filter select").nth(1).select_option("9")
     assert ["seed 9" in text for text in page.locator("#runs summary").all_inner_texts()] == [True]
-    page.get_by_label("seed", exact=True).select_option("")
-    page.locator("#filter").get_by_label("strategy").select_option("CAGrad")
+    page.locator("#filter select").nth(1).select_option("")
+    page.locator("#filter select").first.select_option("CAGrad")
     assert visible(page, "curves") == ["CAGrad"]
-    page.locator("#filter").get_by_label("strategy").select_option("")
+    page.locator("#filter select").first.select_option("")
     assert visible(page, "tradeoffs") == everything and page.complaints == []
     page.close()
 
@@ -198,7 +209,7 @@ def test_search_and_filters_act_on_tables_figures_and_runs(browser, study):
 def test_a_printed_page_is_light_and_holds_every_figure(browser, study):
     page = opened(browser, study, 1280, "dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    page.wait_for_function("[...panels].filter(p => !p.hidden).every(p => p.querySelector('.main-svg'))")
+    page.wait_for_function("() => [...panels].filter(p => !p.hidden).every(p => p.querySelector('.main-svg'))")
     page.emulate_media(media="print")
     assert not page.locator("#filter").is_visible() and page.locator("#results details[open]").count() > 0
     colour = page.evaluate("[...panels][0].querySelector('.plot').layout.paper_bgcolor")
@@ -225,7 +236,7 @@ def test_cosines_have_a_fixed_scale_and_a_small_one_is_read_and_not_painted(brow
     page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
     drawn(page)
     matrix = page.locator("[data-plot=cosines]")
-    assert "−0.040" in matrix.locator(".heatmap-label").all_inner_texts()
+    assert "-0.040" in matrix.locator(".heatmap-label").all_text_contents()
     trace = page.evaluate("document.querySelector('[data-plot=cosines] .plot').data[0]")
     assert (trace["zmin"], trace["zmax"]) == (-1, 1)
     assert "a cosine below −0.05" in page.locator("[data-plot=conflict] h3").inner_text()
@@ -270,6 +281,38 @@ def test_a_page_of_one_unfinished_run_and_one_of_two_data_sets(browser, tmp_path
     write_run(tmp_path / "two", test=accuracies(0.5, 0.5), data={"_target_": "mtl.data.scenes.Scenes"})
     page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
     assert page.locator("h2").first.inner_text() == "Digits: test metrics"
-    page.get_by_label("data").select_option("1")
+    page.get_by_label("data").select_option("Scenes")
     assert page.locator("h2").first.inner_text() == "Scenes: test metrics" and page.complaints == []
     page.close()
+
+
+def test_a_page_of_runs_that_go_on_is_renewed_where_the_reader_is(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "REST", 0)
+    write_run(tmp_path / "0", test=accuracies(0.5, 0.5))
+    going = write_run(tmp_path / "1", "mgda", status="running", rows=2, trainer={"max_steps": 100})
+    server = watching.watch([tmp_path], "runs", [], "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        line = page.locator("#live tbody tr")
+        line.wait_for()
+        assert "20 of 100 steps" in line.inner_text() and line.locator("progress").get_attribute("value") == "20"
+        assert page.locator("#live [role=status]").inner_text() == "1 finished, 1 running"
+        page.locator("#curves select").first.select_option("train/loss/left")
+        page.get_by_label("search").fill("mgda")
+        (going / "status.json").write_text('{"status": "failed", "error": "ValueError: <b>no</b>"}')
+        page.locator("#runs summary", has_text="failed").wait_for()
+        assert "ValueError: <b>no</b>" in line.inner_text()
+        assert page.locator("#curves select").first.input_value() == "train/loss/left"
+        assert page.get_by_label("search").input_value() == "mgda" and page.locator("#runs summary").count() == 1
+        assert drawn(page) > 0
+        server.shutdown()
+        server.server_close()
+        page.get_by_text("The server does not answer").wait_for()
+    finally:
+        page.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()

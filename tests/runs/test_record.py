@@ -96,9 +96,16 @@ def test_training_shows_a_heat_map_at_each_evaluation_and_stores_the_resolved_co
     train(cfg, tmp_path)
     tear_down()
     run = recorded_run(tmp_path)
-    images = [row for row in run.rows if any(name.endswith(".path") for name in row)]
+    images = [row for row in run.rows if "image-file" in row.values()]
     assert [row["trainer/step"] for row in images] == [2, 4]
     assert all(any(name.startswith("train/conflict/cos.") for name in row) for row in images)
+    (panels,) = [row for row in run.rows if "plotly-file" in row.values()]
+    shown = {name.removesuffix("._type") for name, kind in panels.items() if kind == "plotly-file"}
+    assert shown == {"figures/cosines", "figures/conflict", "figures/norms", "figures/weights"}
+    assert panels["trainer/step"] == 4
+    drawn = json.loads((run.folder / "files" / panels["figures/cosines.path"]).read_text())
+    cosines = [row["conflict/cos/left~right"] for row in rows_of(tmp_path) if "conflict/cos/left~right" in row]
+    assert [frame["data"][0]["z"][0][1] for frame in drawn["frames"]] == pytest.approx(cosines)
     assert len(run.column("train/conflict/cos/left~right")) == 4
     assert set(run.axes.values()) == {"trainer/step"} and run.exit_code == 0
     assert run.config["trainer"]["max_steps"] == 4

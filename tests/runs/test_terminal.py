@@ -1,10 +1,11 @@
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from mtl.descriptions import describe
-from mtl.runs.figures import CELL, draw_run, heat_map
+from mtl.runs.figures import CELL, LINES, draw_run, heat_map, spread
 from mtl.runs.files import read_metrics
 from mtl.runs.terminal import conflict_table, overview, task_table
 
@@ -97,3 +98,57 @@ def test_the_picture_is_drawn_also_with_gaps(tmp_path, tasks):
 
     pixels = imread(draw_run(tmp_path))
     assert pixels.shape[0] > 500 and pixels.std() > 0.05
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The figure of a run of 20 tasks with long names and 190 pairs, as it was saved, and the boxes of texts in it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    names = [f"wearing_necktie_{i}" for i in range(20)]
+    losses = {f"loss/{name}": 1.0 + 0.01 * i for i, name in enumerate(names)}
+    pairs = {f"conflict/cos/{a}~{b}": 0.001 * (i - 95) for i, (a, b) in enumerate(combinations(names, 2))}
+    weights = dict.fromkeys((f"weight/{name}" for name in names), 1.0)
+    rows = [{"split": split, "step": step, "epoch": 0, **losses} for step in (1, 2) for split in ("train", "val")]
+    folder, kept = tmp_path_factory.mktemp("twenty"), []
+    write_rows(folder, *(row | (pairs | weights if row["split"] == "train" else {}) for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+        draw_run(folder)
+    (figure,) = kept
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)  # which decides where everything stands
+    # without the lines that lead from a curve to its name
+    return figure, lambda texts: [Text.get_window_extent(text, renderer) for text in texts]
+
+
+def test_names_of_twenty_tasks_stand_beside_the_curves_and_never_on_each_other(drawn):
+    figure, boxes = drawn
+    losses, _, weights, cosines, matrix, _ = figure.axes
+    assert [len(axes.texts) for axes in (losses, weights, cosines)] == [20, 20, LINES]
+    assert all(axes.get_legend() is None for axes in figure.axes) and len(figure.legends) == 1
+    for named in (losses.texts, weights.texts, cosines.texts, matrix.get_xticklabels(), matrix.get_yticklabels()):
+        for a, b in combinations(boxes(named), 2):
+            assert not a.shrunk(0.9, 0.9).overlaps(b.shrunk(0.9, 0.9))
+    for axes in (losses, weights, cosines):
+        right = axes.get_window_extent().x1
+        assert all(right < box.x0 and box.x1 <= figure.bbox.x1 for box in boxes(axes.texts))
+
+
+def test_the_cosines_are_those_of_the_lowest_pairs(drawn):
+    cosines = drawn[0].axes[3]
+    assert f"the {LINES} lowest of 190 pairs" in cosines.get_title()
+    ends = sorted(line.get_ydata()[-1] for line in cosines.lines if not line.get_label().startswith("_"))
+    assert ends == pytest.approx([0.001 * (i - 95) for i in range(LINES)])
+
+
+def test_labels_move_as_little_as_any_that_do_not_overlap():
+    from scipy.optimize import minimize
+
+    heights, gap = [0.1, 0.5, 0.5, 0.52, 0.9, 1.0], 0.08
+    apart = [{"type": "ineq", "fun": lambda x, i=i: x[i + 1] - x[i] - gap} for i in range(5)]
+    moves = minimize(lambda x: ((x - heights) ** 2).sum(), heights, bounds=[(0, 1)] * 6, constraints=apart)
+    assert spread(heights, gap) == pytest.approx(moves.x, abs=1e-3) and spread([], gap) == []
+    assert spread([0.2, 0.6], gap) == [0.2, 0.6]

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.cosines import space_of
 from mtl.report.figures.drawing import lines
-from mtl.report.figures.series import names_of, row_of, series_of
+from mtl.report.figures.series import names_of, of_row, row_of, series_of
 
 
 def has_conflict(row: Row) -> bool:
@@ -24,11 +24,13 @@ def conflict(runs: Comparison, row: str | None = None) -> go.Figure:
     curves = list(series_of(runs, found, "train/conflict/(fraction|cos_mean|cos_min)"))
     below = f"−{tolerance}" if tolerance else "0"
     title = f"Share of pairs with a cosine below {below}; mean and lowest cosine"
-    return lines(curves, title, space_of(found) if found and curves else "", yaxis={"range": [-1.02, 1.02]})
+    caption = space_of(found) if found and curves else ""
+    return lines(curves, of_row(title, found), caption, yaxis={"range": [-1.02, 1.02]})
 
 
 def norms(runs: Comparison, row: str | None = None) -> go.Figure:
     """The norms of the weighted losses' gradients, by default of equal weighting."""
     found = row_of(runs, row, has_conflict)
     curves = list(series_of(runs, found, "train/conflict/norm/(.*)"))
-    return lines(curves, "Norms of the weighted losses' gradients", space_of(found) if found and curves else "", True)
+    title = of_row("Norms of the weighted losses' gradients", found)
+    return lines(curves, title, space_of(found) if found and curves else "", True)

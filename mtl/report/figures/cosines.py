@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mtl.descriptions import SMALL_COSINES
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.drawing import figure, text
-from mtl.report.figures.series import drawn, names_of, row_of
+from mtl.report.figures.series import drawn, names_of, of_row, row_of
 
 PREFIX = "train/conflict/cos/"
 FRAMES = (8, 48)  # fewest and most matrices over training
@@ -48,18 +48,18 @@ def cosines(runs: Comparison, row: str | None = None) -> go.Figure:
     }  # fmt: skip
     if len(names) <= NUMBERED:
         heat |= {"texttemplate": "%{z:+.3f}"}
-    drawn_ = figure(
-        [heat], f"Cosines of the task gradients: {found.label}",
+    shown = figure(
+        [heat], of_row("Cosines of the task gradients", found),
         f"{space_of(found)} Blue: agreement, red: opposition; an empty cell: not measured. {SMALL_COSINES}",
         xaxis={"constrain": "domain", "showgrid": False, "tickangle": -40 if len(names) > 4 else 0},
         yaxis={"autorange": "reversed", "scaleanchor": "x", "constrain": "domain", "showgrid": False},
         sliders=[_slider(steps)],
     )  # fmt: skip
-    drawn_.frames = [
+    shown.frames = [
         {"name": str(step), "data": [{"type": "heatmap", "z": matrix}]}
         for step, matrix in zip(steps, matrices, strict=True)
     ]
-    return drawn_
+    return shown
 
 
 def space_of(row: Row) -> str:

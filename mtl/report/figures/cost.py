@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from mtl.report.compare import Comparison, Row
-from mtl.report.figures.drawing import figure
+from mtl.report.figures.drawing import figure, text
 from mtl.report.figures.points import Point, ranges, scatter
 from mtl.report.statistics import Interval
 from mtl.report.tables import arrow
@@ -38,7 +38,7 @@ def cost(runs: Comparison, quality: str | None = None) -> go.Figure:
     span = ranges([(p.left, p.right, p.bottom, p.top) for p in points])
     axes = {
         "xaxis": {"title": {"text": "milliseconds a step ↓"}, "range": list(span[0])},
-        "yaxis": {"title": {"text": quality + arrow(runs.directed.get(quality, False))}, "range": list(span[1])},
+        "yaxis": {"title": {"text": text(quality) + arrow(runs.directed.get(quality, False))}, "range": list(span[1])},
     }
     return figure(scatter(points, span, " ms"), TITLE, _caption(runs, points), hovermode="closest", **axes)
 

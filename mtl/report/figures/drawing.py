@@ -61,7 +61,8 @@ def figure(traces: Sequence[dict[str, Any]], title: str, caption: str = "", **la
         "hoverlabel": {"namelength": -1},
         "legend": {"itemsizing": "constant"},
     }
-    return go.Figure({"data": list(traces), "layout": common | layout}).update_xaxes(axis).update_yaxes(axis)
+    axes = {name: axis | layout.get(name, {}) for name in ("xaxis", "yaxis")}
+    return go.Figure({"data": list(traces), "layout": common | layout | axes})
 
 
 def lines(curves: Sequence[Curve], title: str, caption: str = "", log: bool = False, **layout: Any) -> go.Figure:
@@ -72,13 +73,9 @@ def lines(curves: Sequence[Curve], title: str, caption: str = "", log: bool = Fa
     traces = [trace for curve in curves for trace in _line(curve)]
     values = np.concatenate([part for c in curves for part in (c.low, c.high)]) if curves else np.ones(1)
     wide = bool(log and values.min() > 0 and values.max() > 10 * values.min())
-    layout = {
-        "xaxis": {"title": {"text": "step"}},
-        "hovermode": "x unified" if len(curves) <= ALL_AT_ONCE else "closest",
-        "showlegend": True,
-    } | layout
-    found = figure(traces, title, caption, **layout)
-    return found.update_yaxes(type="log", dtick=1) if wide else found
+    hover = "x unified" if len(curves) <= ALL_AT_ONCE else "closest"
+    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log", "dtick": 1} if wide else {}} | layout
+    return figure(traces, title, caption, hovermode=hover, showlegend=True, **layout)
 
 
 def _line(curve: Curve) -> list[dict[str, Any]]:

@@ -74,10 +74,11 @@ def scatter(points: Sequence[Point], span: tuple[Span, Span], unit: str = "") ->
         shade = GREY if point.static else colour(point.index)
         place = places.get(point.index)
         marker = {"color": shade, "size": 10, "symbol": "square-open" if point.static else "circle"}
+        marker |= {"line": {"width": 2, "color": shade}}
         traces.append(
             {
                 "type": "scatter", "mode": "markers+text" if place else "markers", "x": [point.x], "y": [point.y],
-                "name": text(point.label), "legendgroup": point.label, "marker": marker | {"line": {"width": 2}},
+                "name": text(point.label), "legendgroup": point.label, "marker": marker,
                 "text": [text(_short(point.label))] if place else None, "textposition": place or "top center",
                 "error_x": _bar([point.right - point.x], [point.x - point.left]),
                 "error_y": _bar([point.half], [point.half]), "customdata": [_interval(point)],

@@ -12,7 +12,7 @@ from mtl.report.compare import Comparison, Row
 from mtl.report.runs import Run
 from mtl.report.sharing import is_of_one_run
 
-NUMBERS = 1_000_000  # most numbers in all curves of a comparison: about 5 MB of a page
+NUMBERS = 600_000  # most numbers in all curves of a comparison: about 3 MB of a page
 POINTS = (20, 200)  # fewest and most points of a curve: two pixels each in the page
 
 
@@ -49,6 +49,11 @@ def row_of(runs: Comparison, label: str | None, has: Callable[[Row], bool]) -> R
         if row.label == label:
             return row
     raise ValueError(f"row={label!r} is not a row of these runs; they have {', '.join(r.label for r in runs.rows)}.")
+
+
+def of_row(title: str, row: Row | None) -> str:
+    """The title of a figure of one row, with its name."""
+    return f"{title}: {row.label}" if row else title
 
 
 def series_of(runs: Comparison, row: Row | None, pattern: str) -> Iterator[Curve]:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.drawing import lines
-from mtl.report.figures.series import names_of, row_of, series_of
+from mtl.report.figures.series import names_of, of_row, row_of, series_of
 from mtl.report.sharing import PREFIX
 
 
@@ -43,6 +43,7 @@ def penalties(runs: Comparison, row: str | None = None) -> go.Figure:
 
 
 def _lines(runs: Comparison, row: str | None, kind: str, title: str) -> go.Figure:
-    found = series_of(runs, row_of(runs, row, has_sharing), f"{PREFIX}{kind}(?:/(.*))?")
-    curves = [replace(curve, label=curve.label or "all tasks") for curve in found]
-    return lines(curves, title, "The mean of a batch." if curves else "")
+    found = row_of(runs, row, has_sharing)
+    series = series_of(runs, found, f"{PREFIX}{kind}(?:/(.*))?")
+    curves = [replace(curve, label=curve.label or "all tasks") for curve in series]
+    return lines(curves, of_row(title, found), "The mean of a batch." if curves else "")

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mtl.delta_m import task_of
 from mtl.report.compare import Comparison, Row
-from mtl.report.figures.drawing import GREY, figure
+from mtl.report.figures.drawing import GREY, figure, text
 from mtl.report.figures.points import Point, ranges, scatter
 from mtl.report.tables import arrow
 
@@ -47,7 +47,7 @@ def tradeoffs(runs: Comparison, x: str | None = None, y: str | None = None) -> g
 
 
 def _axis(name: str, higher: bool, span: tuple[float, float]) -> dict[str, Any]:
-    return {"title": {"text": name + arrow(higher)}, "range": list(span)}
+    return {"title": {"text": text(name) + arrow(higher)}, "range": list(span)}
 
 
 def _point(runs: Comparison, row: Row, x: str, y: str) -> Point | None:
@@ -83,7 +83,8 @@ def _front(weighted: Sequence[tuple[str, float, float]], x_up: bool, y_up: bool)
     dots = {
         "type": "scatter", "mode": "markers", "x": [a for _, a, _ in weighted], "y": [b for *_, b in weighted],
         "marker": {"color": GREY, "size": 5, "symbol": "square"}, "opacity": 0.7, "name": "static weights",
-        "text": [label for label, *_ in weighted], "hovertemplate": "%{text}: %{x:.4~g}, %{y:.4~g}<extra></extra>",
+        "text": [text(label) for label, *_ in weighted],
+        "hovertemplate": "%{text}: %{x:.4~g}, %{y:.4~g}<extra></extra>",
     }  # fmt: skip
     return [*[band] * (len(front) > 1), dots]
 
