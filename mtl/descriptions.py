@@ -1,4 +1,4 @@
-"""What each conflict and audit metric is, in one line, for the terminal, the report and whoever reads; no torch.
+"""What each metric of conflict, audits and affinity is, in one line, for the terminal and the report; no torch.
 
 The metrics are those of :mod:`mtl.conflict`; the values beside the words are tested against them.
 """

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from scipy.stats import rankdata
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -132,29 +133,39 @@ def at_pairs(matrix: np.ndarray) -> np.ndarray:
 
 def bootstrapped(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """The percentile interval of the rank correlation of two matrices, over the tasks' ten pairs, both ways at once."""
-    rng, whole = np.random.default_rng(0), list(combinations(range(len(TASKS)), 2))
-    found = []
-    for _ in range(RESAMPLES):
-        drawn = [whole[n] for n in rng.integers(len(whole), size=len(whole))]
-        both = [pair for i, j in drawn for pair in ((i, j), (j, i))]
-        found.append(rank_correlation(np.array([a[p] for p in both]), np.array([b[p] for p in both])))
+    i, j = np.array(list(combinations(range(len(TASKS)), 2))).T
+    drawn = np.random.default_rng(0).integers(len(i), size=(RESAMPLES, len(i)))
+    ranks = [rankdata(np.concatenate([m[i, j][drawn], m[j, i][drawn]], axis=1), axis=1) for m in (a, b)]
+    x, y = (own - own.mean(1, keepdims=True) for own in ranks)
+    found = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return float(low), float(high)
 
 
 def prediction_table(study: Study) -> list[list[str]]:
-    """A line a predictor: its rank correlation with the gain in loss, the interval, and with the gain in error."""
+    """A line a predictor: its rank correlation with the gain in loss, the interval, that with the gain in error, and of
+    how many pairs it says which of the two tasks gains more.
+    """
     losses, errors = (pair_gains(study, study.seeds, of) for of in (0, 1))
     lines = []
     for kind, name in NAMES.items():
         own = study.predicted[kind]
         low, high = bootstrapped(own, losses)
         found, other = (rank_correlation(at_pairs(own), at_pairs(gains)) for gains in (losses, errors))
-        lines.append([name, f"{found:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{other:+.2f}"])
+        lines.append([name, f"{found:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{other:+.2f}", directions(own, losses)])
     halves = [at_pairs(pair_gains(study, study.seeds[start::2])) for start in (0, 1)]
     errors_halves = [at_pairs(pair_gains(study, study.seeds[start::2], 1)) for start in (0, 1)]
-    again = f"{rank_correlation(*halves):+.2f}", "", f"{rank_correlation(*errors_halves):+.2f}"
+    again = f"{rank_correlation(*halves):+.2f}", "", f"{rank_correlation(*errors_halves):+.2f}", ""
     return [*lines, ["the same gains, of the other seeds", *again]]
+
+
+def directions(predicted: np.ndarray, gains: np.ndarray) -> str:
+    """Of how many pairs the task that is predicted to gain more does; a dash for a symmetric predictor."""
+    told = [
+        (predicted[i, j] - predicted[j, i], gains[i, j] - gains[j, i]) for i, j in combinations(range(len(TASKS)), 2)
+    ]
+    right = sum((a > 0) == (b > 0) for a, b in told)
+    return f"{right} of {len(told)}" if any(a for a, _ in told) else "–"
 
 
 # ----------------------------------------------------------------------------------------------- what was grouped
@@ -186,11 +197,8 @@ def grouping_table(study: Study, most: int) -> list[list[str]]:
     order = sorted(results, key=lambda groups: -float(np.mean(results[groups])))
     chosen = {name: best_groups(study.predicted[kind], most) for kind, name in NAMES.items()}
     chosen[MEASURED] = best_groups(pair_gains(study, seeds), most)
-    chosen |= {
-        "all together": [tuple(range(len(TASKS)))],
-        "the best of all": list(order[0]),
-        "the worst of all": list(order[-1]),
-    }
+    chosen |= {"all together": [tuple(range(len(TASKS)))]}
+    chosen |= {"the best of all": list(order[0]), "the worst of all": list(order[-1])}
     lines = []
     for name, groups in chosen.items():
         key = tuple(sorted(groups))
@@ -218,8 +226,8 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def text(study: Study) -> str:
     """The tables of the README."""
-    parts = [markdown(["predictor", "rank correlation with the gain in loss", "95 % interval", "in error"],
-                      prediction_table(study))]  # fmt: skip
+    header = ["predictor", "rank correlation with the gain in loss", "95 % interval", "in error", "who gains more"]
+    parts = [markdown(header, prediction_table(study))]
     for most in (2, 3):
         parts.append(markdown(["chosen by", f"at most {most} networks", "gain, %", "against the mean grouping", "rank"],
                               grouping_table(study, most)))  # fmt: skip

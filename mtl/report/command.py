@@ -69,6 +69,8 @@ def serve(arguments: argparse.Namespace) -> None:
 
     if arguments.out or arguments.wandb:
         raise ReportError("--watch writes no report: leave out --out and --wandb, or leave out --watch.")
+    if arguments.groups is not None:
+        raise ReportError("--watch shows no grouping: leave out --groups, or leave out --watch.")
     server = watch(arguments.paths, title_of(arguments.paths), arguments.tune, arguments.host, arguments.port)
     print(f"http://{arguments.host}:{server.server_port}/ shows the runs as they go on; Ctrl-C ends it.", flush=True)
     with server, suppress(KeyboardInterrupt):

@@ -277,9 +277,10 @@ def _affinity(comparison: Comparison) -> Table | None:
     tasks = list(dict.fromkeys(task for row in comparison.methods for task in row.first.tasks))
     lines = []
     for row in comparison.methods:
-        found = affinity.best_of(row)
-        for task, cells in zip(found.tasks, found.cells, strict=True) if found is not None else ():
-            own = {other: affinity.in_percent(z) for other, z in zip(row.first.tasks, cells, strict=True) if z}
+        if (found := affinity.best_of(row)) is None:
+            continue
+        for task, cells in zip(found.tasks, found.cells, strict=True):
+            own = {other: affinity.in_percent(z) for other, z in zip(found.tasks, cells, strict=True) if z}
             lines.append([row.label, found.kind, task, *(format_interval(own.get(other), "+") for other in tasks)])
     header = ["", "by", "step on", *tasks]
     return Table(f"{comparison.data}: {affinity.TITLE}", affinity.CAPTION, header, lines) if lines else None

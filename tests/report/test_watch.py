@@ -10,11 +10,13 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.report_runs import accuracies, write_run
 
 from mtl.report import watch as watching
+from mtl.report.command import serve
 from mtl.report.runs import ReportError
 from mtl.report.watch import watch
 
@@ -118,3 +120,9 @@ def test_the_command_serves_until_it_is_interrupted_and_writes_no_file(tmp_path)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0 and errors == ""
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_it_shows_no_grouping():
+    arguments = SimpleNamespace(out=None, wandb=False, groups=2)
+    with pytest.raises(ReportError, match=r"--watch shows no grouping: leave out --groups"):
+        serve(arguments)
