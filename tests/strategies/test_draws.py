@@ -228,13 +228,14 @@ def test_each_batch_comes_from_the_loader_and_is_shown_once(train_tiny, monkeypa
     assert f"batches of 8 × {draws} draws, of which one trains, = {8 * draws}" in caplog.text
 
 
-def test_a_step_that_is_skipped_moves_no_weight(train_tiny):
+def test_a_step_that_is_skipped_moves_no_weight(train_tiny, caplog):
     folder = train_tiny(
         "strategy=modo", "strategy.gamma=100.0", "trainer.on_nan=skip",
         "losses.left._target_=support.restless.BreakingLoss",
         "+losses.left.kind='nan'", "+losses.left.first=3", "+losses.left.last=99",  # from the batch that trains
     )  # fmt: skip
     state = checkpoint.load(folder)
+    assert caplog.text.count("MoDo's weights stay as they are") == 3, "all steps but the first, which had moved them"
     assert state["skips"]["total"] == 4 and set(state["strategy"]["_extra_state"]["weights"].values()) == {0.5}
 
 
