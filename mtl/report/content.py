@@ -12,6 +12,7 @@ from mtl.descriptions import DESCRIPTIONS
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.curves import shown_at_first
 from mtl.report.figures.drawing import colour, dash
+from mtl.report.figures.series import names_of
 from mtl.report.names import class_name
 from mtl.report.runs import Run, flatten
 from mtl.report.tables import Table, finite_or_none, format_number, summary_line, tables
@@ -36,7 +37,7 @@ def content_of(comparison: Comparison) -> dict[str, Any]:
 
 def descriptions(comparison: Comparison) -> Table:
     """What each metric of conflict is, and of audits where a run has any."""
-    audited = any(name.startswith("train/audit/") for row in comparison.rows for name in row.logged)
+    audited = any(name.startswith("train/audit/") for row in comparison.rows for name in names_of(row))
     columns = ("parallel", "orthogonal", "opposed")
     lines = []
     for name, found in DESCRIPTIONS.items():
