@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -56,17 +55,6 @@ class Row:
     def finished(self) -> dict[int, Run]:
         """The runs with test metrics."""
         return {seed: run for seed, run in self.runs.items() if run.finished}
-
-    @property
-    def drawn(self) -> list[Run]:
-        """The runs whose curves are drawn: the finished ones, or all if none is finished."""
-        return list((self.finished or self.runs).values())
-
-    @cached_property
-    def logged(self) -> list[str]:
-        """The metrics that these have logged in training and validation: a value of the test split is no curve."""
-        names = dict.fromkeys(name for run in self.drawn for name in run.series)
-        return [name for name in names if not name.startswith("test/")]
 
     @property
     def is_baseline(self) -> bool:

@@ -12,6 +12,7 @@ from mtl.descriptions import DESCRIPTIONS
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.curves import shown_at_first
 from mtl.report.figures.drawing import colour, dash
+from mtl.report.figures.series import names_of
 from mtl.report.names import class_name
 from mtl.report.runs import Run, flatten
 from mtl.report.tables import Table, finite_or_none, format_number, summary_line, tables

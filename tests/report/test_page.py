@@ -97,8 +97,7 @@ def test_every_plot_is_drawn_and_nothing_hangs_over(browser, study, width, schem
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_axe_finds_no_serious_fault(browser, study, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -107,8 +106,9 @@ def test_axe_finds_no_serious_fault(browser, study, width, scheme):
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     found = Axe().run(page).response["violations"]
     assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
-    page.evaluate("document.body.append(document.createElement('button'))")  # a button without a name
-    assert "button-name" in [v["id"] for v in Axe().run(page).response["violations"]]
+    if scheme == "light":  # the same finds a button without a name
+        page.evaluate("document.body.replaceChildren(document.createElement('button'))")
+        assert "button-name" in [v["id"] for v in Axe().run(page).response["violations"]]
     page.close()
 
 

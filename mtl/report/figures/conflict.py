@@ -9,12 +9,12 @@ import plotly.graph_objects as go
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.cosines import space_of
 from mtl.report.figures.drawing import lines
-from mtl.report.figures.series import of_row, row_of, series_of
+from mtl.report.figures.series import names_of, of_row, row_of, series_of
 
 
 def has_conflict(row: Row) -> bool:
     """Whether a row of several tasks has logged conflict metrics or weights."""
-    return len(row.first.tasks) > 1 and any(re.search("train/(conflict/cos|weight/)", name) for name in row.logged)
+    return len(row.first.tasks) > 1 and any(re.search("train/(conflict/cos|weight/)", name) for name in names_of(row))
 
 
 def conflict(runs: Comparison, row: str | None = None) -> go.Figure:

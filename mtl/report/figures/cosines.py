@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from mtl.descriptions import SMALL_COSINES
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.drawing import figure, text, typed
-from mtl.report.figures.series import of_row, row_of
+from mtl.report.figures.series import drawn, names_of, of_row, row_of
 
 PREFIX = "train/conflict/cos/"
 FRAMES = (12, 48)  # fewest and most matrices over training
@@ -31,7 +31,7 @@ SPACES = {
 
 def has_cosines(row: Row) -> bool:
     """Whether a row has logged the cosine of a pair of tasks."""
-    return any(name.startswith(PREFIX) for name in row.logged)
+    return any(name.startswith(PREFIX) for name in names_of(row))
 
 
 def cosines(runs: Comparison, row: str | None = None) -> go.Figure:
@@ -76,8 +76,8 @@ def matrices_of(row: Row, frames: int) -> tuple[list[int], np.ndarray]:
     """
     tasks = row.first.tasks
     logged = {
-        name.removeprefix(PREFIX): [run.series[name] for run in row.drawn if name in run.series]
-        for name in row.logged
+        name.removeprefix(PREFIX): [run.series[name] for run in drawn(row) if name in run.series]
+        for name in names_of(row)
         if name.startswith(PREFIX)
     }
     every = np.unique(np.concatenate([steps for found in logged.values() for steps, _ in found]))

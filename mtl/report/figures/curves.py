@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from mtl.report.compare import Comparison
 from mtl.report.figures.drawing import lines
-from mtl.report.figures.series import curve, points_of
+from mtl.report.figures.series import curve, names_of, points_of
 
 ALL_SHOWN = 8  # rows that are all shown at first; of more, equal weighting and the best SOME
 SOME = 5
@@ -19,7 +19,7 @@ OWN_FIGURE = re.compile(r"conflict/cos/|affinity/|architecture/gate/")  # one pa
 def curve_names(runs: Comparison) -> list[str]:
     """The metrics to choose from: val/loss/total, the rest of validation, the training losses, then all others."""
     starts = ("val/loss/total", "val/", "train/loss", "")
-    names = dict.fromkeys(name for row in runs.rows for name in row.logged if not OWN_FIGURE.search(name))
+    names = dict.fromkeys(name for row in runs.rows for name in names_of(row) if not OWN_FIGURE.search(name))
     return sorted(names, key=lambda name: next(i for i, start in enumerate(starts) if name.startswith(start)))
 
 

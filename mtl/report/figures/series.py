@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtl.report.compare import Comparison, Row
+from mtl.report.runs import Run
 from mtl.report.sharing import is_of_one_run
 
 NUMBERS = 600_000  # most numbers in all curves of a comparison: about 3 MB of a page
@@ -26,6 +27,17 @@ class Curve:
     low: np.ndarray
     high: np.ndarray
     shown: bool = True
+
+
+def drawn(row: Row) -> list[Run]:
+    """The runs whose curves are drawn: the finished ones, or all if none is finished."""
+    return list((row.finished or row.runs).values())
+
+
+def names_of(row: Row) -> list[str]:
+    """The metrics that a row has logged in training and validation: a value of the test split is no curve."""
+    names = dict.fromkeys(name for run in drawn(row) for name in run.series)
+    return [name for name in names if not name.startswith("test/")]
 
 
 def row_of(runs: Comparison, label: str | None, has: Callable[[Row], bool]) -> Row | None:
@@ -49,7 +61,7 @@ def series_of(runs: Comparison, row: Row | None, pattern: str) -> Iterator[Curve
     if row is None:
         return
     points = points_of(runs)
-    matches = [match for name in row.logged if (match := re.fullmatch(pattern, name))]
+    matches = [match for name in names_of(row) if (match := re.fullmatch(pattern, name))]
     for index, match in enumerate(matches):
         found = curve(row, match[0], points, match[1] or "", index)
         if found is not None:
@@ -58,7 +70,7 @@ def series_of(runs: Comparison, row: Row | None, pattern: str) -> Iterator[Curve
 
 def points_of(runs: Comparison) -> int:
     """Most points of a curve, so that all curves of all rows have at most NUMBERS numbers."""
-    curves = sum(len(row.logged) for row in runs.rows)
+    curves = sum(len(names_of(row)) for row in runs.rows)
     return max(POINTS[0], min(POINTS[1], NUMBERS // max(1, 6 * curves)))
 
 
@@ -67,7 +79,7 @@ def curve(row: Row, name: str, points: int, label: str, index: int, shown: bool 
 
     Neighbouring steps are averaged until at most ``points`` are left; a point stands at the last of its steps.
     """
-    found = [run.series[name] for run in row.drawn if name in run.series]
+    found = [run.series[name] for run in drawn(row) if name in run.series]
     found = found[:1] if is_of_one_run(name) else found
     common = found[0][0] if found else np.array([])
     for steps, _ in found[1:]:

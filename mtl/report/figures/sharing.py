@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.drawing import lines
-from mtl.report.figures.series import of_row, row_of, series_of
+from mtl.report.figures.series import names_of, of_row, row_of, series_of
 from mtl.report.sharing import PREFIX
 
 
 def has_sharing(row: Row) -> bool:
     """Whether an architecture of a row has logged a decision."""
-    return any(name.startswith(PREFIX) for name in row.logged)
+    return any(name.startswith(PREFIX) for name in names_of(row))
 
 
 def gates(runs: Comparison, row: str | None = None) -> go.Figure:
