@@ -37,7 +37,7 @@ def content_of(comparison: Comparison) -> dict[str, Any]:
 
 def descriptions(comparison: Comparison) -> Table:
     """What each metric of conflict is, and of audits and affinities where a run has any."""
-    logged = {"conflict", *(name.split("/")[1] for row in comparison.rows for name in row.logged)}
+    logged = {"conflict", *(name.split("/")[1] for row in comparison.rows for name in names_of(row))}
     columns = ("parallel", "orthogonal", "opposed")
     lines = []
     for name, found in DESCRIPTIONS.items():

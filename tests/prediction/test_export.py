@@ -130,6 +130,18 @@ def test_a_folder_loads_again_without_the_run(trained, tmp_path, kind):
     assert all(f"| {task} |" in card for task in predictor.tasks) and "On the test split" in card
 
 
+def test_a_folder_names_no_code_of_its_own(trained, tmp_path):
+    command(trained("table"), "--format", "safetensors", "--out", tmp_path / "model")
+    file = tmp_path / "model" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    mtl.load(tmp_path / "model", device="cpu")
+    config["backbone"] = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="names os.mkdir, and a checkpoint by itself may name classes of mtl, torch"):
+        mtl.load(tmp_path / "model", device="cpu")
+    assert not (tmp_path / "made").exists()
+
+
 def test_the_card_has_the_mean_of_several_seeds(trained, tmp_path):
     runs = [trained("image_table", f"seed={seed}") for seed in (0, 1, 2)]
     command(runs[0], "--format", "safetensors", "--out", tmp_path / "model", "--also", *runs[1:])

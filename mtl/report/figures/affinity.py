@@ -12,7 +12,7 @@ from mtl.report.affinity import CAPTION, best_of, in_percent
 from mtl.report.compare import Comparison, Row
 from mtl.report.figures.cosines import NUMBERED, SCALE
 from mtl.report.figures.drawing import figure, text
-from mtl.report.figures.series import row_of
+from mtl.report.figures.series import names_of, row_of
 from mtl.report.tables import NOTHING, format_interval
 
 TITLE = "Affinity of the tasks, in % of the loss"
@@ -20,7 +20,7 @@ TITLE = "Affinity of the tasks, in % of the loss"
 
 def has_affinity(row: Row) -> bool:
     """Whether a row has logged the affinity of a pair of tasks."""
-    return any(name.startswith(f"train/{AFFINITIES['estimate']}") for name in row.logged)
+    return any(name.startswith(f"train/{AFFINITIES['estimate']}") for name in names_of(row))
 
 
 def affinity(runs: Comparison, row: str | None = None) -> go.Figure:
