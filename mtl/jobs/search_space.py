@@ -37,7 +37,7 @@ class Space:
     def of(cls, hydra: DictConfig) -> Space:
         """That of the sweeper's ``params`` and of the command line, which replaces what they have as well."""
         line = [*(f"{key}={value}" for key, value in hydra.sweeper.params.items()), *overrides(hydra)]
-        return cls.parse([*{key_of(text): text for text in line}.values()])
+        return cls.parse([*{text.partition("=")[0]: text for text in line}.values()])
 
     @classmethod
     def parse(cls, line: Sequence[str]) -> Space:

@@ -105,7 +105,8 @@ def test_a_whole_study(tmp_path):
     assert [row.rank for row in comparison.methods] == pytest.approx(
         [{"Naive": 2.5, "Static": 2.5, "CAGrad": 3.5, "MGDA": 1.5}[row.label] for row in comparison.methods]
     )
-    (note,) = comparison.notes  # two rates, the higher of which is the better
+    note, budgets = comparison.notes  # two rates, the higher of which is the better; and three static weightings
+    assert budgets.startswith("‡ The budgets differ")
     assert note.startswith(
         "Selected at the edge of what was tried, so a further value may be better: optimizer.lr=0.2 of"
     )
