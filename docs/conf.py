@@ -1,8 +1,10 @@
 """The site's configuration: ``make docs`` builds it. Nothing is fetched, and a warning is an error."""
 
+import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the tutorial's small networks, several threads cost more than they do
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]  # mtl and its examples; the extensions beside this file
 

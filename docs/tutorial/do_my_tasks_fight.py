@@ -99,6 +99,7 @@ for name, value in mtl.conflict_metrics(rows @ rows.T, TASKS).items():
 # names.
 
 SIZE, STEPS = 64, 200
+every_image, every_label = data.train.batch(range(len(data.train)), epoch=0)
 
 
 def train(tasks, seed, rule=None, lr=0.01, width=10):
@@ -109,9 +110,9 @@ def train(tasks, seed, rule=None, lr=0.01, width=10):
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
-        images, labels = data.train.batch(torch.randint(len(data.train), (SIZE,)), epoch=0)
-        predictions = model(images)
-        loss = sum(cross_entropy(predictions[task], labels[task]) for task in tasks)
+        batch = torch.randint(len(every_image), (SIZE,))
+        predictions = model(every_image[batch])
+        loss = sum(cross_entropy(predictions[task], every_label[task][batch]) for task in tasks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
