@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the tutorial's small networks, several threads cost more than they do
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several cost more than they do in the small networks of the tutorial
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]  # mtl and its examples; the extensions beside this file
 
