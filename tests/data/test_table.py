@@ -414,6 +414,27 @@ def test_a_run_is_evaluated_resumed_and_loaded(root, tmp_path, monkeypatch):
         pytest.approx(row["basket/accuracy"]))  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["parquet", "cache"])
+def test_heads_are_found_without_the_whole_table_in_memory(root, tmp_path, monkeypatch, kind):
+    def heads(*options):
+        cfg = load([*RUN, f"data.root={root}", *options])
+        take_targets(cfg)
+        return cfg.heads, cfg.losses
+
+    whole = heads()
+    pd.read_csv(root / "table.csv").to_parquet(root / "table.parquet")
+
+    def fail(*arguments):
+        raise AssertionError("the whole table is read")
+
+    monkeypatch.setattr("mtl.data.input_table.read_rows", fail)
+    own = ["data.file=table.parquet"] if kind == "parquet" else [f"data.cache={tmp_path / 'cache'}"]
+    assert heads(*own) == whole
+    assert kind == "parquet" or list((tmp_path / "cache").iterdir()) == [], "nothing stays there"
+    with pytest.raises(AssertionError):  # negative control
+        heads()
+
+
 SHARED = ["mmoe", "omoe", "ensemble", "cgc", "ple", "dselect_k", "cross_stitch", "nddr"]
 
 
