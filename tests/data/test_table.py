@@ -18,6 +18,7 @@ from mtl.data import table_cache
 from mtl.data.loader import Batches, DataError, sequential
 from mtl.data.metadata import describe, meaning_changes, split_changes
 from mtl.data.table import Table, make_fixture
+from mtl.data.table import main as table_main
 from mtl.data.table_rows import Rows
 from mtl.evaluate import evaluate_checkpoint
 from mtl.system.signals import Preempted
@@ -45,6 +46,16 @@ def write(tmp_path):
         return str(tmp_path)
 
     return write
+
+
+def test_the_command_that_the_tiny_table_comes_with_has_all_that_it_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["table.py", "--make-fixture", str(tmp_path / "shop")])
+    table_main()
+    command = capsys.readouterr().out.split("mtl-train ")[1].split()
+    config = load(command)
+    take_targets(config)
+    check(config)
+    assert [*config.heads] == TARGETS
 
 
 def everything(part):
