@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -45,20 +47,34 @@ def _columns(data: DictConfig) -> Mapping[str, Any]:
     import numpy as np
 
     from mtl.data.columns import encode, infer
-    from mtl.data.input_table import paths_of, read_files
+    from mtl.data.input_table import open_files, paths_of
     from mtl.data.table_targets import targets_of
     from mtl.data.table_text import check_column
 
     own: Any = OmegaConf.to_container(data, resolve=True)
     kinds = own.get("kinds") or {}
     try:
-        table, file = read_files(paths_of(Path(own["root"]).expanduser(), own["file"]), own.get("missing") or ())
-        wanted = own["targets"]
-        wanted = wanted if isinstance(wanted, Mapping) else targets_of(as_list(wanted), file)
-        every, found = np.ones(len(table), bool), {}
-        for name, columns in wanted.items():
-            named = tuple(check_column(table.columns, column, "targets", file) for column in as_list(columns))
-            found[name] = encode(table, name, kinds.get(name) or infer(table, named, file), named, every, file)[0]
+        paths = paths_of(Path(own["root"]).expanduser(), own["file"])
+        with _folder_in(own.get("cache")) as folder:
+            table, file = open_files(paths, own.get("missing") or (), folder)
+            wanted = own["targets"]
+            wanted = wanted if isinstance(wanted, Mapping) else targets_of(as_list(wanted), file)
+            every, found = np.ones(len(table), bool), {}
+            for name, columns in wanted.items():
+                named = tuple(check_column(table.columns, column, "targets", file) for column in as_list(columns))
+                found[name] = encode(table, name, kinds.get(name) or infer(table, named, file), named, every, file)[0]
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
     return found
+
+
+@contextmanager
+def _folder_in(cache: str | None) -> Iterator[Path | None]:
+    """A folder of ``data.cache`` for the moment, so that the table need not be in memory; None without one."""
+    if cache is None:
+        yield None
+        return
+    place = Path(cache).expanduser()
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place, prefix="heads-") as folder:
+        yield Path(folder)

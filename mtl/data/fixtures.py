@@ -53,14 +53,16 @@ def save_array(file: Path, array: Array) -> None:
     np.save(file, array)
 
 
-def write(make_fixture: Callable[[Path], None], folder: Path, parser: argparse.ArgumentParser) -> None:
-    """Write a fixture to a folder that is empty or does not exist, so that real data are never overwritten."""
+def write(make_fixture: Callable[[Path], None], folder: Path, parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Write a fixture to a folder that is empty or does not exist, so that real data are never overwritten.
+
+    ``more``: what else the command that trains on it must name.
+    """
     if folder.exists() and any(folder.iterdir()):
         parser.error(f"{folder} is not empty: give a new folder.")
     make_fixture(folder)
-    print(
-        f"{folder} holds a tiny data set in the real layout: mtl-train data={Path(sys.argv[0]).stem} data.root={folder}"
-    )
+    command = f"mtl-train data={Path(sys.argv[0]).stem} data.root={folder} {more}".rstrip()
+    print(f"{folder} holds a tiny data set in the real layout: {command}")
 
 
 def main(make_fixture: Callable[[Path], None]) -> None:

@@ -127,8 +127,7 @@ class InputTable:
         """The rows, and the files that they are from."""
         if self._frame is not None:
             return self._frame, Files({Path(f"the rows made of {paths[0]}"): len(self._frame)})
-        columns = open_columns(paths, missing, cache)
-        return read_files(paths, missing) if columns is None else (columns, Files(columns.sizes))
+        return open_files(paths, missing, cache)
 
     def _encode(self, cache: Path | None) -> None:
         """The inputs of all rows, a block of rows at a time."""
@@ -255,6 +254,12 @@ def paths_of(folder: Path, file: str | Mapping[str, str]) -> list[Path]:
     if len({*names.values()}) < len(names):
         raise ValueError(f"file={names}: two splits have one file.")
     return [folder / name for name in names.values()]
+
+
+def open_files(paths: Sequence[Path], missing: Sequence[Any], folder: Path | None) -> tuple[Any, Files]:
+    """The rows in the files: a column at a time of Parquet, and of texts by way of ``folder`` if there is one."""
+    columns = open_columns(paths, missing, folder)
+    return read_files(paths, missing) if columns is None else (columns, Files(columns.sizes))
 
 
 def read_files(paths: Sequence[Path], missing: Sequence[Any]) -> tuple[pd.DataFrame, Files]:

@@ -236,7 +236,7 @@ def main() -> None:
     add_arguments(parser, (*KINDS, *(kind for kind in INPUT_KINDS if kind not in KINDS)))
     given = parser.parse_args()
     if given.make_fixture is not None:
-        fixtures.write(make_fixture, given.make_fixture, parser)
+        fixtures.write(make_fixture, given.make_fixture, parser, "data.targets=[basket,amount,again]")
         return
     if given.file is None:
         parser.error("give the table.")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from mtl.engine.look import rate_of_shared
 from mtl.engine.result import StepResult
 
 Batch = tuple[Any, Any]  # inputs and targets
@@ -75,7 +76,8 @@ def accumulate(
 
 def _draw(state: Any, first: Batch, next_batch: Callable[[], Batch], **asked: bool) -> tuple[StepResult, Batch]:
     batches = [first, *(next_batch() for _ in range(state.strategy.draws - 1))]
-    state.strategy.look(state.engine, batches, state.optimizer.param_groups[0]["lr"])
+    rates = {group["name"]: float(group["lr"]) for group in state.optimizer.param_groups}
+    state.strategy.look(state.engine, batches, rate_of_shared(rates))
     return state.strategy.run(state.engine, *batches[-1], **asked), batches[-1]
 
 

@@ -100,6 +100,11 @@ class Engine:
         """The parameters that several heads hold and that are trained."""
         return [p for p in self.model.common_parameters() if p.requires_grad]
 
+    @property
+    def trains_shared(self) -> bool:
+        """Whether anything that the tasks share is trained: before ``trainer.unfreeze_at`` there may be nothing."""
+        return bool(self.trained_shared_parameters() or self.trained_common_parameters())
+
     @contextmanager
     def eager_unsharded(self) -> Iterator[None]:
         """Compiled modules run eagerly, so that ``mtl-eval`` reproduces these numbers; parameters are unsharded.

@@ -6,12 +6,14 @@ Unlike in a step every head's graph is alive at once, and normalisation layers k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 from mtl.engine.engine import Engine
 from mtl.gradients.rows import ParameterRows
@@ -20,17 +22,29 @@ from mtl.tasks import learnable_tasks
 Batch = tuple[Any, Mapping[str, Any]]  # inputs and targets
 
 
+def rate_of_shared(rates: Mapping[str, float]) -> float:
+    """The learning rate of the backbone's group, of several the highest; of the heads' where it has none."""
+    own = [rate for name, rate in rates.items() if name.split(".")[0] == "backbone"]
+    return max(own or rates.values())
+
+
+def copied(inputs: Any) -> Any:
+    """A copy of a batch's inputs: a trunk that normalises them in place would do it once more in the next pass."""
+    return pytree.tree_map_only(Tensor, torch.clone, inputs)
+
+
 def losses_at(
-    engine: Engine, batch: Batch, parameters: Mapping[str, Tensor] = MappingProxyType({})
+    engine: Engine, batch: Batch, parameters: Mapping[str, Tensor] = MappingProxyType({}), precise: bool = False
 ) -> dict[str, Tensor]:
     """The losses of the tasks with a label in ``batch``, in the graph, as in training.
 
-    ``parameters``: values that stand in for the model's own, by their names in it.
+    ``parameters``: values that stand in for the model's own, by their names in it. ``precise``: in the parameters' own
+    precision whatever the training's is.
     """
     inputs, targets = batch
     buffers = {name: buffer.clone() for name, buffer in engine.model.named_buffers()}
-    with engine.eager_unsharded(), engine.autocast():
-        predictions = functional_call(engine.model, {**buffers, **parameters}, (inputs,))
+    with engine.eager_unsharded(), nullcontext() if precise else engine.autocast():
+        predictions = functional_call(engine.model, {**buffers, **parameters}, (copied(inputs),))
         tasks = learnable_tasks(engine.tasks, targets)
         return {task.name: task.loss(predictions[task.name], targets[task.name]) for task in tasks}
 

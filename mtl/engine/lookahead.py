@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtl.affinity import first_order_affinity, relative
 from mtl.engine.engine import Engine
+from mtl.engine.look import copied
 from mtl.engine.weighting import times
 from mtl.gradients.rows import ParameterRows
 from mtl.model import graph_tensors
@@ -53,7 +54,7 @@ def look_ahead(engine: Engine, inputs: Any, targets: Mapping[str, Any], lr: floa
         for task in range(len(tasks)):
             with _moved(parameters, rows.row(task), lr), torch.no_grad():
                 start()
-                features = own.features(inputs)
+                features = own.features(copied(inputs))
                 after.append(torch.stack([own.loss(t, features, targets[t.name]).double() for t in tasks]).cpu())
     affinity = relative(losses - torch.stack(after), losses)
     return Lookahead([task.name for task in tasks], affinity, first_order_affinity(rows.gram(), losses, lr))
@@ -74,7 +75,7 @@ def _gradients(
 ) -> tuple[Tensor, ParameterRows]:
     """The tasks' losses [K], float64, and their gradients; the graph of one head is alive at a time."""
     losses, rows, scale = [], ParameterRows(parameters), engine.precision.scale
-    features = engine.features(inputs)
+    features = engine.features(copied(inputs))
     for task in tasks:
         loss = engine.loss(task, features, targets[task.name])
         gradients: Sequence[Tensor | None] = [None] * len(parameters)

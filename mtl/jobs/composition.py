@@ -214,7 +214,9 @@ def _wrong_type(override: str, error: Exception) -> str:
     """The sentence for a value of the wrong type."""
     reason = " ".join(str(error.__cause__ or error).split()).partition(" full_key:")[0]
     wanted = next((words for name, words in TYPES.items() if name in reason), None)
-    return f"{override} must be {wanted}." if wanted else f"{override}: {reason}."
+    if "is not a ListConfig" in reason:
+        wanted = f"a list: write {_as_list(override)}"
+    return f"{override} must be {wanted}." if wanted else f"{override}: {reason.rstrip('.')}."
 
 
 def _without(key: str, arguments: Sequence[str]) -> DictConfig:

@@ -22,7 +22,7 @@ from mtl.errors import ConfigError, RunError, first_line
 from mtl.jobs.composition import composition_errors, wants_tracebacks
 from mtl.jobs.folder import folder_lock, remove_untrained
 from mtl.jobs.launch import RankFailed
-from mtl.jobs.overrides import TAGGED, command_line, config_folder, expand_resume
+from mtl.jobs.overrides import TAGGED, command_line, config_folder, expand_resume, flags_first
 from mtl.jobs.resume import is_finished
 from mtl.runs.files import read_json, read_status, write_json, write_status
 from mtl.runs.targets import find_own_code
@@ -197,7 +197,7 @@ def _free_memory() -> None:
 
 def command(hydra_main: Callable[[], None]) -> None:
     """Run a Hydra application; after a sweep, also one with failed jobs, print a table of its jobs."""
-    sys.argv[1:] = expand_resume(sys.argv[1:])
+    sys.argv[1:] = flags_first(expand_resume(sys.argv[1:]))
     find_own_code(config_folder(sys.argv[1:]))
     try:
         # The handlers hold between jobs, and while other processes run them; a job sets its own.

@@ -18,6 +18,7 @@ from mtl.runs.files import OVERRIDES, read_overrides, read_yaml, run_folder, wri
 
 TAGGED = ("data", "backbone", "architecture", "strategy")  # the groups whose choices name a run
 CONFIG_FOLDER = ("-cd", "--config-dir")  # Hydra's flags
+VALUED, SWEEP = (*CONFIG_FOLDER, "-c", "--cfg"), ("-m", "--multirun")
 
 
 def name_tracker_run(cfg: DictConfig) -> DictConfig:
@@ -56,6 +57,19 @@ def with_config_folder(arguments: Sequence[str]) -> list[str]:
     return rest if folder is None else [f"--config-dir={folder}", *rest]
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with the usual flags before the overrides: argparse stops at a flag between two of these."""
+    flags: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument in VALUED:
+            flags += [argument, *([value] if (value := next(waiting, None)) is not None else [])]
+        else:
+            (flags if argument.partition("=")[0] in (*VALUED, *SWEEP) else rest).append(argument)
+    return [*flags, *rest]
+
+
 def config_folder(arguments: Sequence[str]) -> Path | None:
     """The folder of configurations that ``-cd`` or ``--config-dir`` names in a command line, absolute."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
@@ -67,9 +81,13 @@ def config_folder(arguments: Sequence[str]) -> Path | None:
 
 def command_line() -> list[str]:
     """The arguments that start this job again: the folder of configurations, and the overrides as they were typed."""
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
-    return [*folders, *overrides()]
+    return [*config_flags(HydraConfig.get()), *overrides()]
+
+
+def config_flags(hydra: DictConfig) -> list[str]:
+    """The flag that names the folder of configurations again; none where the command line had none."""
+    sources = hydra.runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
 
 
 def expand_resume(arguments: Sequence[str]) -> list[str]:

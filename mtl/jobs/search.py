@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from mtl.jobs.job import DidNotStart, JobFailed
-from mtl.jobs.overrides import key_of, without
+from mtl.jobs.overrides import config_flags, key_of, without
 from mtl.jobs.search_space import Space
 from mtl.jobs.study import make_study, open_storage, state
 from mtl.runs.files import read_json, write_json
@@ -71,7 +71,7 @@ def search(config: DictConfig, launcher: Any, options: Options) -> list[JobRetur
     write_json(folder / "search.json", {"keys": keys, "storage": options.storage, "studies": studies})
     found.go_on()
     found.run()
-    print(f"\n{_overview(found.arms, space, options)}")
+    print(f"\n{_overview(found.arms, space, options, config_flags(config.hydra))}")
     failed = [trial.user_attrs["folder"] for arm in found.arms for trial in arm.trials if trial.state.name == "FAIL"]
     if failed:
         raise JobFailed(f"{len(failed)} of {sum(len(arm.trials) for arm in found.arms)} trials failed; see {failed[0]}")
@@ -142,8 +142,8 @@ class _Search:
             arm.study.tell(trial.number, state=state("FAIL"))
 
 
-def _overview(arms: Sequence[Arm], space: Space, options: Options) -> str:
-    """The best trial of each arm, and how to train it again."""
+def _overview(arms: Sequence[Arm], space: Space, options: Options, flags: Sequence[str]) -> str:
+    """The best trial of each arm, and how to train it again; ``flags`` name the folder of configurations."""
     lines, commands = [], []
     for arm in arms:
         states = [trial.state.name for trial in arm.trials]
@@ -151,7 +151,7 @@ def _overview(arms: Sequence[Arm], space: Space, options: Options) -> str:
         cells = [", ".join(f"{value:.4g}" for value in best[0].values), _settings(best[0])] if len(best) == 1 else []
         cells = cells or ["–", f"{len(best)} trials that none beats: see mtl-report"]
         lines.append([arm.study.study_name, len(states), states.count("PRUNED"), states.count("FAIL"), *cells])
-        commands += [_again(space, arm, best[0])] if len(best) == 1 else []
+        commands += [_again(space, arm, best[0], flags)] if len(best) == 1 else []
     found = table(["arm", "trials", "pruned", "failed", f"best {', '.join(options.objectives)}", "at"], lines)
     if commands:
         found += "\n\nThe best of many trials flatters. With seeds that the search has not seen:"
@@ -162,9 +162,9 @@ def _settings(trial: FrozenTrial) -> str:
     return " ".join(f"{key.lstrip('+')}={f'{v:.4g}' if isinstance(v, float) else v}" for key, v in trial.params.items())
 
 
-def _again(space: Space, arm: Arm, trial: FrozenTrial) -> str:
+def _again(space: Space, arm: Arm, trial: FrozenTrial, flags: Sequence[str]) -> str:
     """The command line that trains the setting of a trial with three other seeds."""
     line = space.overrides(arm.overrides, trial.params)
     seed = next((int(text.partition("=")[2]) for text in line if key_of(text) == "seed"), 0)
     seeds = ",".join(str(seed + 1 + index) for index in range(3))
-    return shlex.join(["mtl-train", "-m", *without(line, ("seed", "resume", "skip_finished")), f"seed={seeds}"])
+    return shlex.join(["mtl-train", "-m", *flags, *without(line, ("seed", "resume", "skip_finished")), f"seed={seeds}"])

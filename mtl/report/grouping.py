@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from mtl.report.affinity import Affinity, best_of
-from mtl.report.compare import Comparison
+from mtl.report.affinity import Affinity, affinities
+from mtl.report.compare import Comparison, Row
 from mtl.report.runs import ReportError, Run
 
 EXACT = 12  # tasks up to which every partition is considered
@@ -110,8 +110,8 @@ def grouping_text(comparisons: Sequence[Comparison], most: int) -> str:
         raise ReportError(f"--groups {most} must be 1 or more: it is the most networks that the tasks are spread over.")
     parts = []
     for comparison in comparisons:
-        found = [(row.label, row.first, best_of(row)) for row in comparison.methods]
-        texts = [_of_row(label, run, own, most) for label, run, own in found if own is not None and own.is_complete]
+        found = [(row.label, row.first, _complete(row)) for row in comparison.methods]
+        texts = [_of_row(label, run, own, most) for label, run, own in found if own is not None]
         if texts:
             parts.append("\n\n".join([f"## {comparison.data}: tasks in at most {most} networks", CAUTION, *texts]))
     if not parts:
@@ -120,6 +120,12 @@ def grouping_text(comparisons: Sequence[Comparison], most: int) -> str:
             "conflict.affinity_every=10, and conflict.audit_every=50 for the lookahead."
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _complete(row: Row) -> Affinity | None:
+    """The lookahead of a row, or the estimate where it lacks a pair, which the few audited steps may never have had."""
+    found = affinities(row)
+    return next((found[k] for k in ("lookahead", "estimate") if k in found and found[k].is_complete), None)
 
 
 def _of_row(label: str, run: Run, affinity: Affinity, most: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl.report.names import ABSENT, differing_keys
 from mtl.report.runs import Run
+from mtl.report.search import is_trial
 from mtl.report.statistics import SEEDS
 from mtl.report.timing import UNKNOWN
 
@@ -32,6 +33,7 @@ def notes_on(comparison: Comparison, hidden: set[str]) -> list[str]:
     notes += _selection_notes(runs)
     notes += _edge_notes(rows)
     notes += _budget_notes(comparison)
+    notes += _trial_notes(rows)
     notes += _unlike_notes(runs, comparison.methods, hidden)
     notes += _baseline_notes(comparison)
     notes += _reference_notes(comparison.methods)
@@ -128,6 +130,20 @@ def _budget_notes(comparison: Comparison) -> Iterator[str]:
         yield (
             "A row of one seed is the best of several trials on validation, which flatters its validation metrics: "
             "train the selected settings again with other seeds before rows are compared."
+        )
+
+
+def _trial_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows that mix the trial which was selected with runs of seeds that the search has not seen."""
+    mixed = []
+    for row in rows:
+        trials = [is_trial(run) for run in row.finished.values()]
+        if row.others and any(trials) and not all(trials):
+            mixed.append(row.label)
+    if mixed:
+        yield (
+            "The trial that a search selected is in the mean beside seeds that the search has not seen, which flatters "
+            f"the mean: {', '.join(mixed)}. Give mtl-report the folders of the later runs alone."
         )
 
 

@@ -152,7 +152,8 @@ function legends(figure, legend) {
     groups.get(t.legendgroup).push(t);
   });
   legend.replaceChildren(...[...groups].map(([label, traces]) => {
-    const button = chip(label, traces.at(-1).line, true, on => { traces.forEach(t => { t.first = on; }); figure.restyle(); });
+    const { line, marker } = traces.at(-1);  // points alone have no line
+    const button = chip(label, line ?? marker, true, on => { traces.forEach(t => { t.first = on; }); figure.restyle(); });
     return button;
   }));
 }

@@ -67,6 +67,11 @@ def _folders(runs: Sequence[Run]) -> list[Path]:
     return [folder for folder in parents if "keys" in read_json(folder / "search.json")]
 
 
+def is_trial(run: Run) -> bool:
+    """Whether the run is a trial of a search, by whose value its setting may have been selected."""
+    return "keys" in read_json(run.folder.parent / "search.json")
+
+
 @dataclass
 class Searched:
     """An objective of one arm's study: how its trials ended, and how much of its variance each key explains."""

@@ -47,8 +47,8 @@ class Lambdas(TaskWeighting):
 class AutoLambda(Detached):
     """Auto-lambda: the weights whose training step lowers the losses of the ``primary`` tasks on another batch.
 
-    A step draws two batches. With theta all parameters of the model, alpha the optimizer's learning rate and L_k the
-    losses on the batch that trains::
+    A step draws two batches. With theta all parameters of the model, alpha the backbone's learning rate, where it has
+    several the highest, and L_k the losses on the batch that trains::
 
         theta' = theta - alpha sum_k l_k dL_k/dtheta
         v = d/dtheta' of the sum of the primary tasks' losses on the other batch
@@ -62,7 +62,8 @@ class AutoLambda(Detached):
     ``primary``: tasks whose losses count, all of them by default; the other ones are trained as far as they help these.
     A weight may become negative. Its scale is what it is: with ``initial`` 0.1, the gradient is a tenth of the sum's.
     The weight of a task without labels in the batch that trains stays as it is, and every weight where the other batch
-    has no label of a primary task. Both sides of the difference have the same dropout masks.
+    has no label of a primary task. Both sides of the difference have the same dropout masks,
+    and are computed without mixed precision, which would round the difference away.
 
     Promises: the weights lower the losses of the primary tasks on another batch, as far as one step of training tells.
 
@@ -126,10 +127,13 @@ class AutoLambda(Detached):
         return _gradients(primary, parameters, engine.precision.scale)
 
     def _losses(self, engine: Engine, batch: Batch, parameters: Parameters) -> Parameters:
-        """The losses without a graph, each time with the same random numbers."""
+        """The losses without a graph, each time with the same random numbers.
+
+        Not in mixed precision: e v is less than what bfloat16 and float16 can tell of a parameter.
+        """
         devices = [engine.device] if engine.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
-            return losses_at(engine, batch, parameters)
+            return losses_at(engine, batch, parameters, precise=True)
 
 
 def _gradients(losses: Sequence[Tensor], parameters: Parameters, loss_scale: float) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ class Strategy(nn.Module):
     def look(self, engine: Engine, batches: Sequence[Batch], lr: float) -> None:
         """Learn from the ``draws`` batches of a step, of which the last is the one that trains.
 
-        ``lr``: the optimizer's learning rate, of its first group.
+        ``lr``: the optimizer's learning rate, of the backbone; of several groups there, as by layers, the highest.
         """
         raise NotImplementedError(f"{type(self).__name__} must say what it learns from {self.draws} batches.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from mtl.affinity import first_order_affinity, named_affinity
 from mtl.conflict import agreement_metrics, conflict_metrics, cosines
 from mtl.descriptions import TOLERANCE
+from mtl.engine.look import rate_of_shared
 from mtl.engine.lookahead import Lookahead
 from mtl.gradients.transfer import HostCopy, widest
 from mtl.strategies import AuditResult, StepResult
@@ -100,12 +101,6 @@ def step_metrics(
     if result.audit is not None:
         metrics |= _audit_metrics(result.audit, tolerance)
     return metrics | timer.read()
-
-
-def rate_of_shared(rates: Mapping[str, float]) -> float:
-    """The learning rate of the backbone's group, of several the highest; of the heads' where it has none."""
-    own = [rate for name, rate in rates.items() if name.split(".")[0] == "backbone"]
-    return max(own or rates.values())
 
 
 def affinity_metrics(outcome: Outcome) -> dict[str, float]:

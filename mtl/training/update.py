@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtl.engine.accumulation import Batch, accumulate
+from mtl.engine.look import rate_of_shared
 from mtl.engine.lookahead import Lookahead, look_ahead
 from mtl.engine.result import StepResult
 from mtl.engine.setup import RecompileWarning, unfreeze
@@ -19,7 +20,7 @@ from mtl.training.loaders import DeviceBatches
 from mtl.training.nonfinite import GradientNorm, NotFinite, StepSnapshot, diagnose
 from mtl.training.schedule import Plan, step_scheduler
 from mtl.training.state import Parts, TrainState
-from mtl.training.step_metrics import Outcome, StepNumbers, StepValues, rate_of_shared
+from mtl.training.step_metrics import Outcome, StepNumbers, StepValues
 from mtl.training.task_weights import WeightWarnings
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class Update:
         for module in self._scheduled:
             module.at(step, self._plan.steps)
         rates = {group["name"]: float(group["lr"]) for group in state.optimizer.param_groups}
+        if ahead:
+            self.settle()  # what it waits for is the step before's time, and no step is looked at that was not checked
         with self._timer.paused():
             lookahead = look_ahead(state.engine, *batch, rate_of_shared(rates)) if ahead else None
         with self._timer.step("audited" if audit else "measured" if measure else "plain"):

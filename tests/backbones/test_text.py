@@ -260,7 +260,7 @@ def test_weights_that_are_missing_are_counted(tmp_path, caplog):
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"backbone=text needs the extra text, as in pip install 'mtl\[text\]'"):
+    with pytest.raises(ValueError, match=r"backbone=text needs the extra text, as in pip install 'mtl-torch\[text\]'"):
         Text(VOCABULARY, CONTEXT)
 
 

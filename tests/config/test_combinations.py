@@ -38,7 +38,9 @@ def test_trains_and_goes_on_to_the_last_bit(strategy, weighting):
             built(f"strategy={strategy}", f"weighting={weighting}")
         return
     rotations = ["architecture=rotograd"] if strategy == "rotograd" else []
-    goes_on(configuration(*SETTING, f"strategy={strategy}", f"weighting={weighting}", *rotations))
+    # Of the hard maximum only the task with the largest loss learns in a step, and with it its rotation.
+    every = (strategy, weighting) != ("rotograd", "tchebycheff")
+    goes_on(configuration(*SETTING, f"strategy={strategy}", f"weighting={weighting}", *rotations), every)
 
 
 # A weighting of each kind: known before the heads run, by the loss itself, late.

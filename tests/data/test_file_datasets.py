@@ -167,7 +167,7 @@ def test_the_command_writes_the_fixture_and_never_over_something(tmp_path, name)
     assert first.returncode == 0 and f"mtl-train data={name} data.root={tmp_path / 'tiny'}" in first.stdout
     take_steps(configuration(name, tmp_path / "tiny"), 1)
     second = subprocess.run(command, **run)
-    assert second.returncode == 2 and "tiny is not empty: give a folder that is not there yet." in second.stderr
+    assert second.returncode == 2 and "tiny is not empty: give a new folder." in second.stderr
 
 
 # ------------------------------------------------------------------------------ augmentation and the loader

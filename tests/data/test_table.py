@@ -18,6 +18,7 @@ from mtl.data import table_cache
 from mtl.data.loader import Batches, DataError, sequential
 from mtl.data.metadata import describe, meaning_changes, split_changes
 from mtl.data.table import Table, make_fixture
+from mtl.data.table import main as table_main
 from mtl.data.table_rows import Rows
 from mtl.evaluate import evaluate_checkpoint
 from mtl.system.signals import Preempted
@@ -45,6 +46,16 @@ def write(tmp_path):
         return str(tmp_path)
 
     return write
+
+
+def test_the_command_that_the_tiny_table_comes_with_has_all_that_it_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["table.py", "--make-fixture", str(tmp_path / "shop")])
+    table_main()
+    command = capsys.readouterr().out.split("mtl-train ")[1].split()
+    config = load(command)
+    take_targets(config)
+    check(config)
+    assert [*config.heads] == TARGETS
 
 
 def everything(part):
@@ -412,6 +423,27 @@ def test_a_run_is_evaluated_resumed_and_loaded(root, tmp_path, monkeypatch):
     right = [answer["basket"]["class"] == basket for answer, basket in zip(answers, rows["basket"], strict=True)]
     assert np.mean([own for own, basket in zip(right, rows["basket"], strict=True) if not pd.isna(basket)]) == (
         pytest.approx(row["basket/accuracy"]))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["parquet", "cache"])
+def test_heads_are_found_without_the_whole_table_in_memory(root, tmp_path, monkeypatch, kind):
+    def heads(*options):
+        cfg = load([*RUN, f"data.root={root}", *options])
+        take_targets(cfg)
+        return cfg.heads, cfg.losses
+
+    whole = heads()
+    pd.read_csv(root / "table.csv").to_parquet(root / "table.parquet")
+
+    def fail(*arguments):
+        raise AssertionError("the whole table is read")
+
+    monkeypatch.setattr("mtl.data.input_table.read_rows", fail)
+    own = ["data.file=table.parquet"] if kind == "parquet" else [f"data.cache={tmp_path / 'cache'}"]
+    assert heads(*own) == whole
+    assert kind == "parquet" or list((tmp_path / "cache").iterdir()) == [], "nothing stays there"
+    with pytest.raises(AssertionError):  # negative control
+        heads()
 
 
 SHARED = ["mmoe", "omoe", "ensemble", "cgc", "ple", "dselect_k", "cross_stitch", "nddr"]

@@ -140,5 +140,5 @@ def test_a_length_that_holds_no_pair_is_refused():
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"texts need the extra text, as in pip install 'mtl\[text\]'"):
+    with pytest.raises(ValueError, match=r"texts need the extra text, as in pip install 'mtl-torch\[text\]'"):
         Tokenizer(CONTENT, 12)

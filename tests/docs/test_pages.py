@@ -35,7 +35,7 @@ def test_every_command_composes(command):
         "-cd" in words
     ):  # a folder that one of our commands writes, and tests/data compose; here the data that it inherits
         position = words.index("-cd")
-        words = [*words[:position], *words[position + 2 :], *(["data.root=x"] if "data=mine" in words else [])]
+        words = [*words[:position], *words[position + 2 :], *(["data.root=x", "data.targets=[y]"] if "data=mine" in words else [])]
         words = [word.replace("data=mine", "data=table") for word in words if word not in ("heads=mine", "losses=mine")]
     check(load([first_of_sweep(word) for word in words]))
 

@@ -9,6 +9,7 @@ from support.networks import make
 from torch import nn
 
 from mtl.engine.engine import Engine
+from mtl.engine.look import losses_at
 from mtl.engine.lookahead import look_ahead
 from mtl.model import MultiTaskModel
 from mtl.system.environment import rng_state
@@ -89,6 +90,28 @@ def test_it_changes_no_bit_of_model_losses_and_generators():
     assert differing({"rng": states}, {"rng": rng_state()}) == []
     model(inputs)  # negative control
     assert differing(before, model.state_dict()) and differing({"rng": states}, {"rng": rng_state()})
+
+
+def test_a_trunk_that_works_in_place_on_its_inputs_does_it_to_copies():
+    class Centring(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs.sub_(1.0))
+
+    torch.manual_seed(0)
+    model = MultiTaskModel(Centring(3, 4), {name: nn.Linear(4, 1) for name in "ab"}).double()
+    tasks = [Task(name, nn.MSELoss()) for name in "ab"]
+    inputs = torch.randn(6, 3).double()
+    targets = {name: torch.randn(6, 1).double() for name in "ab"}
+    before = inputs.clone()
+    found = look_ahead(Engine(model, tasks), inputs, targets, 0.1)
+    losses_at(Engine(model, tasks), (inputs, targets))
+    assert torch.equal(inputs, before)
+    plain = MultiTaskModel(nn.Linear(3, 4), {name: nn.Linear(4, 1) for name in "ab"}).double()
+    plain.load_state_dict(model.state_dict())
+    expected = look_ahead(Engine(plain, tasks), inputs - 1.0, targets, 0.1)
+    torch.testing.assert_close(found.affinity, expected.affinity, rtol=0, atol=1e-12)
+    model(inputs)  # negative control
+    assert not torch.equal(inputs, before)
 
 
 def test_absent_tasks_and_frozen_trunks_are_left_out():

@@ -49,6 +49,8 @@ def sentence(*arguments):
         (["head=mlp"], ["write head@heads.<task>=<option>; its options are attention_pool, deeplab"]),
         (["trainer.max_steps=ten"], ["trainer.max_steps=ten must be a whole number."]),
         (["trainer.ema=a"], ["trainer.ema=a must be a number."]),
+        (["tasks=left"], ["tasks=left must be a list: write 'tasks=[left]'."]),
+        (["trainer.monitor=[a]"], ["Cannot convert 'list' to string: '['a']'."]),
         (["trainer.compile=3.5"], ["trainer.compile=3.5 must be true or false."]),
         (["+seed=1"], ["seed is a key already: leave the + out."]),
         (["trainer.max_steps"], ["trainer.max_steps cannot be read", "write key=value"]),

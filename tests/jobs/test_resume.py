@@ -12,7 +12,7 @@ from support.exactness import assert_same, left_by, same
 from mtl.config import load
 from mtl.config.redact import redacted
 from mtl.errors import ConfigError
-from mtl.jobs.overrides import expand_resume, save_config
+from mtl.jobs.overrides import expand_resume, flags_first, save_config
 from mtl.jobs.resume import changed_places, is_finished, newest_run, restore
 from mtl.report.runs import read_run
 from mtl.runs import checkpoint
@@ -439,6 +439,14 @@ def test_the_command_line_is_the_one_the_run_was_started_with(tmp_path, monkeypa
         [f"resume={tmp_path / 'nothing'}"],
     ):
         assert expand_resume(untouched) == untouched
+
+
+def test_a_flag_may_stand_between_overrides():
+    given = ["data=mine", "-m", "strategy=naive,mgda", "-cd", "conf", "--cfg", "job", "seed=1", "--resolve"]
+    first = ["-m", "-cd", "conf", "--cfg", "job", "data=mine", "strategy=naive,mgda", "seed=1", "--resolve"]
+    assert flags_first(given) == first and flags_first(first) == first
+    assert flags_first(["seed=1", "--config-dir=conf"]) == ["--config-dir=conf", "seed=1"]
+    assert flags_first(["seed=1", "-cd"]) == ["-cd", "seed=1"], "Hydra names what is missing"
 
 
 def test_the_folder_of_configurations_is_remembered(tmp_path):

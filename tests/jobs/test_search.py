@@ -226,6 +226,16 @@ def test_a_search_goes_on_with_more_trials_and_not_by_accident(tmp_path, whole, 
     assert not [*tmp_path.rglob("status.json")]
 
 
+def test_the_command_at_its_end_names_the_folder_of_configurations(tmp_path, forked):
+    """With a flag between the overrides, where argparse would stop."""
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer: {max_steps: 2}\n")
+    done = forked("mtl.train", *TPE, RATE, "hydra.sweeper.n_trials=1", "-cd", "own", "+experiment=mine")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("mtl-train -m")]
+    assert f"--config-dir={tmp_path / 'own'}" in line and "+experiment=mine" in line
+
+
 def test_a_failing_trial_is_no_end_of_a_search(tmp_path, forked):
     fails = "+backbone.rank=choice(0,1)"
     line = ["+backbone.after=6", fails, "hydra.sweeper.n_trials=4", "backbone._target_=support.runs.Fails"]

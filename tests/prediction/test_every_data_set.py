@@ -8,11 +8,13 @@ import torch
 from support.composing import configuration, options
 
 from mtl.config.build import build_parts, build_trained
+from mtl.config.table_heads import take_targets
 from mtl.data.loader import Batches
 from mtl.prediction.answers import answer_of
 
 SIZED = {"celeba": 16, "taskonomy": 32, "pascal_context": 32, "image_table": 16, "office": 16, "office_home": 16}
 OWN = {
+    "table": ["data.targets=[basket,amount,again]"],
     "paws_x": ["data.length=24", "backbone.width=16"],
     "stdlib": ["data.context=16"],
     "scenes": ["data.size=5", "data.image_size=32"],
@@ -75,6 +77,7 @@ def folder(tmp_path_factory):
 def rebuilt(*overrides):
     """The parts of a configuration with weights of its own, and what is made of their description alone."""
     cfg = configuration("device=cpu", *overrides)
+    take_targets(cfg)
     parts = build_parts(cfg)
     file = io.BytesIO()
     torch.save(parts.description, file)

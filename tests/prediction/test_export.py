@@ -137,7 +137,7 @@ def test_a_folder_names_no_code_of_its_own(trained, tmp_path):
     mtl.load(tmp_path / "model", device="cpu")
     config["backbone"] = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
     file.write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match="names os.mkdir, and a checkpoint by itself may name classes of mtl, torch"):
+    with pytest.raises(ValueError, match=r"names os\.mkdir, and a checkpoint by itself may name classes of mtl, torch"):
         mtl.load(tmp_path / "model", device="cpu")
     assert not (tmp_path / "made").exists()
 

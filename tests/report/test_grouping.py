@@ -95,6 +95,11 @@ def test_the_estimate_takes_the_place_of_a_lookahead(tmp_path):
     assert "by its estimate: **left · right**" in report([tmp_path / "a"], groups=2)[0]
 
 
+def test_and_of_one_that_lacks_a_pair(tmp_path):
+    write_affinities(tmp_path / "a", {("left", "right"): 0.1}, HARMS)
+    assert "by its estimate: **left · right**" in report([tmp_path / "a"], groups=2)[0]
+
+
 @pytest.mark.parametrize(
     ("groups", "words"),
     [

@@ -77,6 +77,20 @@ def visible(page, name):
     return list(dict.fromkeys(found[0]))
 
 
+def test_fronts_have_a_legend_of_their_methods(browser, tmp_path):
+    for i, (left, right) in enumerate([(0.9, 0.5), (0.8, 0.8), (0.5, 0.9)]):
+        write_run(tmp_path / f"slow{i}", weights={"left": 1.0 + i}, test=accuracies(left, right))
+        write_run(tmp_path / f"fast{i}", weights={"left": 1.0 + i}, test=accuracies(left, 0.4), optimizer={"lr": 0.2})
+    page = opened(browser, report([tmp_path])[1] / "report.html", 1280, "light")
+    drawn(page)
+    shown = page.locator("figure[data-plot=fronts] .legend button")
+    assert shown.all_text_contents() == ["front of Static optimizer.lr=0.2", "front of Static optimizer.lr=0.1"]
+    swatches = page.locator("figure[data-plot=fronts] .legend .swatch")
+    assert swatches.count() == 2 and len({swatches.nth(i).get_attribute("style") for i in range(2)}) == 2
+    assert not page.complaints
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_plot_is_drawn_and_nothing_hangs_over(browser, study, width, scheme):

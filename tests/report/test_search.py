@@ -71,6 +71,21 @@ def test_each_arm_has_its_best_trial_and_its_budget(tmp_path):
     assert not any("budgets differ" in note or "is pruned" in note for note in comparison.notes)
 
 
+def test_a_mean_with_the_selected_trial_in_it_says_so(tmp_path):
+    root = write_search(tmp_path / "search", trials=3)
+    (best,) = [row.first for row in compared(root).rows if row.label == "MGDA"]
+    assert not any("The trial that a search selected" in note for note in compared(tmp_path).notes)
+    for seed in (1, 2, 3):
+        write_run(
+            tmp_path / "again" / str(seed), "mgda", seed, accuracies(0.9, 0.5), best=0.1, trainer={"max_steps": 40},
+            optimizer={key: best.config["optimizer"][key] for key in ("lr", "momentum")},
+        )  # fmt: skip
+    comparison = compared(tmp_path)
+    assert {row.label: len(row.finished) for row in comparison.rows} == {"Naive": 1, "MGDA": 4}
+    (note,) = [note for note in comparison.notes if note.startswith("The trial that a search selected is in the mean")]
+    assert "the mean: MGDA. Give" in note
+
+
 def test_unequal_budgets_are_marked(tmp_path):
     comparison = compared(write_search(tmp_path / "search", more=1))
     lines = cells(comparison, "test metrics")

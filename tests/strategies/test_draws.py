@@ -10,7 +10,10 @@ from torch import nn
 from torch.func import functional_call
 
 from mtl.config.build import build
+from mtl.engine.accumulation import accumulate
 from mtl.engine.engine import Engine
+from mtl.engine.look import losses_at
+from mtl.engine.precision import Precision
 from mtl.errors import ConfigError
 from mtl.model import MultiTaskModel
 from mtl.runs import checkpoint
@@ -148,6 +151,40 @@ def test_the_finite_difference_is_the_derivative_through_the_step(primary, monke
     monkeypatch.setattr(swapped.weighting, "move", lambda g: moved.append(torch.stack(list(g.values()))))
     swapped.look(Engine(model, tasks), [training, other], 0.3)
     assert not torch.allclose(moved[1], expected, rtol=1e-2)  # negative control
+
+
+def test_mixed_precision_does_not_round_the_difference_away(monkeypatch):
+    """The two sides differ by 0.01 in all parameters together, of which bfloat16 sees next to nothing."""
+    from mtl.strategies import auto_lambda
+
+    model, tasks, batches = problem(2)
+    lambdas = torch.full((3,), 0.1)
+    expected = hypergradient(model, tasks, *batches, lambdas, NAMES, lr=0.3)
+    model.float()
+    batches = [(inputs.float(), targets) for inputs, targets in batches]
+    engine, moved = Engine(model, tasks, Precision(torch.bfloat16)), []
+    for rounds in (False, True):
+        if rounds:  # negative control: both sides in bfloat16 as well
+            monkeypatch.setattr(auto_lambda, "losses_at", lambda *given, precise=False: losses_at(*given))
+        strategy = AutoLambda(Equal(), NAMES)
+        monkeypatch.setattr(strategy.weighting, "move", lambda g: moved.append(torch.stack(list(g.values()))))
+        strategy.look(engine, batches, 0.3)
+    errors = [((own.double() - expected).norm() / expected.norm()).item() for own in moved]
+    assert errors[0] < 0.1 and errors[1] > 3 * errors[0], errors
+
+
+@pytest.mark.parametrize("options", [[], ["optimizer.layer_decay=0.5"]], ids=["plain", "layers"])
+def test_the_rate_is_the_backbones_highest(options, monkeypatch):
+    cfg = configuration("device=cpu", "strategy=auto_lambda", "data.batch_size=8", "optimizer=adamw",
+                        "optimizer.lr=0.25", "scheduler=constant", *options)  # fmt: skip
+    _, state = build(cfg)
+    rates = [group["lr"] for group in state.optimizer.param_groups if group["name"].startswith("backbone")]
+    assert (min(rates) < max(rates)) == bool(options)
+    seen = []
+    monkeypatch.setattr(state.strategy, "look", lambda engine, batches, lr: seen.append(lr))
+    monkeypatch.setattr(state.strategy, "run", lambda *batch, **asked: None)
+    accumulate(state, (None, {}), lambda: (None, {}), 2)
+    assert seen == [max(rates)]
 
 
 def test_the_step_is_that_of_torchs_adam_and_then_of_the_weighted_losses():

@@ -46,15 +46,16 @@ def stored(state):
     return torch.load(file, weights_only=True)
 
 
-def goes_on(cfg):
-    """Every parameter is trained, and the steps after a round trip are the same to the last bit."""
+def goes_on(cfg, every_parameter=True):
+    """``every_parameter`` is trained, and the steps after a round trip are the same to the last bit."""
     data, state = built_from(cfg)
     trained = [p for p in state.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in trained]
     take_steps(data, state, range(2))
     middle = stored(state)
     take_steps(data, state, range(2, 6))
-    assert all(not torch.equal(p, q) for p, q in zip(before, trained, strict=True))
+    changed = [not torch.equal(p, q) for p, q in zip(before, trained, strict=True)]
+    assert all(changed) if every_parameter else any(changed)
     end = copy.deepcopy(state.state_dict())
     state.load_state_dict(middle)  # in place of all that the last steps have left
     take_steps(data, state, range(2, 6))

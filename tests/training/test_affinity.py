@@ -11,12 +11,13 @@ from mtl.config import load
 from mtl.config.build import build
 from mtl.engine.accumulation import accumulate
 from mtl.engine.engine import Engine
+from mtl.engine.look import rate_of_shared
 from mtl.engine.lookahead import look_ahead
 from mtl.errors import ConfigError
 from mtl.rules import MGDA, PCGrad
 from mtl.runs.files import read_metrics
 from mtl.strategies import Balanced, Detached, Naive
-from mtl.training.step_metrics import Outcome, StepValues, affinity_metrics, rate_of_shared
+from mtl.training.step_metrics import Outcome, StepValues, affinity_metrics
 from mtl.weightings import UW, Equal, Log, Static
 
 NAMES = ["task0", "task1", "task2"]
@@ -115,6 +116,12 @@ def test_a_run_logs_what_is_due_and_a_resumed_run_the_same(train_tiny, choice):
 def test_a_run_that_is_not_asked_logs_none(train_tiny):
     folder = train_tiny("conflict.audit_every=2")
     assert affinities(folder) == {} and "affinity" not in json.dumps(read_metrics(folder, "train"))
+
+
+def test_while_nothing_that_is_shared_is_trained_a_step_does_nothing_to_the_others(train_tiny):
+    """The features of a frozen trunk are measured all the same, and their products are no affinity."""
+    found = affinities(train_tiny(*ASKED, "freeze=[backbone]", "trainer.unfreeze_at=2"))
+    assert {step: len(own) for step, own in found.items()} == {3: 12, 4: 4}
 
 
 def test_of_several_batches_the_estimate_is_the_last_ones():

@@ -178,6 +178,24 @@ def test_an_error_of_the_next_step_does_not_hide_the_cause():
         healthy.steps(1)
 
 
+def test_nor_does_one_of_its_lookahead(monkeypatch):
+    """And the device's work on the step before is waited for before the clock stops for the lookahead."""
+    bad, healthy = Training(broken("inf", step=2)), Training()
+    for training in (bad, healthy):
+        training.steps(2, read=False)
+        assert training.update._unread is not None
+
+    def fail(*arguments):
+        raise RuntimeError("the lookahead")
+
+    monkeypatch.setattr("mtl.training.update.look_ahead", fail)
+    with pytest.raises(NotFinite, match="step 2"):
+        bad.steps(1, ahead=True)
+    with pytest.raises(RuntimeError, match="the lookahead"):
+        healthy.steps(1, ahead=True)
+    assert healthy.update._unread is None
+
+
 @pytest.mark.parametrize("bad", [True, False])
 def test_a_run_that_is_asked_to_stop_saves_no_step_that_nobody_has_read(tmp_path, bad):
     asked = iter([False, False, False, True])

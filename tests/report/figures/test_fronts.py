@@ -65,3 +65,41 @@ def test_two_preferences_are_no_front(tmp_path):
     for i, (left, right) in enumerate(POINTS[:2]):
         write_run(tmp_path / str(i), weights={"left": 1.0 + i}, test=accuracies(left, right))
     assert not figures.fronts(figures.read(tmp_path)).data
+
+
+@pytest.mark.parametrize("other", [{"optimizer": {"lr": 0.3}}, {"strategy": "detached"}])
+def test_what_differs_in_more_than_its_preference_is_another_front(tmp_path, other):
+    for i, (left, right) in enumerate(POINTS):
+        write_run(tmp_path / f"a{i}", weights={"left": 1.0 + i}, test=accuracies(left, right))
+        write_run(tmp_path / f"b{i}", weights={"left": 1.0 + i}, test=accuracies(left - 0.1, right - 0.1), **other)
+    found = front_of_each(figures.read(tmp_path), LEFT, RIGHT, (0.0, 0.0))
+    assert [sorted(front.points) for front in found] == [
+        [pytest.approx((a - down, b - down)) for a, b in sorted(POINTS)] for down in (0.0, 0.1)
+    ]
+    assert len({front.method for front in found}) == 2
+
+
+def test_a_rate_that_each_preference_has_selected_and_a_monitor_that_follows_it_make_one_front(tmp_path):
+    for i, (left, right) in enumerate(POINTS):
+        for rate in (0.1, 0.2):
+            settings = {"optimizer": {"lr": rate}, "trainer": {"monitor": f"{i}*loss/left"}}
+            best = abs(rate - (0.1 if i else 0.2))
+            write_run(
+                tmp_path / f"{i}{rate}", weights={"left": 1.0 + i}, test=accuracies(left, right), best=best, **settings
+            )
+    (found,) = front_of_each(figures.read(tmp_path, tune=["optimizer.lr"]), LEFT, RIGHT, (0.0, 0.0))
+    assert sorted(found.points) == [pytest.approx(point) for point in sorted(POINTS)]
+
+
+def test_a_preference_without_the_metric_is_no_point_of_its_front(tmp_path):
+    for i, (left, right) in enumerate([*POINTS, (0.7, None)]):
+        write_run(tmp_path / str(i), weights={"left": 1.0 + i}, test=accuracies(left, right))
+    (found,) = front_of_each(figures.read(tmp_path), LEFT, RIGHT, (0.0, 0.0))
+    assert sorted(found.points) == [pytest.approx(point) for point in sorted(POINTS)]
+
+
+def test_preferences_of_different_seeds_have_no_hypervolume_and_say_why(tmp_path):
+    for i, (left, right) in enumerate(POINTS):
+        write_run(tmp_path / str(i), seed=i, weights={"left": 1.0 + i}, test=accuracies(left, right))
+    caption = figures.fronts(figures.read(tmp_path)).layout.meta["caption"]
+    assert "Static none (no seed has trained all its preferences)" in caption and "pip" not in caption
