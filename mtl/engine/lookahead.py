@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mtl.affinity import first_order_affinity, relative
 from mtl.engine.engine import Engine
 from mtl.engine.look import copied
-from mtl.engine.weighting import times
 from mtl.gradients.rows import ParameterRows
 from mtl.model import graph_tensors
 from mtl.system.environment import rng_state, set_rng_state
@@ -37,10 +36,11 @@ def look_ahead(engine: Engine, inputs: Any, targets: Mapping[str, Any], lr: floa
     """Take a step of plain gradient descent on each task's own loss, and evaluate every task on the same batch.
 
     The steps move what the tasks share: the trunk's parameters, and those that several heads hold. Everything happens
-    on a copy of the model and of the losses, in their modes, and every pass draws the same random numbers: the model,
-    its statistics and the global generators are as before. It costs one forward and K backward passes of the trunk, K
-    forward passes more, a copy of the model and K copies of the shared parameters. None where the batch has labels of
-    fewer than two tasks, or nothing that they share is trained. In a single process only.
+    on a copy of the model and of the losses, in their modes, without mixed precision, which would round a small step
+    away; and every pass draws the same random numbers: the model, its statistics and the global generators are as
+    before. It costs one forward and K backward passes of the trunk, K forward passes more, a copy of the model and K
+    copies of the shared parameters. None where the batch has labels of fewer than two tasks, or nothing that they share
+    is trained. In a single process only.
     """
     own = _copied(engine)
     tasks = learnable_tasks(own.tasks, targets)
@@ -67,21 +67,21 @@ def _copied(engine: Engine) -> Engine:
         memo |= graph_tensors(module)
     model = copy.deepcopy(engine.model, memo)
     tasks = [replace(task, loss=copy.deepcopy(task.loss, memo)) for task in engine.tasks]
-    return Engine(model, tasks, engine.precision)
+    return Engine(model, tasks)  # and no mixed precision
 
 
 def _gradients(
     engine: Engine, tasks: Sequence[Task], inputs: Any, targets: Mapping[str, Any], parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, ParameterRows]:
     """The tasks' losses [K], float64, and their gradients; the graph of one head is alive at a time."""
-    losses, rows, scale = [], ParameterRows(parameters), engine.precision.scale
+    losses, rows = [], ParameterRows(parameters)
     features = engine.features(copied(inputs))
     for task in tasks:
         loss = engine.loss(task, features, targets[task.name])
         gradients: Sequence[Tensor | None] = [None] * len(parameters)
         if loss.requires_grad:
-            gradients = torch.autograd.grad(times(loss, scale), parameters, retain_graph=True, allow_unused=True)
-        rows.append([None if g is None else g / scale for g in gradients])
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        rows.append(gradients)
         losses.append(loss.detach().double())
     return torch.stack(losses).cpu(), rows
 
