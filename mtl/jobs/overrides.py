@@ -84,7 +84,7 @@ def command_line() -> list[str]:
     return [*config_flags(HydraConfig.get()), *overrides()]
 
 
-def config_flags(hydra: DictConfig) -> list[str]:
+def config_flags(hydra: Any) -> list[str]:
     """The flag that names the folder of configurations again; none where the command line had none."""
     sources = hydra.runtime.config_sources
     return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
