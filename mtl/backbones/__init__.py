@@ -1,6 +1,7 @@
 """Shared trunks: timm's models, and what timm lacks, for text, tables, molecules, small images. One file each."""
 
 from mtl.backbones.convnet import ConvNet as ConvNet
+from mtl.backbones.ft_transformer import FTTransformer as FTTransformer
 from mtl.backbones.mpnn import MPNN as MPNN
 from mtl.backbones.tabular import Tabular as Tabular
 from mtl.backbones.text import TableText as TableText

@@ -32,6 +32,7 @@ THIRD = [
 DATA = {
     "theta": ["data=toy"], "causal_transformer": ["data=stdlib"], "tabular": ["data=table"], "text": ["data=paws_x"],
     "table_text": ["data=table", "data.kinds={city: text}"], "mpnn": ["data=qm9"],
+    "ft_transformer": ["data=table", "backbone.blocks=1"],
 }  # fmt: skip
 
 
