@@ -110,7 +110,10 @@ def test_a_port_in_use_is_one_sentence(tmp_path):
 def test_the_command_serves_until_it_is_interrupted_and_writes_no_file(tmp_path):
     write_run(tmp_path / "0", status="running", rows=2)
     command = [sys.executable, "-m", "mtl.report.command", str(tmp_path), "--watch", "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background begins without it
+    )  # fmt: skip
     try:
         address = re.match(r"(http://127\.0\.0\.1:\d+/) shows", process.stdout.readline())[1]
         with urllib.request.urlopen(address, timeout=20) as answer:
