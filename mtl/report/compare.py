@@ -149,12 +149,12 @@ class Comparison:
         return [row for row in self.rows if not row.is_baseline]
 
 
-def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
+def compare(runs: Sequence[Run], tune: Sequence[str] = (), growing: bool = False) -> list[Comparison]:
     """One comparison per data set. Values of the ``tune`` keys are selected on validation; other keys make rows.
 
     The keys that a search has searched are tuned as well.
 
-    ReportError for a key in ``tune`` whose value is the same in every run.
+    ReportError for a key in ``tune`` whose value is the same in every run; a note where more runs come (``growing``).
     """
     by_data: dict[str, list[Run]] = {}
     # Runs without a configuration failed early; they are noted in the first comparison.
@@ -163,12 +163,16 @@ def compare(runs: Sequence[Run], tune: Sequence[str] = ()) -> list[Comparison]:
         by_data.setdefault(data, []).append(run)
     settings = [run.settings for run in runs]
     varying = differing_keys(settings)
-    for key in tune:
-        if not any(k == key or k.startswith(f"{key}.") for k in varying):
-            some = ", ".join(k for k in varying if not k.endswith("_target_")) or "nothing"
-            raise ReportError(f"--tune {key}: no two runs differ in it; they differ in {some}.")
-    tune = list(dict.fromkeys([*tune, *searched_keys(runs)]))
-    return [_compare(data, own, tune) for data, own in by_data.items()]
+    some = ", ".join(k for k in varying if not k.endswith("_target_")) or "nothing"
+    same = [key for key in tune if not any(k == key or k.startswith(f"{key}.") for k in varying)]
+    unused = [f"--tune {key}: no two runs differ in it; they differ in {some}." for key in same]
+    if unused and not growing:
+        raise ReportError(unused[0])
+    tune = list(dict.fromkeys([*(key for key in tune if key not in same), *searched_keys(runs)]))
+    comparisons = [_compare(data, own, tune) for data, own in by_data.items()]
+    for comparison in comparisons:
+        comparison.notes += unused
+    return comparisons
 
 
 def _compare(data: str, runs: list[Run], tune: Sequence[str]) -> Comparison:

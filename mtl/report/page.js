@@ -88,7 +88,7 @@ function panel(place, name, label, figures) {
   let current = null, dirty = true;
   const read = id => JSON.parse(FIGURES ? FIGURES[id] : document.getElementById(id).textContent);
   figure.show = () => {
-    if (!dirty || current === null) return;
+    if (!dirty || current === null || !window.Plotly) return;
     dirty = false;
     const { data, layout, frames } = read(current);
     heading.textContent = layout.meta.title;
@@ -365,7 +365,7 @@ function render() {
   const names = DATA.comparisons.map(c => c.data);
   const data = choice("data", "data", names.map(n => [n, n]), render);
   const c = DATA.comparisons[names.indexOf(data.value)];
-  panels.forEach(p => { near.unobserve(p); Plotly.purge(p.querySelector(".plot")); });
+  panels.forEach(p => { near.unobserve(p); window.Plotly?.purge(p.querySelector(".plot")); });
   panels.clear();
   const list = runs(c), filter = filters(c, list.fill);
   const sections = [results(c), ...c.sections.map(figures), examples(c), list.section].filter(Boolean);
@@ -387,5 +387,12 @@ addEventListener("beforeprint", () => {
   redraw();
 });
 addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); redraw(); });
+/** Plotly is half of the page: it is compiled when the tables are on the screen, and then draws what is near. */
+function start() {
+  document.body.append(element("script", {}, document.getElementById("plotly").textContent));
+  panels.forEach(p => { near.unobserve(p); near.observe(p); });
+}
+
 render();
+requestAnimationFrame(() => setTimeout(start));
 if (DATA.version) watch();

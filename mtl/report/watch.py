@@ -62,7 +62,8 @@ class Watched:
         for folder, stamp in stamps.items():
             if folder not in self._read or self._read[folder][0] != stamp:
                 self._read[folder] = stamp, read_run(folder, names[folder])
-        content, drawn = contents(compare([self._read[folder][1] for folder in stamps], self._tune), self._title)
+        runs = [self._read[folder][1] for folder in stamps]
+        content, drawn = contents(compare(runs, self._tune, growing=True), self._title)
         self._version += 1
         self._content = content | {"version": self._version}, drawn
         self._made, self._next = stamps, time.monotonic() + REST * (time.monotonic() - start)

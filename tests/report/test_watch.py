@@ -18,7 +18,7 @@ from support.report_runs import accuracies, write_run
 from mtl.report import watch as watching
 from mtl.report.command import serve
 from mtl.report.runs import ReportError
-from mtl.report.watch import watch
+from mtl.report.watch import Watched, watch
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +64,17 @@ def test_the_content_is_made_again_after_a_change_and_only_then(server, tmp_path
     assert runs["1"]["error"] == "ValueError: no" and runs["0"]["status"] == "finished"
     write_run(tmp_path / "2", seed=1, status="running", rows=1)
     assert len(json.loads(get(server, "/content"))["content"]["comparisons"][0]["runs"]) == 3
+
+
+def test_a_key_is_tuned_as_soon_as_two_runs_differ_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "REST", 0)
+    write_run(tmp_path / "0", optimizer={"lr": 0.1})
+    watched = Watched([tmp_path], "runs", ["optimizer.lr"])
+    (first,) = watched.content()[0]["comparisons"]
+    assert [note for note in first["notes"] if "--tune optimizer.lr: no two runs differ in it" in note]
+    write_run(tmp_path / "1", optimizer={"lr": 0.2})
+    (second,) = watched.content()[0]["comparisons"]
+    assert len(second["rows"]) == 1 and not [note for note in second["notes"] if "--tune" in note]
 
 
 def test_the_page_is_not_made_again_at_once_while_runs_need_the_processor(server, tmp_path, monkeypatch):
