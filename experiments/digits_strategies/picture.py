@@ -30,6 +30,7 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=chromium)
         page = browser.new_page(viewport={"width": options.width, "height": 900}, color_scheme=options.scheme)
         page.goto(options.page.resolve().as_uri())
+        page.wait_for_function("window.Plotly")
         if options.strategy:
             page.locator("#conflict > .controls select").select_option(label=options.strategy)
         page.evaluate("async () => { for (const p of panels) if (!p.hidden) { p.show(); await p.drawn; } }")

@@ -110,10 +110,10 @@ def test_every_arm_of_the_study_takes_a_step(arm):
     assert list(result.losses) == ([arm.removeprefix("single_")] if "single" in arm else ["left", "right", "sum"])
 
 
-def test_the_study_has_180_runs():
-    """14 arms and six points of static weights, each with three learning rates and three seeds."""
+def test_the_study_has_400_runs():
+    """14 arms and six points of static weights, each with four learning rates and five seeds."""
     jobs = jobs_of("+experiment=digits_strategies") + jobs_of("+experiment=digits_strategies/static")
-    assert len({*map(tuple, jobs)}) == 180
+    assert len({*map(tuple, jobs)}) == 400
     job = next(job for job in jobs if any("sum:1.8" in override for override in job))
     assert load(job).weighting == {
         "_target_": "mtl.weightings.Static", "weights": {"left": 0.6, "right": 0.6, "sum": 1.8},
