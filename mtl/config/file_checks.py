@@ -34,7 +34,7 @@ def check_files(data: DictConfig) -> None:
     given = data.get(key, usual)
     files = [] if given is None else [given] if isinstance(given, str) else list(given.values())
     try:
-        folder = find_root(root, dict.fromkeys(files, what), source)
+        folder = find_root(root, dict.fromkeys(files, what), source, suggest=True)
         for file in files if key != "files" else ():  # columns may be in one of several tables alone
             _check_columns(data, folder / file)
     except ValueError as error:

@@ -72,7 +72,7 @@ class DomainTables(Table):
     ) -> None:
         require_positive(batch_size=batch_size)
         require("files", files, "a table by its task's name, as in {paris: a.csv, rome: b.csv}", _names_files(files))
-        folder = find_root(root, dict.fromkeys(files.values(), "a table"), SOURCE)
+        folder = find_root(root, dict.fromkeys(files.values(), "a table"), SOURCE, suggest=True)
         tables = StackedTables(
             folder,
             files,

@@ -98,7 +98,7 @@ class Table:
         if reads_text and cache is not None:
             raise ValueError(f"cache={cache} is for numbers, and the backbone reads text: leave it out.")
         names = [file] if isinstance(file, str) else list(file.values())
-        folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE)
+        folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE, suggest=True)
         table = InputTable(
             folder,
             file,

@@ -176,7 +176,7 @@ MISTAKES = {
                             {"files": {"ulm": "ulm.csv"}, "split": "part"},
                             "{ulm}: no row of the split val has a label in price."),
     "a kind of nothing": ({}, {"kinds": {"w": "number"}}, "kinds.w names neither a target nor an input"),
-    "no file": ({}, {"files": {"bonn": "bon.csv"}}, "lacks bon.csv (a table): give data.files="),
+    "no file": ({}, {"files": {"bonn": "bon.csv"}}, "lacks bon.csv (a table; did you mean bonn.csv?)"),
     "no files": ({}, {"files": {}}, "files={{}} must be a table by its task's name"),
     "no such sampling": ({}, {"sampling": "often"}, "sampling=often must be one of equal, proportional, temperature"),
 }  # fmt: skip
@@ -250,3 +250,26 @@ def test_heads_of_a_table_for_other_data_are_a_sentence(flats):
     cfg = load(["data=office", f"data.root={flats}", "heads=table", "losses=table", "+data.targets=[a]"])
     with pytest.raises(ConfigError, match=r"data.targets is not an argument of mtl.data.office.Office"):
         take_targets(cfg)
+
+
+NORMED = "{_target_: torch.nn.Sequential, _args_: [{_target_: torch.nn.Linear, in_features: 8, out_features: 1}, " \
+         "{_target_: torch.nn.BatchNorm1d, num_features: 1}]}"  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", ["proportional", "equal"])
+def test_a_batch_of_one_sample_is_refused_where_a_head_cannot_train_on_it(flats, sampling):
+    own = [f"data.root={flats}", "data.sampling=" + sampling, "data.temperature=null", "data.batch_size=8"]
+    cfg = load([*RUN, *own, f"+heads.ulm={NORMED}"])
+    data = take_targets(cfg)
+    if sampling == "equal":
+        build(cfg, data=data)
+        return
+    with pytest.raises(ConfigError) as caught:
+        build(cfg, data=data)
+    assert str(caught.value).startswith(
+        "data.sampling leaves one sample of ulm in some batches (equal does not), and heads.ulm.head.1 (BatchNorm1d)"
+    )
+    _, sizes = zip(*((n, sum(len(data.train.samples("ulm", keys)) == 1 for _, (_, keys) in zip(
+        range(14), EndlessSampler(112, 8, 14, n), strict=False))) for n in range(100)), strict=True)  # fmt: skip
+    assert np.mean(sizes) / 14 == pytest.approx(data.train.chance_of_one("ulm", 8), rel=0.2), "as often as it is drawn"
+    assert data.train.chance_of_one("bonn", 8) == 0

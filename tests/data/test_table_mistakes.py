@@ -59,7 +59,14 @@ MISTAKES = {
     "a kind of nothing": (dict(x=NUMBERS), dict(kinds={"w": "number"}), "kinds.w names neither a target nor an input"),
     "no file of that split": (dict(x=NUMBERS), dict(file={"train": "table.csv", "dev": "table.csv"}),
                               "file.dev is no split"),
-    "a file that ends otherwise": (dict(x=NUMBERS), dict(file="table.xlsx"), "lacks table.xlsx (the table)"),
+    "a file that ends otherwise": (dict(x=NUMBERS), dict(file="table.xlsx"),
+                                   "lacks table.xlsx (the table; did you mean table.csv?): give data.root="),
+    "too far": (dict(x=[*NUMBERS[:-1], 1e300], part=["train"] * 40 + ["val", "test"] * 10), dict(split="part"),
+                "row 61: x is 1e+300, too far from the other rows for a number"),
+    "target too far": (dict(t=[*NUMBERS[:-1], 1e300], part=["train"] * 40 + ["val", "test"] * 10, x=NUMBERS),
+                       dict(targets=["t"], split="part"), "row 61: t is 1e+300, too far from the other rows"),
+    "dates in two ways": (dict(x=[f"2024-01-{1 + i:02}" if i < 30 else f"{i - 29}.2.2024" for i in range(N)]), {},
+                          "row 32: x is 1.2.2024, but other values of this column are dates as 2024-01-01."),
     "shares": (dict(x=NUMBERS), dict(validation=0.6, test=0.5), "validation=0.6 and test=0.5 must be above 0"),
     "key": (dict(x=NUMBERS), dict(key="customer"), "key=customer is no column of {file}"),
 }  # fmt: skip
@@ -82,8 +89,14 @@ def test_a_mistake_is_one_sentence(write, case):
         (b"x,y,x\n" + b"1,2,3\n4,5,7\n" * 20, "two columns have the name x; rename one of them"),
         ("größe,y\n".encode("latin-1") + b"1,2\n" * 20, "UTF-8"),
         (b"x,y\n", "it has no rows"),
+        (b"x,y\n" + b"1,2,3\n4,5,7\n" * 20, "row 2 has 3 values, and the header names 2|Expected 2 columns, got 3"),
+        (b"x,y\n" + b"1,2\n" * 20 + b"3\n", "row 22 has 1 values, and the header names 2|Expected 2 columns, got 1"),
+        (
+            "x,y\n1,2\n".encode("utf-16-le"),
+            "line 1 has a zero byte; save the table as UTF-8|Expected 2 columns",
+        ),
     ],
-    ids=["two of one name", "Latin-1", "no rows"],
+    ids=["two of one name", "Latin-1", "no rows", "more values", "fewer values", "UTF-16 without a mark"],
 )
 def test_a_table_that_cannot_be_read_is_a_sentence(tmp_path, content, words, cached):
     (tmp_path / "table.csv").write_bytes(content)
@@ -99,6 +112,27 @@ def test_a_column_of_two_kinds_in_two_files_is_named(write, tmp_path, form):
         write(names[part], x=values)
     with pytest.raises(ValueError, match=r"x has numbers in .*train\.\w+ and text in .*test\.\w+"):
         Table(str(tmp_path), ["y"], file=names, cache=str(tmp_path / "cache") if form == "cached" else None)
+
+
+def test_truth_values_are_no_numbers(write, tmp_path):
+    """0 and 1 in one file and True and False in another would become four categories."""
+    write("train.csv", x=[0, 1] * 30, n=NUMBERS)
+    write("test.csv", x=[True, False] * 29 + [None] * 2, n=NUMBERS)
+    files = {"train": "train.csv", "test": "test.csv"}
+    with pytest.raises(ValueError, match=r"x has numbers in .*train.csv and truth values in .*test.csv"):
+        Table(str(tmp_path), ["y"], file=files)
+    write("train.csv", x=[True, False] * 30, n=NUMBERS)
+    inputs = Table(str(tmp_path), ["y"], file=files).preprocess.inputs
+    assert [column.boolean for column in inputs if column.name == "x"] == [True]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"], ids=["CR", "CRLF"])
+def test_ends_of_lines_of_other_systems(write, tmp_path, end):
+    write(x=NUMBERS)
+    expected = Table(str(tmp_path), ["y"]).metadata
+    content = (tmp_path / "table.csv").read_text().replace("\n", end)
+    (tmp_path / "table.csv").write_bytes(content.encode())
+    assert Table(str(tmp_path), ["y"]).metadata == expected
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(write, tmp_path, monkeypatch):

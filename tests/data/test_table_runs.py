@@ -15,9 +15,10 @@ from mtl.config import CONF, check, load
 from mtl.config.build import build
 from mtl.config.table_heads import take_targets
 from mtl.data.input_table import open_files, read_rows
-from mtl.data.loader import Batches, DataError, sequential
+from mtl.data.loader import Batches, sequential
 from mtl.data.metadata import describe, meaning_changes, split_changes
 from mtl.data.table import Table
+from mtl.errors import ConfigError
 from mtl.evaluate import evaluate_checkpoint
 from mtl.system.signals import Preempted
 from mtl.train import train
@@ -119,9 +120,12 @@ def test_counts_are_predicted_as_counts(write, tmp_path, monkeypatch):
     assert low == pytest.approx(np.exp(0.5), rel=0.35) and high == pytest.approx(np.exp(1.5), rel=0.35)
     (row,) = [row for row in left_by(tmp_path / "run")[1] if row["split"] == "test"]
     assert 0.5 < row["visits/abs_err"] < 2.5, "in visits"
-    with pytest.raises(DataError, match=r"target of visits .* but its loss takes 0 to"):
-        train(load([*options, "data.kinds.visits=number", "+losses.visits._target_=mtl.losses.MaskedPoisson"]),
-              tmp_path / "wrong")  # fmt: skip
+    for loss in ("mtl.losses.MaskedPoisson", "torch.nn.PoissonNLLLoss"):
+        with pytest.raises(
+            ConfigError, match=r"^losses.visits \(\w+\) takes counts from 0 on, and the targets of visits"
+        ):
+            train(load([*options, "data.kinds.visits=number", f"+losses.visits._target_={loss}"]), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_the_command_writes_a_configuration_that_trains(shop, tmp_path):
