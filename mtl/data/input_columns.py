@@ -67,7 +67,7 @@ class InputColumn:
         found = self._parts(own, file)
         missing = np.isnan(found)
         exact = np.where(missing, 0.0, (found - np.array(self.mean)) / np.array(self.std))
-        scaled = to_float32(exact, pd.concat([own] * exact.shape[1], axis=1), file)
+        scaled = to_float32(found, exact, [self.name] * exact.shape[1], file)
         return np.concatenate([scaled, missing[:, :1].astype(np.float32)], 1) if self.gaps else scaled
 
     def codes(self, own: pd.Series) -> NDArray[np.int32]:

@@ -63,11 +63,15 @@ def header_of(content: str, separator: str) -> list[str]:
 
 def check_rows(content: str, separator: str) -> None:
     """ValueError for a row with more or fewer values than the header: pandas would shift or fill them."""
-    rows = (row for row in csv.reader(io.StringIO(content), delimiter=separator) if row)
-    width = len(next(rows, []))
-    for number, row in enumerate(rows, 2):
-        if len(row) != width:
-            raise ValueError(f"row {number} has {len(row)} values, and the header names {width} columns")
+    limit = csv.field_size_limit(len(content))  # a cell may be a whole document
+    try:
+        rows = (row for row in csv.reader(io.StringIO(content), delimiter=separator) if row)
+        width = len(next(rows, []))
+        for number, row in enumerate(rows, 2):
+            if len(row) != width:
+                raise ValueError(f"row {number} has {len(row)} values, and the header names {width} columns")
+    finally:
+        csv.field_size_limit(limit)
 
 
 def check_column(columns: Collection[str], column: str, key: str, file: object) -> str:
