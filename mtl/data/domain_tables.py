@@ -74,19 +74,7 @@ class DomainTables(Table):
         require("files", files, "a table by its task's name, as in {paris: a.csv, rome: b.csv}", _names_files(files))
         folder = find_root(root, dict.fromkeys(files.values(), "a table"), SOURCE, suggest=True)
         tables = StackedTables(
-            folder,
-            files,
-            target,
-            inputs,
-            exclude,
-            kinds,
-            split,
-            key,
-            validation,
-            test,
-            missing,
-            metadata,
-            reads_text,
+            folder, files, target, inputs, exclude, kinds, split, key, validation, test, missing, metadata, reads_text
         )
         read_texts(tables, reads_text, tokenizer, length, metadata)
         sizes = {task: len(rows) for task, rows in _rows_of(tables, "train").items()}
