@@ -36,17 +36,20 @@ def train(
     ``stop`` is asked whether to save and end (mtl.system.signals). ``arguments``, those of the command line, are saved
     with the configuration. A mistake in the configuration is a ConfigError (a ValueError), before anything is trained.
     """
-    take_targets(cfg)
     check(cfg)
     check_files(cfg.data)
     check_devices(cfg.trainer.devices)
+    data = take_targets(cfg)
     if cfg.trainer.devices > 1 and not has_several_ranks():
+        del data  # each process reads its own
         return launch(train, cfg, folder, arguments)
     with process_group():
-        return _train(cfg, folder, stop, arguments)
+        return _train(cfg, folder, stop, arguments, data)
 
 
-def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: Sequence[str] | None) -> float | None:
+def _train(
+    cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: Sequence[str] | None, data: Any
+) -> float | None:
     found = find_checkpoint(cfg, folder)
     with without_garbage_collection():
         from mtl.config.build import build
@@ -56,7 +59,7 @@ def _train(cfg: DictConfig, folder: Path, stop: Callable[[], bool], arguments: S
         from mtl.training.size import multiply_adds
         from mtl.training.summary import run_summary
 
-    parts, state = build(cfg, found and found["data"])
+    parts, state = build(cfg, found and found["data"], data)
     check_same_data(found, parts.description)
     restore(state, found, folder)
     operations = multiply_adds(parts.engine, parts.example)

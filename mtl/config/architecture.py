@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
@@ -31,7 +33,8 @@ class Architecture:
         stored = {} if config is None else {"config": config}
 
         def backbone() -> nn.Module:
-            made.append(_make_backbone(cfg.backbone, **data.input_info, **_features_read(cfg), **stored))
+            with _silence() if made else nullcontext():
+                made.append(_make_backbone(cfg.backbone, **data.input_info, **_features_read(cfg), **stored))
             return made[-1]
 
         # An older checkpoint's configuration has no architecture.
@@ -74,6 +77,18 @@ class Architecture:
             task: own[task] if reader is None else dry_run_reader(task, reader, own[task])
             for task, reader in self.readers.items()
         }
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without warnings of ours: the first backbone's making has said what each further one would say again."""
+    log = logging.getLogger("mtl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _make_backbone(node: DictConfig, **offered: Any) -> nn.Module:

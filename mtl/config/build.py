@@ -25,7 +25,7 @@ from mtl.config.common_features import check_common_features
 from mtl.config.data_checks import check_data, check_keys, make_metrics, read_two
 from mtl.config.dry_run import describe_features, dry_run_chunks, dry_run_task, shape_of
 from mtl.config.freeze import freeze
-from mtl.config.instantiate import import_target, make
+from mtl.config.instantiate import import_target, make, make_data
 from mtl.config.optimizer import make_optimizer
 from mtl.config.pairing import check_kind
 from mtl.config.rehearsal import rehearse
@@ -52,17 +52,17 @@ from mtl.training.state import RUN_LENGTHS, Parts, TrainState
 log = logging.getLogger(__name__)
 
 
-def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, TrainState]:
+def build(cfg: DictConfig, resumed: Description | None = None, data: Any = None) -> tuple[Parts, TrainState]:
     """Build everything that a run needs at its beginning. ConfigError for every mistake in the configuration.
 
     ``resumed``: the description of the data of the checkpoint that will be loaded. Then the weights that the backbone
-    began with are left out, and images are normalised as before.
+    began with are left out, and images are normalised as before. ``data``: the data set, if it is made already.
     """
     check(cfg)
     seed_everything(cfg.seed, cfg.trainer.deterministic)
     if resumed is not None:
         cfg = without_weights(cfg)
-    parts = build_parts(cfg, resumed=resumed)
+    parts = build_parts(cfg, resumed=resumed, data=data)
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     _check_train_samples(cfg, parts)
     warn_of_moving_statistics(parts.model.train())
@@ -86,14 +86,17 @@ def build(cfg: DictConfig, resumed: Description | None = None) -> tuple[Parts, T
     return parts, TrainState(parts.engine, strategy, optimizer, scheduler, ema, monitor)
 
 
-def build_parts(cfg: DictConfig, read_as: Description | None = None, resumed: Description | None = None) -> Parts:
+def build_parts(
+    cfg: DictConfig, read_as: Description | None = None, resumed: Description | None = None, data: Any = None
+) -> Parts:
     """Build data, model and tasks, and run them on two samples. ConfigError for every mistake.
 
     ``read_as``: the description of a checkpoint's data; the files are read with its meaning. ``resumed``: the same, of
-    which the configuration of the backbone and the mean and deviation of the pixels are taken alone.
+    which the configuration of the backbone and the mean and deviation of the pixels are taken alone. ``data``: the data
+    set, if it is made already.
     """
     device = _find_device(cfg.device)
-    data = _make_data(cfg, read_as)
+    data = make_data(cfg, read_as and read_as["metadata"]) if data is None else data
     check_data(data)
     names = chosen_tasks(cfg)
     if not set(names) <= set(data.targets):
@@ -171,14 +174,6 @@ def _find_device(name: str) -> torch.device:
         return find_device(name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _make_data(cfg: DictConfig, read_as: Description | None) -> Any:
-    own = {key: value for key, value in cfg.data.items() if key != "on_error"}
-    reads_text = getattr(import_target("backbone", cfg.backbone), "reads_text", False)
-    # Empty metadata are none: a data set of an own class may have learnt nothing.
-    metadata = (read_as and read_as["metadata"]) or None
-    return make("data", own, seed=cfg.seed, metadata=metadata, reads_text=reads_text)
 
 
 def _normalize(cfg: DictConfig, data: Any, backbone: nn.Module | None, checkpoints: Mapping[str, Any] | None) -> None:

@@ -204,9 +204,13 @@ def chosen_tasks(cfg: DictConfig) -> list[str]:
 
 
 def task_names(cfg: DictConfig) -> list[str]:
-    """The head set's tasks: those of ``heads``, and the data's targets where it has a head for each of them."""
+    """The head set's tasks: those of ``heads``, and the data's targets where it has a head for each of them.
+
+    The targets are those that the data name, or one for each of their ``files``.
+    """
     named = [str(task) for task in cfg.heads if task != DEFAULT_HEAD]
-    targets = (cfg.data.get("targets") if DEFAULT_HEAD in cfg.heads else None) or ()
+    data = cfg.data if DEFAULT_HEAD in cfg.heads else {}
+    targets = data.get("targets") or data.get("files") or ()
     own = list(targets) if isinstance(targets, DictConfig) else map(target_name, as_list(targets))
     return list(dict.fromkeys([*map(str, own), *named]))
 

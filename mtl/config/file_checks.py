@@ -16,6 +16,7 @@ from mtl.errors import ConfigError
 TABLES = {
     "mtl.data.image_table.ImageTable": ("labels", "labels.csv", "the labels"),
     "mtl.data.table.Table": ("file", "table.csv", "the table"),
+    "mtl.data.domain_tables.DomainTables": ("files", None, "a table"),
 }
 NAMING = ("image", "split", "key", "inputs", "exclude")  # keys whose values are columns, beside targets
 
@@ -33,8 +34,8 @@ def check_files(data: DictConfig) -> None:
     given = data.get(key, usual)
     files = [] if given is None else [given] if isinstance(given, str) else list(given.values())
     try:
-        folder = find_root(root, dict.fromkeys(files, what), source)
-        for file in files:
+        folder = find_root(root, dict.fromkeys(files, what), source, suggest=True)
+        for file in files if key != "files" else ():  # columns may be in one of several tables alone
             _check_columns(data, folder / file)
     except ValueError as error:
         raise ConfigError(f"data.{error}") from error

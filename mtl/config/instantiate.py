@@ -80,6 +80,14 @@ def make(key: str, node: Any, **offered: Any) -> Any:
         raise ConfigError(f"{key}: {first}{reason_of(inner)}") from error
 
 
+def make_data(cfg: DictConfig, metadata: Mapping[str, Any] | None = None) -> Any:
+    """The data set of a configuration; ``metadata``: another run's, with which the files are to be read."""
+    own = {key: value for key, value in cfg.data.items() if key != "on_error"}
+    reads_text = getattr(import_target("backbone", cfg.backbone), "reads_text", False)
+    # Empty metadata are none: a data set of an own class may have learnt nothing.
+    return make("data", own, seed=cfg.seed, metadata=metadata or None, reads_text=reads_text)
+
+
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 

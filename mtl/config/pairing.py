@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import ConfigError
-from mtl.losses import MaskedL1
+from mtl.losses import MaskedL1, MaskedPoisson
 
 log = logging.getLogger(__name__)
 
 NUMBERS = nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, MaskedL1  # losses of numbers; MaskedL2 is a MaskedL1
+COUNTS = nn.PoissonNLLLoss, MaskedPoisson
 
 
 def check_pairing(task: Any, head: nn.Module, prediction: Any, target: Any) -> None:
@@ -42,10 +43,16 @@ def check_pairing(task: Any, head: nn.Module, prediction: Any, target: Any) -> N
 def check_kind(task: Any, kind: str | None) -> None:
     """A warning for a loss of numbers on labels, or the other way round, where the data set knows the ``kind``.
 
-    Both may be of one shape: then it runs, and learns something else.
+    Both may be of one shape: then it runs, and learns something else. ConfigError for a loss of counts on numbers that
+    are standardised, of which some are below 0 for sure.
     """
     loss, name = task.loss, type(task.loss).__name__
     own = f"losses.{task.name}._target_=mtl.losses"
+    if kind == "number" and isinstance(loss, COUNTS):
+        raise ConfigError(
+            f"losses.{task.name} ({name}) takes counts from 0 on, and the targets of {task.name} are numbers, "
+            "which are standardised; data.kinds says that their column is a count, and leaves them as they are."
+        )
     if kind == "labels" and isinstance(loss, NUMBERS):
         log.warning(
             "the targets of %s are labels, and %s takes numbers; %s.MaskedBCE takes labels", task.name, name, own

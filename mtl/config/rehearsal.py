@@ -15,11 +15,14 @@ from mtl.config.dry_run import two_samples
 from mtl.config.in_place import innermost_module
 from mtl.config.loss_means import NotTold, is_known_mean, is_mean
 from mtl.config.restored import restored
+from mtl.data.own_inputs import OwnInputs
 from mtl.distributed.collectives import get_world_size
 from mtl.errors import ConfigError, reason_of
 from mtl.tasks import Task
 
 log = logging.getLogger(__name__)
+
+RARE = 1e-6  # the chance of a batch that is not worth refusing a run
 
 
 def rehearse(parts: Any, trainer: Any, targets: Callable[[], Mapping[str, Any]]) -> None:
@@ -29,6 +32,7 @@ def rehearse(parts: Any, trainer: Any, targets: Callable[[], Mapping[str, Any]])
     for a module that cannot train on one sample, and for a loss that several processes cannot compute in parts.
     """
     ranks = 1 if trainer.sync_batchnorm else get_world_size()  # statistics are those of all processes
+    _try_lone_samples(parts, ranks)
     pieces = trainer.accumulate_grad_batches if trainer.accumulate == "exact" else 1
     together = min(len(parts.data.train), parts.data.batch_size * pieces)
     tried = [task for task in parts.tasks if not is_known_mean(task.loss)]
@@ -76,6 +80,22 @@ def _check_loss(task: Task, prediction: Any, target: Any, batch_size: int, train
         "data.batch_size; a loss that leaves labels out says which by ignore_index or labelled(target)",
         name, batch_size,
     )  # fmt: skip
+
+
+def _try_lone_samples(parts: Any, ranks: int) -> None:
+    """Run the heads on one sample, where every task has inputs of its own and a batch may have one of it alone."""
+    data = parts.data
+    if not isinstance(data.train, OwnInputs):
+        return
+    lone = [t.name for t in parts.tasks if data.train.chance_of_one(t.name, data.batch_size // ranks) > RARE]
+    if not lone:
+        return
+    said = f"data.sampling leaves one sample of {', '.join(lone)} in some batches (equal does not)"
+    with restored(parts.model), torch.no_grad(), parts.engine.autocast():
+        parts.model.train()
+        features = _run("backbone", parts.model.backbone, _first(two_samples(parts.example), 1), said)
+        for task in lone:
+            _run(f"heads.{task}", parts.model.heads[task], features, said)
 
 
 def _predict(parts: Any, few: int, ranks: int, pieces: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ The object that ``data`` in the configuration names has
   ``class_names`` (target -> names by index, of classes, labels or several numbers) and ``scales`` (target -> mean and
   deviation of standardised numbers);
 - ``units``, optional: target -> the unit of its numbers, as ``m``;
+- ``columns``, of tables: target -> mtl.data.columns.Column, which tells its head and its loss where none are chosen;
 - ``preprocess``, optional: turns one raw input of a user into what the evaluation's splits give; the splits use the
   same object. See mtl.data.preprocess;
 - ``metadata``, where it learns from its files: a dict of plain types and tensors with everything that the numbers mean,

@@ -99,13 +99,13 @@ def encode(
         return Column(kind, columns, tuple(plain)), np.where(codes < 0, IGNORED, codes)
     values = np.stack([to_numbers(table[column], kind, file) for column in columns], 1)
     if kind in ("labels", "count"):
-        return Column(kind, columns), values.astype(np.float32)
+        return Column(kind, columns), to_float32(values, values, columns, file)
     known = ~np.isnan(values[train])
     for column, own, seen in zip(columns, values[train].T, known.T, strict=True):
         if not own[seen].size or not np.ptp(own[seen]):  # rounding may give what is constant a deviation
             raise Untrainable(name, f"{file}: {column} is constant in the training rows, so it cannot be learnt.")
     mean, std = np.nanmean(values[train], 0), np.nanstd(values[train], 0)
-    scaled = ((values - mean) / std).astype(np.float32)
+    scaled = to_float32(values, (values - mean) / std, columns, file)
     return Column(kind, columns, (), tuple(mean.tolist()), tuple(std.tolist())), scaled
 
 
@@ -124,9 +124,9 @@ def encode_as(column: Column, table: pd.DataFrame, file: Path | Files) -> NDArra
             )
         return codes
     values = np.stack([to_numbers(table[name], column.kind, file) for name in column.columns], 1)
-    if column.kind == "number":
-        values = (values - np.array(column.mean)) / np.array(column.std)
-    return values.astype(np.float32)
+    is_number = column.kind == "number"
+    scaled = (values - np.array(column.mean)) / np.array(column.std) if is_number else values
+    return to_float32(values, scaled, column.columns, file)
 
 
 def known_columns(
@@ -168,6 +168,20 @@ def to_numbers(own: pd.Series, kind: str, file: Path | Files) -> NDArray[np.floa
         accepted = {"labels": "0, 1", "count": "a whole number from 0 on"}.get(kind, "a finite number")
         raise ValueError(f"{row_of(file, row)}: {own.name} is {own.iloc[row]}; it must be {accepted} or empty.")
     return numbers.to_numpy(np.float64)
+
+
+def to_float32(
+    values: NDArray[np.float64], scaled: NDArray[np.float64], names: Sequence[str], file: Path | Files
+) -> NDArray[np.float32]:
+    """Numbers ``[N, columns]`` as they are ``scaled``, in 32 bits; ValueError with the row of one that has no such."""
+    far = np.abs(scaled) > np.finfo(np.float32).max
+    if far.any():
+        row, column = np.argwhere(far)[0]
+        raise ValueError(
+            f"{row_of(file, row)}: {names[column]} is {values[row, column]:g}, too far from the other rows for a "
+            "number of 32 bits; correct it, or leave it empty."
+        )
+    return scaled.astype(np.float32)
 
 
 def is_boolean(own: pd.Series) -> bool:

@@ -65,10 +65,10 @@ def write(make_fixture: Callable[[Path], None], folder: Path, parser: argparse.A
     print(f"{folder} holds a tiny data set in the real layout: {command}")
 
 
-def main(make_fixture: Callable[[Path], None]) -> None:
-    """The command ``python -m mtl.data.<name> --make-fixture DIR``."""
+def main(make_fixture: Callable[[Path], None], more: str = "") -> None:
+    """The command ``python -m mtl.data.<name> --make-fixture DIR``; ``more`` as in :func:`write`."""
     parser = argparse.ArgumentParser(f"python -m mtl.data.{Path(sys.argv[0]).stem}")
     parser.add_argument(
         "--make-fixture", type=Path, metavar="DIR", required=True, help="write a tiny data set to this folder"
     )
-    write(make_fixture, parser.parse_args().make_fixture, parser)
+    write(make_fixture, parser.parse_args().make_fixture, parser, more)

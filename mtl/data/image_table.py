@@ -88,7 +88,7 @@ class ImageTable:
 
         require_positive(batch_size=batch_size)
         size = height_and_width(image_size)
-        folder = find_root(root, {labels: "the labels"}, SOURCE)
+        folder = find_root(root, {labels: "the labels"}, SOURCE, suggest=True)
         table = LabelTable(folder, labels, image, targets, kinds, split, validation, test, missing, metadata)
         say_scale(table.file_size, size)
         self.image, self.columns, self.counts = table.image, table.columns, table.counts

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
-from mtl.data.columns import FEW, infer, is_boolean, to_numbers
+from mtl.data.columns import FEW, infer, is_boolean, to_float32, to_numbers
 from mtl.data.tables import Files, first_row, row_of
 
 INPUT_KINDS = ("number", "category", "date", "text")
@@ -66,8 +66,9 @@ class InputColumn:
             return np.empty((len(own), 0), np.float32)
         found = self._parts(own, file)
         missing = np.isnan(found)
-        scaled = np.where(missing, 0.0, (found - np.array(self.mean)) / np.array(self.std))
-        return np.concatenate([scaled, missing[:, :1]] if self.gaps else [scaled], 1).astype(np.float32)
+        exact = np.where(missing, 0.0, (found - np.array(self.mean)) / np.array(self.std))
+        scaled = to_float32(found, exact, [self.name] * exact.shape[1], file)
+        return np.concatenate([scaled, missing[:, :1].astype(np.float32)], 1) if self.gaps else scaled
 
     def codes(self, own: pd.Series) -> NDArray[np.int32]:
         """The index of every row's category, ``[N]``."""
@@ -161,7 +162,7 @@ def _with_statistics(
 def find_format(own: pd.Series, file: Path | Files) -> str | None:
     """The format of all dates in a column of texts, None where they are none.
 
-    ValueError with the row where most are dates of one format and others are not, and where two formats fit.
+    ValueError with the row where most are dates and not all of one format, and where two formats fit.
     """
     texts = pd.Series(own.dropna().unique())
     if not texts.map(lambda value: isinstance(value, str) and sum(map(str.isdigit, value)) >= 4).mean() > 0.5:
@@ -180,12 +181,12 @@ def find_format(own: pd.Series, file: Path | Files) -> str | None:
     if whole:
         return whole[0]
     form = max(right, key=lambda form: right[form].mean())
-    if right[form].mean() > 0.5:
-        fits = texts[right[form]]
+    if np.logical_or.reduce([*right.values()]).mean() > 0.5:
+        fits, others = texts[right[form]], "most" if right[form].mean() > 0.5 else "other"
         row = first_row(own.notna() & ~own.isin(fits))
         raise ValueError(
-            f"{row_of(file, row)}: {own.name} is {own.iloc[row]}, but most values of this column are dates as "
-            f"{fits.iloc[0]}."
+            f"{row_of(file, row)}: {own.name} is {own.iloc[row]}, but {others} values of this column are dates "
+            f"as {fits.iloc[0]}."
         )
     return None
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.api.types import is_numeric_dtype
 
 from mtl.data import SPLITS
 from mtl.data.columnar import Columnar, open_columns, remove_texts
-from mtl.data.columns import KINDS, known_columns
-from mtl.data.input_columns import INPUT_KINDS, InputColumn, LeftOut, infer_input, learn
+from mtl.data.columns import known_columns
+from mtl.data.table_alike import check_alike
 from mtl.data.table_cache import alias, check_unchanged, emptied, fingerprint, load, locked, new_array, save, stamps
 from mtl.data.table_checks import check_all_splits
+from mtl.data.table_inputs import learn_inputs
 from mtl.data.table_leaks import find_leaks
 from mtl.data.table_rows import Rows
 from mtl.data.table_splits import check_shares, hash_column, hash_rows, split_by_hash, splits_of
@@ -117,7 +117,12 @@ class InputTable:
         if metadata:
             self.rows = Rows(metadata["inputs"])
         else:
-            self.rows = Rows(self._learn_inputs(inputs, exclude, used, {split, key} - {None}, train))
+            own = {name: kind for name, kind in self._kinds.items() if name not in self.columns}
+            apart = {split, key} - {None}
+            found, self.left_out = learn_inputs(
+                table, inputs, exclude, own, used, apart, train, self.files, self._reads_text
+            )
+            self.rows = Rows(found)
             if self._frame is None:
                 self.leaks = find_leaks(table, self.rows.inputs, self.columns, self.values, train, self.files)
         self._encode(cache)
@@ -201,48 +206,6 @@ class InputTable:
         check_all_splits(parts, self.files)
         return parts
 
-    def _learn_inputs(
-        self,
-        inputs: Sequence[str] | None,
-        exclude: Sequence[str],
-        used: set[str],
-        apart: set[Any],
-        train: NDArray[np.bool_],
-    ) -> list[InputColumn]:
-        """The inputs: ``inputs``, or every column that is neither ``used`` as a target nor set ``apart``."""
-        for key, named in (("inputs", inputs or ()), ("exclude", exclude)):
-            for column in named:
-                if self._check(column, key) in used:
-                    raise ValueError(f"{key}={column} is a target; name it in data.targets or in data.{key}, not both.")
-        found = []
-        for column in self._table.columns if inputs is None else inputs:
-            if inputs is None and column in {*exclude, *used, *apart}:
-                continue
-            try:
-                kind = self._input_kind(column) or infer_input(self._table, column, self.files, self._reads_text)
-                if kind not in INPUT_KINDS:
-                    raise ValueError(f"kinds.{column}={kind} must be one of {', '.join(INPUT_KINDS)}: it is an input.")
-                found.append(learn(column, self._table[column], kind, train, self.files))
-            except LeftOut as reason:
-                if inputs is not None:
-                    raise ValueError(f"{self.files}: inputs={column} cannot be an input: {reason}.") from reason
-                self.left_out[column] = str(reason)
-        self._check_kinds({column.name for column in found})
-        if not found:
-            raise ValueError(f"{self.files} has no column that can be an input, beside the targets.")
-        return found
-
-    def _input_kind(self, column: str) -> str | None:
-        return None if column in self.columns else self._kinds.get(column)  # which is then a target's
-
-    def _check_kinds(self, inputs: set[str]) -> None:
-        for name in self._kinds:
-            if name not in {*self.columns, *inputs, *self.left_out}:
-                raise ValueError(
-                    f"kinds.{name} names neither a target nor an input; a target is {', '.join(KINDS)}, and an input "
-                    f"{', '.join(INPUT_KINDS)}."
-                )
-
 
 def paths_of(folder: Path, file: str | Mapping[str, str]) -> list[Path]:
     """The files, in the order of their splits' names in ``file``; ValueError for another name than a split's."""
@@ -268,18 +231,5 @@ def read_files(paths: Sequence[Path], missing: Sequence[Any]) -> tuple[pd.DataFr
     files = Files({path: len(own) for path, own in read.items()})
     (first, table), *others = read.items()
     for path, own in others:
-        _check_alike(first, table, path, own)
+        check_alike(first, table, path, own, table.columns.union(own.columns, sort=False))
     return pd.concat(read.values(), ignore_index=True) if others else table, files
-
-
-def _check_alike(first: Path, table: pd.DataFrame, other: Path, own: pd.DataFrame) -> None:
-    """ValueError where the columns of two files differ, or one has numbers in one file and text in the other."""
-    for column in table.columns.symmetric_difference(own.columns):
-        lacks = other if column in table.columns else first
-        raise ValueError(f"{lacks} has no column {column}, which the other files have.")
-    for column in table.columns:
-        if not table[column].notna().any() or not own[column].notna().any():
-            continue
-        kinds = ["numbers" if is_numeric_dtype(part[column]) else "text" for part in (table, own)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"{column} has {kinds[0]} in {first} and {kinds[1]} in {other}.")

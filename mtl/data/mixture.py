@@ -61,6 +61,12 @@ class Mixture:
                     "gradient; raise data.batch_size or data.temperature", mean, task,
                 )  # fmt: skip
 
+    def chance_of_one(self, task: str, batch_size: int) -> float:
+        """How probable it is that a batch, drawn of the places of an epoch, has just one sample of a task."""
+        from scipy.stats import hypergeom  # slow to import
+
+        return float(hypergeom.pmf(1, self._places, self._counts[task], min(batch_size, self._places)))
+
     def places(self, task: str, indices: Sequence[int]) -> list[int]:
         """Those of the places ``indices`` at which a task has a sample."""
         return [index for index in indices if index * self._counts[task] % self._places < self._counts[task]]

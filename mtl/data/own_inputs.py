@@ -57,5 +57,9 @@ class OwnInputs(Dataset):
                 targets[task] = torch.tensor([label for _, label in own])
         return inputs, targets
 
+    def chance_of_one(self, task: str, batch_size: int) -> float:
+        """How probable it is that a batch has just one sample of a task."""
+        return 0.0 if self._mixture is None else self._mixture.chance_of_one(task, batch_size)
+
     def _position(self, task: str, index: int, epoch: int) -> int:
         return index if self._mixture is None else self._mixture.sample(task, index, epoch)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
+    from mtl.data.stacked_tables import StackedTables
+
 log = logging.getLogger(__name__)
 
 SOURCE = "give data.root=… the folder, data.file=… the table in it, and data.targets=[…] the columns to predict."
@@ -96,7 +98,7 @@ class Table:
         if reads_text and cache is not None:
             raise ValueError(f"cache={cache} is for numbers, and the backbone reads text: leave it out.")
         names = [file] if isinstance(file, str) else list(file.values())
-        folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE)
+        folder = find_root(root, dict.fromkeys(names, "the table"), SOURCE, suggest=True)
         table = InputTable(
             folder,
             file,
@@ -113,10 +115,10 @@ class Table:
             cache,
             reads_text,
         )
-        _read_texts(table, reads_text, tokenizer, length, metadata)
+        read_texts(table, reads_text, tokenizer, length, metadata)
         self._use(table, batch_size)
 
-    def _use(self, table: InputTable, batch_size: int) -> None:
+    def _use(self, table: InputTable | StackedTables, batch_size: int) -> None:
         """Become the data set of a table that is read."""
         for column, reason in table.left_out.items():
             log.warning("%s is left out of the inputs: %s", column, reason)
@@ -129,7 +131,10 @@ class Table:
         if table.rows.tokenizer is not None:
             self.metadata["tokenizer"] = table.rows.tokenizer.content
         self.batch_size, self.input_info = batch_size, table.rows.input_info
-        self.train, self.val, self.test = (Part(table, part) for part in SPLITS)
+        self.train, self.val, self.test = (self._part(table, part) for part in SPLITS)
+
+    def _part(self, table: Any, part: str) -> Any:
+        return Part(table, part)
 
     def metrics(self, target: str) -> dict[str, Metric]:
         """Of a class ``accuracy``, ``log_loss``, and of two classes ``auc`` and ``average_precision``.
@@ -151,8 +156,8 @@ class Table:
         return metrics.standardised(column.std, endings) | metrics.determination(endings)
 
 
-def _read_texts(
-    table: InputTable, reads: bool, path: str | None, length: int, metadata: Mapping[str, Any] | None
+def read_texts(
+    table: InputTable | StackedTables, reads: bool, path: str | None, length: int, metadata: Mapping[str, Any] | None
 ) -> None:
     """Give the table's rows the tokenizer of their texts; ValueError where they or a backbone for them lack."""
     named = table.rows.texts

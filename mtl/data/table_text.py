@@ -35,13 +35,16 @@ def read_header(file: Path) -> list[str]:
 
 def decode(content: bytes) -> str:
     """The text of a file in UTF-8, or in another Unicode encoding that its first bytes tell."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"line {line} is not UTF-8; {REMEDY}") from error
+    if "\0" in text:  # as in UTF-16 whose first bytes do not tell, and in UTF-32
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"line {line} has a zero byte; save the table as UTF-8")
+    return text if "\n" in text else text.replace("\r", "\n")  # the ends of lines of old programs
 
 
 def find_separator(content: str) -> str:
@@ -56,6 +59,19 @@ def find_separator(content: str) -> str:
 def header_of(content: str, separator: str) -> list[str]:
     """The first row that is not empty."""
     return next((row for row in csv.reader(io.StringIO(content), delimiter=separator) if row), [])
+
+
+def check_rows(content: str, separator: str) -> None:
+    """ValueError for a row with more or fewer values than the header: pandas would shift or fill them."""
+    limit = csv.field_size_limit(len(content))  # a cell may be a whole document
+    try:
+        rows = (row for row in csv.reader(io.StringIO(content), delimiter=separator) if row)
+        width = len(next(rows, []))
+        for number, row in enumerate(rows, 2):
+            if len(row) != width:
+                raise ValueError(f"row {number} has {len(row)} values, and the header names {width} columns")
+    finally:
+        csv.field_size_limit(limit)
 
 
 def check_column(columns: Collection[str], column: str, key: str, file: object) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from mtl.data.folder import errors_named_by
 from mtl.data.image_paths import find_image_column
 from mtl.data.table_checks import is_mark
-from mtl.data.table_text import TEXT, decode, find_separator, header_of
+from mtl.data.table_text import TEXT, check_rows, decode, find_separator, header_of
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def _read_text(file: Path, find_text: FindText, marks: Sequence[Any]) -> tuple[p
     content = decode(file.read_bytes())
     separator = find_separator(content)
     check_different(header_of(content, separator))
+    check_rows(content, separator)
     read = partial(pd.read_csv, sep=separator, keep_default_na=False)
     texts = read(io.StringIO(content), dtype=str)
     name = find_text(texts)

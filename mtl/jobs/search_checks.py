@@ -78,12 +78,14 @@ def _check_component(name: str, node: Any) -> None:
 def _objectives(config: DictConfig, sweeper: DictConfig) -> dict[str, str]:
     """The objectives of a search with their directions, ``minimize`` or ``maximize``."""
     from mtl.config.build import build
+    from mtl.config.table_heads import take_targets
     from mtl.training.monitor import directions
 
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the runs will say the same again
     try:
-        _, state = build(config)
+        data = take_targets(config)
+        _, state = build(config, data=data)
     finally:
         logging.disable(before)
     known = directions(state.tasks) | {state.monitor.name: state.monitor.mode}

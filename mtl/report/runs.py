@@ -22,7 +22,7 @@ from mtl.runs.files import read_json, read_overrides
 # Settings in which two runs may differ and be the same experiment but for chance.
 IRRELEVANT = keys_that_are("irrelevant")
 
-OWN_DATA = ("ImageTable", "Table", "OwnDataset")  # classes for any data, whose names do not tell which
+OWN_DATA = ("ImageTable", "Table", "DomainTables", "OwnDataset")  # classes for any data, whose names do not tell which
 
 
 class ReportError(ValueError):
@@ -64,10 +64,10 @@ class Run:
         if name not in OWN_DATA:
             return name
         chosen = [text.partition("=")[2] for text in self.overrides if text.startswith("data=")]
-        if chosen and chosen[-1] not in ("image_table", "table", "dataset"):
+        if chosen and chosen[-1] not in ("image_table", "table", "domain_tables", "dataset"):
             return chosen[-1]
         what = (own.get("dataset") or {}).get("_target_", "") if name == "OwnDataset" else own.get("root", "")
-        return re.split(r"[/\\.]", str(what).rstrip("/\\"))[-1] or name
+        return re.split(r"[/\\.]", str(what).rstrip("/\\"))[-1] or ", ".join(own.get("files") or ()) or name
 
     @property
     def tasks(self) -> list[str]:

@@ -71,9 +71,11 @@ def of_data(folder, *overrides):
         domains = {"sizes": dict.fromkeys(cfg.data.domains, (4, 2, 2))} if "domains" in cfg.data else {}
         importlib.import_module(cfg.data._target_.rpartition(".")[0]).make_fixture(folder / "data", **domains)
         cfg.data.root = str(folder / "data")
-    if OmegaConf.is_missing(cfg.data, "targets"):
-        cfg.data.targets = ["basket", "amount", "again"]
-        take_targets(cfg)
+    own = {"targets": ["basket", "amount", "again"], "files": {"bonn": "bonn.csv", "ulm": "ulm.csv"}, "target": "price"}
+    for key, value in own.items():
+        if OmegaConf.is_missing(cfg.data, key):
+            cfg.data[key] = value
+    take_targets(cfg)
     if "image_size" in cfg.data:
         cfg.data.image_size = min(cfg.data.image_size, 64)  # a step on the papers' sizes takes twenty seconds
     return cfg

@@ -23,8 +23,11 @@ def table(root, **keys):
     return OmegaConf.create({"_target_": next(iter(TABLES)), "root": str(root), "labels": "labels.csv", **keys})
 
 
-@pytest.mark.parametrize("name", ["nyuv2", "cityscapes", "celeba", "multimnist", "office", "taskonomy",
-                                  "pascal_context", "paws_x", "image_table", "qm9", "table"])  # fmt: skip
+FILES = ["nyuv2", "cityscapes", "celeba", "multimnist", "office", "taskonomy", "pascal_context", "paws_x",
+         "image_table", "qm9", "table", "domain_tables"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_missing_folder_is_named_with_where_to_get_the_data(name, tmp_path):
     data = load([f"data={name}", f"data.root={tmp_path / 'no'}"]).data
     with pytest.raises(ConfigError) as caught:

@@ -335,7 +335,7 @@ def test_a_mistake_is_one_sentence_with_the_file_and_row(folder, columns, argume
     [
         ("labels.csv", "file,a\n", "cannot be read: it has no rows"),
         ("labels.csv", "", "cannot be read: No columns to parse from file"),
-        ("labels.csv", 'file,a\n1,2\n1,2,3,4\n', "cannot be read: Error tokenizing data"),
+        ("labels.csv", 'file,a\n1,2\n1,2,3,4\n', "cannot be read: row 3 has 4 values, and the header"),
         ("labels.parquet", "text", "cannot be read: "),
         ("labels.xlsx", "text", "labels=labels.xlsx must end in .csv, .tsv, .txt or .parquet."),
     ],

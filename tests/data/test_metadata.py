@@ -13,6 +13,7 @@ import torch
 from mtl.data.celeba import CelebA
 from mtl.data.cityscapes import Cityscapes
 from mtl.data.digits import Digits
+from mtl.data.domain_tables import DomainTables
 from mtl.data.flights import Flights
 from mtl.data.image_table import ImageTable
 from mtl.data.metadata import describe, meaning_changes, split_changes
@@ -44,6 +45,9 @@ def made(fixture_root, tmp_path):
             return Stdlib(path=str(root or texts(tmp_path / "texts")), context=16, vocabulary=300, **arguments)
         if name == "table":
             return Table(str(root or fixture_root(name)), ["basket", "amount"], **arguments)
+        if name == "domain_tables":
+            files = {"bonn": "bonn.csv", "ulm": "ulm.csv"}
+            return DomainTables(files, "price", str(root or fixture_root(name)), **arguments)
         if name == "office":
             return Office(str(root or fixture_root(name)), ["amazon", "dslr", "webcam"], 31, image_size=16, **arguments)
         if name in OF_FILES:
@@ -61,7 +65,9 @@ def texts(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", [*OF_FILES, "office", "table", "stdlib", "digits", "relatedness", "scenes", "toy"])
+@pytest.mark.parametrize(
+    "name", [*OF_FILES, "office", "table", "domain_tables", "stdlib", "digits", "relatedness", "scenes", "toy"]
+)
 def test_every_data_set_is_described_in_what_a_checkpoint_holds_and_can_be_read_so_again(made, name):
     data = made(name)
     description = describe(data)

@@ -1,51 +1,23 @@
-"""A table as inputs and targets: what its columns become, splits, leaks, mistakes, whole runs, and prediction."""
+"""A table as inputs and targets: what its columns become, and which row is in which split."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support.exactness import assert_same, differing, left_by
+from support.exactness import assert_same, differing
+from support.tables import everything, rows_of
 
-import mtl
-from mtl.config import CONF, check, load
-from mtl.config.build import build
+from mtl.config import check, load
 from mtl.config.table_heads import take_targets
-from mtl.data import table_cache
-from mtl.data.loader import Batches, DataError, sequential
-from mtl.data.metadata import describe, meaning_changes, split_changes
-from mtl.data.table import Table, make_fixture
+from mtl.data.metadata import describe
+from mtl.data.table import Table
 from mtl.data.table import main as table_main
 from mtl.data.table_rows import Rows
-from mtl.evaluate import evaluate_checkpoint
-from mtl.system.signals import Preempted
-from mtl.train import train
 
 TARGETS = ["basket", "amount", "again"]
 N = 60
-
-
-@pytest.fixture
-def root(tmp_path):
-    make_fixture(tmp_path / "shop")
-    return tmp_path / "shop"
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Write a table of these columns and two targets, y and z, of which no column tells much."""
-    rng = np.random.default_rng(0)
-
-    def write(name="table.csv", rows=N, **columns):
-        own = {"y": rng.normal(size=rows), "z": rng.integers(0, 2, rows), **columns}
-        table = pd.DataFrame({key: value for key, value in own.items() if value is not None})
-        table.to_csv(tmp_path / name, index=False) if name.endswith("csv") else table.to_parquet(tmp_path / name)
-        return str(tmp_path)
-
-    return write
 
 
 def test_the_command_that_the_tiny_table_comes_with_has_all_that_it_needs(tmp_path, monkeypatch, capsys):
@@ -58,20 +30,9 @@ def test_the_command_that_the_tiny_table_comes_with_has_all_that_it_needs(tmp_pa
     assert [*config.heads] == TARGETS
 
 
-def everything(part):
-    return part.batch(range(len(part)), 0)
-
-
-def rows_of(data, root, part="train"):
-    """The rows of a split as they stand in the file."""
-    table = pd.read_csv(Path(root) / "table.csv", keep_default_na=False, na_values=[""])
-    own = getattr(data, part)
-    return table.iloc[[int(own.path(i).rpartition(" ")[2]) - 2 for i in range(len(own))]]
-
-
-def test_every_column_becomes_what_pandas_says_of_the_training_rows(root):
-    data = Table(str(root), TARGETS)
-    train_rows, test_rows = rows_of(data, root), rows_of(data, root, "test")
+def test_every_column_becomes_what_pandas_says_of_the_training_rows(shop):
+    data = Table(str(shop), TARGETS)
+    train_rows, test_rows = rows_of(data, shop), rows_of(data, shop, "test")
     inputs, targets = everything(data.test)
     days, seen = (pd.to_datetime(rows["day"]) for rows in (test_rows, train_rows))
     dates = [(getattr(days.dt, part), getattr(seen.dt, part)) for part in ("month", "day_of_week", "day_of_year")]
@@ -94,12 +55,12 @@ def test_every_column_becomes_what_pandas_says_of_the_training_rows(root):
 
 
 @pytest.mark.parametrize("form", ["parquet", "cache", "cache, again", "a row a time", "a frame", "state", "semicolons"])
-def test_every_way_to_read_gives_the_same_to_the_last_bit(root, tmp_path, form):
-    data = Table(str(root), TARGETS)
-    text = pd.read_csv(root / "table.csv", keep_default_na=False, na_values=[""])
+def test_every_way_to_read_gives_the_same_to_the_last_bit(shop, tmp_path, form):
+    data = Table(str(shop), TARGETS)
+    text = pd.read_csv(shop / "table.csv", keep_default_na=False, na_values=[""])
     expected = {part: everything(getattr(data, part)) for part in ("train", "val", "test")}
     if form in ("a row a time", "a frame", "state"):
-        rows = rows_of(data, root, "test")
+        rows = rows_of(data, shop, "test")
         made = Rows(**{k: v for k, v in data.preprocess.state().items() if k != "_target_"}) if form == "state" else (
             data.preprocess)  # fmt: skip
         if form == "a frame":
@@ -113,19 +74,19 @@ def test_every_way_to_read_gives_the_same_to_the_last_bit(root, tmp_path, form):
         return
     arguments = {}
     if form == "parquet":
-        text.to_parquet(root / "table.parquet")
+        text.to_parquet(shop / "table.parquet")
         arguments["file"] = "table.parquet"
     elif form == "semicolons":
-        text.to_csv(root / "other.csv", index=False, sep=";", decimal=",", encoding="utf-16")
+        text.to_csv(shop / "other.csv", index=False, sep=";", decimal=",", encoding="utf-16")
         arguments["file"] = "other.csv"
     else:
         arguments["cache"] = str(tmp_path / "cache")
         for _ in range(form == "cache, again"):
-            Table(str(root), TARGETS, **arguments)
-    again = Table(str(root), TARGETS, **arguments)
+            Table(str(shop), TARGETS, **arguments)
+    again = Table(str(shop), TARGETS, **arguments)
     if "cache" in arguments:
         folders = {own.resolve() for own in (tmp_path / "cache").iterdir() if own.is_dir()}
-        Table(str(root), TARGETS, metadata=describe(again)["metadata"], **arguments)
+        Table(str(shop), TARGETS, metadata=describe(again)["metadata"], **arguments)
         assert {own.resolve() for own in (tmp_path / "cache").iterdir() if own.is_dir()} == folders and len(
             folders
         ) == 1
@@ -176,9 +137,9 @@ def test_a_time_has_an_hour_and_parts_that_do_not_vary_are_none(write):
 
 
 @pytest.mark.parametrize("value", ["Rome", None, "", "  ", float("nan")])
-def test_a_value_that_no_training_row_has_is_the_first(root, value):
+def test_a_value_that_no_training_row_has_is_the_first(shop, value):
     row = {"day": "2024-05-01", "city": "Bonn", "age": 30, "member": True}
-    preprocess = Table(str(root), TARGETS).preprocess
+    preprocess = Table(str(shop), TARGETS).preprocess
     assert preprocess(row)["categories"].tolist() == [1, 2]
     assert preprocess(row | {"city": value})["categories"].tolist() == [0, 2]
     frame = pd.DataFrame([row | {"city": value}] * 2)
@@ -239,265 +200,3 @@ def test_splits_may_be_a_column_or_files(write, tmp_path):
     two = Table(root, ["y"], file={"train": "train.csv", "test": "test.csv"})
     assert len(two.test) == 12 and 0 < len(two.val) < 20 and len(two.train) + len(two.val) == 40
     assert files.val.path(0) == f"{tmp_path}/val.csv, row 2"
-
-
-# ----------------------------------------------------------------------------------------------- leaks, mistakes
-
-
-def leaks(caplog):
-    return [record.getMessage() for record in caplog.records if "gives the target" in record.getMessage()]
-
-
-@pytest.mark.parametrize("case", ["copy", "scaled", "curved", "class", "missing"])
-def test_an_input_that_gives_a_target_away_is_named_with_the_value(write, caplog, tmp_path, case):
-    rng = np.random.default_rng(1)
-    x, c = rng.normal(size=2000), rng.integers(0, 4, 2000)
-    y = x if case in ("copy", "scaled", "curved") else c % 2 if case == "missing" else c
-    leak = {"copy": x, "scaled": 3 - 2 * x + 0.01 * rng.normal(size=2000), "curved": np.exp(x), "class": 10 * c + 5,
-            "missing": np.where(c % 2 == 0, np.nan, rng.normal(size=2000))}[case]  # fmt: skip
-    root = write(rows=2000, y=y, z=None, leak=leak, fine=rng.normal(size=2000))
-    Table(root, ["y"], kinds={"leak": "number"} if case == "missing" else None)
-    (warning,) = leaks(caplog)
-    assert "the input leak gives the target y away" in warning and "data.exclude=[leak]" in warning
-    caplog.clear()
-    Table(root, ["y"], exclude=["leak"])
-    assert not leaks(caplog), "the negative control"
-
-
-def test_inputs_that_tell_much_or_have_a_value_a_row_give_nothing_away(write, caplog):
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=2000)
-    rare = (rng.random(2000) < 0.005).astype(int)
-    Table(write(rows=2000, y=x + 0.3 * rng.normal(size=2000), z=rare, x=x, i=rng.permutation(2000)), ["y", "z"])
-    assert not leaks(caplog)
-
-
-NUMBERS = list(np.arange(N) / 7)
-MISTAKES = {
-    "no target": (dict(x=NUMBERS), dict(targets=[]), "names no target; the columns of {file} are y, z, x."),
-    "target misspelt": (dict(colour=NUMBERS), dict(targets=["color"]),
-                        "targets=color is no column of {file}; did you mean colour?"),
-    "exclude misspelt": (dict(colour=NUMBERS), dict(exclude=["color"]), "exclude=color is no column of {file}; did"),
-    "a target as an input": (dict(x=NUMBERS), dict(inputs=["x", "y"]), "inputs=y is a target"),
-    "no input": ({}, dict(targets=["y", "z"]), "has no column that can be an input, beside the targets."),
-    "an input that is none": (dict(x=["a"] * N), dict(inputs=["x"]), "inputs=x cannot be an input: it is a in every"),
-    "infinity": (dict(x=[*NUMBERS[:-1], np.inf]), {}, "row 61: x is inf; it must be a finite number or empty."),
-    "text among numbers": (dict(x=[*NUMBERS[:-1], "much"]), {}, "row 61: x is much, but most values of this column"),
-    "mixed dates": (dict(x=["2024-01-05", "2024-02-06", "7.3.2024"] * 20), {}, "row 4: x is 7.3.2024, but most"),
-    "day or month": (dict(x=["01/02/2024", "02/03/2024"] * 30), {}, "x has dates as 01/02/2024, of which the day or"),
-    "one class in training": (dict(a=["no"] * 40 + ["yes"] * 20, part=["train"] * 40 + ["val", "test"] * 10, x=NUMBERS),
-                              dict(targets=["a"], split="part"), "a is 'no' in every training row that has a label"),
-    "negative count": (dict(n=[1, 2, -1] * 20), dict(targets=["n"], kinds={"n": "count"}),
-                       "row 4: n is -1; it must be a whole number from 0 on"),
-    "another kind": (dict(x=NUMBERS), dict(kinds={"x": "labels"}), "kinds.x=labels must be one of number, category,"),
-    "a kind of nothing": (dict(x=NUMBERS), dict(kinds={"w": "number"}), "kinds.w names neither a target nor an input"),
-    "no file of that split": (dict(x=NUMBERS), dict(file={"train": "table.csv", "dev": "table.csv"}),
-                              "file.dev is no split"),
-    "a file that ends otherwise": (dict(x=NUMBERS), dict(file="table.xlsx"), "lacks table.xlsx (the table)"),
-    "shares": (dict(x=NUMBERS), dict(validation=0.6, test=0.5), "validation=0.6 and test=0.5 must be above 0"),
-    "key": (dict(x=NUMBERS), dict(key="customer"), "key=customer is no column of {file}"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_sentence(write, case):
-    columns, arguments, words = MISTAKES[case]
-    root = write(**columns)
-    with pytest.raises(ValueError) as caught:
-        Table(root, **{"targets": ["y"], **arguments})
-    message = str(caught.value)
-    assert words.format(file=f"{root}/table.csv") in message and "\n" not in message
-
-
-@pytest.mark.parametrize("cached", [False, True], ids=["in memory", "cached"])
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"x,y,x\n" + b"1,2,3\n4,5,7\n" * 20, "two columns have the name x; rename one of them"),
-        ("größe,y\n".encode("latin-1") + b"1,2\n" * 20, "UTF-8"),
-        (b"x,y\n", "it has no rows"),
-    ],
-    ids=["two of one name", "Latin-1", "no rows"],
-)
-def test_a_table_that_cannot_be_read_is_a_sentence(tmp_path, content, words, cached):
-    (tmp_path / "table.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=words) as caught:
-        Table(str(tmp_path), ["y"], cache=str(tmp_path / "cache") if cached else None)
-    assert str(tmp_path / "table.csv") in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("form", ["csv", "cached", "parquet"])
-def test_a_column_of_two_kinds_in_two_files_is_named(write, tmp_path, form):
-    names = {part: f"{part}.{'parquet' if form == 'parquet' else 'csv'}" for part in ("train", "test")}
-    for part, values in (("train", NUMBERS), ("test", ["a", "b", "c"] * 20)):
-        write(names[part], x=values)
-    with pytest.raises(ValueError, match=r"x has numbers in .*train\.\w+ and text in .*test\.\w+"):
-        Table(str(tmp_path), ["y"], file=names, cache=str(tmp_path / "cache") if form == "cached" else None)
-
-
-def test_a_file_that_changes_while_it_is_read_is_named(write, tmp_path, monkeypatch):
-    root, fine = write(x=NUMBERS), table_cache.check_unchanged
-    Table(root, ["y"])
-
-    def late(before):
-        with (tmp_path / "table.csv").open("a") as file:
-            file.write("1,2,3\n")
-        fine(before)
-
-    monkeypatch.setattr("mtl.data.input_table.check_unchanged", late)
-    with pytest.raises(ValueError, match=r"table.csv changed while it was read; start again when it is written."):
-        Table(root, ["y"])
-
-
-def test_without_a_cache_a_table_larger_than_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}[name])
-    assert table_cache.new_array(None, "numbers", (10, 10), np.float32).shape == (10, 10)
-    with pytest.raises(ValueError, match=r"take 0 GB of 0 GB of memory: give data.cache=… a folder"):
-        table_cache.new_array(None, "numbers", (1000, 1000), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"age": "old"}, "the row: age is old; it must be a finite number"),
-        ({"age": float("inf")}, "age is inf; it must be a finite number"),
-        ({"day": "1.2.2024"}, "day is 1.2.2024, which is no date"),
-        ({"age": ..., "agee": 3}, "no column age; did you mean it by agee"),
-        ({"city": ...}, "no column city"),
-    ],
-)
-def test_a_row_that_the_model_does_not_take_is_a_sentence(root, row, words):
-    whole = {"day": "2024-05-01", "city": "Bonn", "age": 30, "member": True} | row
-    preprocess = Table(str(root), TARGETS).preprocess
-    with pytest.raises(ValueError) as caught:
-        preprocess({name: value for name, value in whole.items() if value is not ...})
-    assert words in str(caught.value)
-
-
-# -------------------------------------------------------------------------------------------------- another run
-
-
-def test_a_table_is_read_with_the_inputs_and_statistics_of_the_run(root):
-    stored = describe(Table(str(root), TARGETS))
-    table = pd.read_csv(root / "table.csv", keep_default_na=False, na_values=[""])
-    table.assign(age=table["age"] * 2, city=table["city"].replace("Ulm", "Rome")).to_csv(
-        root / "other.csv", index=False
-    )
-    again = Table(str(root), TARGETS, file="other.csv", metadata=stored["metadata"])
-    assert meaning_changes(stored, describe(again)) == [] and split_changes(stored, describe(again))
-    anew = Table(str(root), TARGETS, file="other.csv")
-    assert meaning_changes(stored, describe(anew)), "the negative control"
-
-
-# -------------------------------------------------------------------------------------------------------- runs
-
-RUN = ["data=table", "data.targets=[basket,amount,again]", "data.batch_size=16", "backbone.hidden=[8]", "device=cpu",
-       "tracker=jsonl", "trainer.max_steps=6", "trainer.val_every=3", "trainer.checkpoint_every=2"]  # fmt: skip
-
-
-def test_a_run_is_evaluated_resumed_and_loaded(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("mtl.runs.figures.draw_run", lambda folder: None)
-    options = [*RUN, f"data.root={root}", "strategy=mgda"]
-    train(load(options), tmp_path / "whole")
-    stops = iter([False] * 3 + [True])
-    with pytest.raises(Preempted):
-        train(load(options), tmp_path / "parts", lambda: next(stops))
-    train(load([*options, "resume=auto"]), tmp_path / "parts")
-    assert_same(left_by(tmp_path / "whole"), left_by(tmp_path / "parts"))
-    (row,) = [row for row in left_by(tmp_path / "whole")[1] if row["split"] == "test"]
-    again = evaluate_checkpoint(tmp_path / "whole" / "checkpoints" / "best.pt", "test")
-    assert {key: value for key, value in row.items() if key in again} == again
-    measured = {"basket/accuracy", "basket/log_loss", "amount/abs_err", "amount/rmse", "amount/r2", "again/auc",
-                "again/average_precision"}  # fmt: skip
-    assert measured <= set(again)
-    data = Table(str(root), TARGETS)
-    rows = rows_of(data, root, "test")
-    (root / "table.csv").unlink()
-    predictor = mtl.load(tmp_path / "whole")
-    answers = predictor(rows)
-    one = predictor({name: None if pd.isna(value) else value for name, value in rows.iloc[0].items()})
-    assert one["basket"]["class"] == answers[0]["basket"]["class"] and set(one) == set(TARGETS)
-    known = rows["amount"].notna().to_numpy()
-    errors = np.abs(np.array([answer["amount"] for answer in answers]) - rows["amount"].to_numpy())[known]
-    assert errors.mean() == pytest.approx(row["amount/abs_err"], rel=1e-4)
-    right = [answer["basket"]["class"] == basket for answer, basket in zip(answers, rows["basket"], strict=True)]
-    assert np.mean([own for own, basket in zip(right, rows["basket"], strict=True) if not pd.isna(basket)]) == (
-        pytest.approx(row["basket/accuracy"]))  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["parquet", "cache"])
-def test_heads_are_found_without_the_whole_table_in_memory(root, tmp_path, monkeypatch, kind):
-    def heads(*options):
-        cfg = load([*RUN, f"data.root={root}", *options])
-        take_targets(cfg)
-        return cfg.heads, cfg.losses
-
-    whole = heads()
-    pd.read_csv(root / "table.csv").to_parquet(root / "table.parquet")
-
-    def fail(*arguments):
-        raise AssertionError("the whole table is read")
-
-    monkeypatch.setattr("mtl.data.input_table.read_rows", fail)
-    own = ["data.file=table.parquet"] if kind == "parquet" else [f"data.cache={tmp_path / 'cache'}"]
-    assert heads(*own) == whole
-    assert kind == "parquet" or list((tmp_path / "cache").iterdir()) == [], "nothing stays there"
-    with pytest.raises(AssertionError):  # negative control
-        heads()
-
-
-SHARED = ["mmoe", "omoe", "ensemble", "cgc", "ple", "dselect_k", "cross_stitch", "nddr"]
-
-
-@pytest.mark.parametrize("architecture", SHARED)
-def test_every_architecture_takes_a_table(root, architecture):
-    cfg = load([*RUN, f"data.root={root}", f"architecture={architecture}", "backbone.hidden=[8,6]", "strategy=mgda"])
-    take_targets(cfg)
-    parts, state = build(cfg)
-    inputs, targets = next(iter(Batches(parts.data.train, sequential(16, 16), 0)))
-    result = state.strategy.step(state.model, state.tasks, inputs, targets)
-    assert all(torch.isfinite(loss) for loss in result.losses.values())
-    embeddings = [name for name, _ in state.model.backbone.named_parameters() if "embeddings" in name]
-    assert len(embeddings) == 2 * (len(TARGETS) if architecture in ("cross_stitch", "nddr") else 1), "they are shared"
-
-
-def test_counts_are_predicted_as_counts(write, tmp_path, monkeypatch):
-    monkeypatch.setattr("mtl.runs.figures.draw_run", lambda folder: None)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=400)
-    visits = rng.poisson(np.exp(1 + 0.5 * x))
-    root = write(rows=400, x=x, visits=visits, z=None)
-    options = ["data=table", f"data.root={root}", "data.targets=[visits]", "data.exclude=[y]",
-               "+data.kinds.visits=count", "optimizer.lr=0.02", *RUN[2:6],
-               "trainer.max_steps=150", "trainer.val_every=75"]  # fmt: skip
-    train(load(options), tmp_path / "run")
-    predictor = mtl.load(tmp_path / "run")
-    low, high = predictor({"x": -1.0})["visits"], predictor({"x": 1.0})["visits"]
-    assert low == pytest.approx(np.exp(0.5), rel=0.35) and high == pytest.approx(np.exp(1.5), rel=0.35)
-    (row,) = [row for row in left_by(tmp_path / "run")[1] if row["split"] == "test"]
-    assert 0.5 < row["visits/abs_err"] < 2.5, "in visits"
-    with pytest.raises(DataError, match=r"target of visits .* but its loss takes 0 to"):
-        train(load([*options, "data.kinds.visits=number", "+losses.visits._target_=mtl.losses.MaskedPoisson"]),
-              tmp_path / "wrong")  # fmt: skip
-
-
-def test_the_command_writes_a_configuration_that_trains(root, tmp_path):
-    def command(*arguments):
-        return subprocess.run([sys.executable, "-m", "mtl.data.table", *map(str, arguments)], capture_output=True,
-                              text=True, cwd=CONF.parent)  # fmt: skip
-
-    found = command(root / "table.csv", "--targets", *TARGETS, "--kinds", "age=category", "--write", tmp_path / "conf")
-    assert found.returncode == 0, found.stderr
-    assert "train 91, val 15, test 14 rows" in found.stdout and "age: category" in found.stdout
-    assert "customer is left out: its 120 texts are all different" in found.stdout
-    cfg = load([f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "data=mine", "device=cpu", "tracker=jsonl"])
-    check(cfg)
-    assert cfg.backbone._target_ == "mtl.backbones.Tabular" and cfg.data.inputs == ["day", "city", "age", "member"]
-    _, state = build(cfg)
-    assert [task.name for task in state.tasks] == TARGETS
-    for arguments, words in (
-        (("table.csv", "amont"), "did you mean amount?"),
-        (("no.csv", "amount"), "does not exist"),
-    ):
-        wrong = command(root / arguments[0], "--targets", arguments[1])
-        assert wrong.returncode == 1 and words in wrong.stderr and "Traceback" not in wrong.stderr

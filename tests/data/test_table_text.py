@@ -175,3 +175,11 @@ def test_free_text_is_left_out_where_it_is_not_read(folder, caplog):
     assert (
         "review is left out of the inputs: it is free text, which backbone=table_text and backbone=text" in caplog.text
     )
+
+
+def test_experts_say_once_what_each_of_them_would_say(folder, caplog):
+    build(composed(folder, "architecture=mmoe"))
+    assert len([text for text in caplog.messages if "begins with random weights" in text]) == 1
+    caplog.clear()
+    build(composed(folder))
+    assert len([text for text in caplog.messages if "begins with random weights" in text]) == 1, "each run says so"

@@ -40,11 +40,11 @@ def test_every_command_composes(command):
 
 
 def first_of_sweep(word):
-    """Of a sweep its first job: commas outside of brackets part the jobs; of a search the first value."""
+    """Of a sweep its first job: commas outside of brackets and braces part the jobs; of a search the first value."""
     if searched := re.search(r"=.*(?:interval|choice)\((\{.*?\}|[^,()]+)", word):
         return f"{word.partition('=')[0]}={searched[1]}"
     return (
-        re.split(r",(?![^\[]*\])", word)[0]
+        re.split(r",(?![^\[{]*[\]}])", word)[0]
         if not word.partition("=")[2].startswith("[")
         else re.split(r"(?<=\]),", word)[0]
     )

@@ -13,6 +13,7 @@ from support.processes import Training, until
 from support.runs import SHORT
 
 from mtl.config import CONF
+from mtl.data.table import make_fixture
 from mtl.errors import ConfigError
 from mtl.jobs.search_checks import check_search
 from mtl.jobs.search_space import Space
@@ -130,6 +131,14 @@ def test_the_check_fills_in_what_the_metrics_say_of_themselves(application):
     config = composed(*PLAIN, RATE)
     check_search(config, None)
     assert (config.hydra.sweeper.objectives, config.hydra.sweeper.directions) == (["loss/total"], ["minimize"])
+
+
+def test_a_table_is_asked_for_its_tasks(application, tmp_path):
+    make_fixture(tmp_path / "shop")
+    line = ["data=table", f"data.root={tmp_path / 'shop'}", "data.targets=[basket,again]", "device=cpu", RATE]
+    config = composed(*line, objectives="tasks", pruner=None)
+    check_search(config, None)
+    assert config.hydra.sweeper.objectives == ["basket/accuracy", "again/accuracy"]
 
 
 def test_a_storage_that_is_none_is_refused(application, tmp_path):

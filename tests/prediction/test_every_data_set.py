@@ -15,6 +15,7 @@ from mtl.prediction.answers import answer_of
 SIZED = {"celeba": 16, "taskonomy": 32, "pascal_context": 32, "image_table": 16, "office": 16, "office_home": 16}
 OWN = {
     "table": ["data.targets=[basket,amount,again]"],
+    "domain_tables": ["data.files={bonn: bonn.csv, ulm: ulm.csv}", "data.target=price"],
     "paws_x": ["data.length=24", "backbone.width=16"],
     "stdlib": ["data.context=16"],
     "scenes": ["data.size=5", "data.image_size=32"],
@@ -28,6 +29,7 @@ KINDS = {
     "celeba": {"labels"},
     "cityscapes": {"segmentation", "depth"},
     "digits": {"class"},
+    "domain_tables": {"value"},
     "flights": {"class", "value"},
     "image_table": {"class", "value"},
     "multimnist": {"class"},
@@ -50,6 +52,7 @@ TAKES = {
     "paws_x": "row",
     "stdlib": "text",
     "table": "row",
+    "domain_tables": "row",
     "flights": "row",
     "relatedness": "tensor",
     "toy": "tensor",

@@ -6,6 +6,7 @@ from mtl.report.compare import compare
 from mtl.report.runs import Run
 
 TABLE = {"_target_": "mtl.data.image_table.ImageTable", "root": "/data/my pets/"}
+TABLES = {"_target_": "mtl.data.domain_tables.DomainTables", "root": ".", "files": {"paris": "a.csv", "rome": "b.csv"}}
 OWN = {"_target_": "mtl.data.dataset.OwnDataset", "dataset": {"_target_": "mine.Blots"}}
 
 
@@ -17,6 +18,8 @@ OWN = {"_target_": "mtl.data.dataset.OwnDataset", "dataset": {"_target_": "mine.
         (TABLE, ["data=image_table", "data.root=…"], "my pets"),
         (TABLE | {"root": ""}, [], "ImageTable"),
         ({"_target_": "mtl.data.table.Table", "root": "/data/shop"}, ["data=table"], "shop"),
+        (TABLES, ["data=domain_tables"], "paris, rome"),
+        (TABLES | {"root": "/data/flats"}, ["data=domain_tables"], "flats"),
         (OWN, ["data=blots"], "blots"),
         (OWN, ["data=dataset"], "Blots"),
         (OWN, [], "Blots"),
