@@ -18,7 +18,7 @@ ARMS = [(study, arm) for study in SIZES for arm in options(f"experiment/{study}/
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """By study, what makes its data small; the tiny flights get the real embeddings, but for the month: they have one."""
+    """By study, what makes its data small; tiny flights get the real embeddings, but for the month: they have one."""
     root = tmp_path_factory.mktemp("flights") / "tiny"
     make_fixture(root)
     return {
