@@ -173,8 +173,9 @@ def warn_of_random_weights(model: MultiTaskModel) -> None:
     frozen = sum(p.numel() for p in parameters if not p.requires_grad) / max(1, sum(p.numel() for p in parameters))
     if frozen > 0.1:
         log.warning(
-            "backbone.pretrained=false: %d %% of the backbone's parameters are frozen, and stay at random values; "
-            "backbone.pretrained=true loads trained ones", round(100 * frozen),
+            "%d %% of the backbone's parameters are frozen, and no key of backbone names trained weights: they stay at "
+            "random values; load trained ones by backbone.pretrained=true or =FILE, of texts by backbone.path=FOLDER",
+            round(100 * frozen),
         )  # fmt: skip
 
 

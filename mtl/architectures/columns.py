@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from mtl.architectures.stages import Stages, mix_states, stages
 
@@ -37,7 +37,7 @@ class ColumnNetwork:
         states: bool = True,
     ) -> None:
         first = stages(backbone(), states)
-        others = [copy.deepcopy(first) if copies else stages(backbone(), states) for _ in tasks[1:]]
+        others = [_copy(first) if copies else stages(backbone(), states) for _ in tasks[1:]]
         self._tasks, self._make_unit, self._follows = list(tasks), make_unit, follows
         self._columns = dict(zip(tasks, [first, *others], strict=True))
         units = [self._row_of_units() for _ in first.units[1:]]
@@ -103,7 +103,7 @@ class Columns(nn.Module):
     def _stage(self, number: int, read: Mapping[str, Any]) -> list[Any]:
         outputs: list[Any] = []
         for column, x in zip(self._columns(), read.values(), strict=True):
-            lazy = any(map(is_lazy, column[number].parameters()))
+            lazy = any(map(is_lazy, (*column[number].parameters(), *column[number].buffers())))
             if self.copies and lazy and outputs:  # so that it begins as a copy of the first
                 column[number] = copy.deepcopy(next(self._columns())[number])
             outputs.append(column[number](x))
@@ -130,6 +130,13 @@ class LastUnit(nn.Module):
         """What its unit says of the columns, in their order: ``alpha_last``."""
         logged: Any = getattr(self.unit, "logged", dict)
         return {f"{name}_last": values for name, values in logged().items()}
+
+
+def _copy(column: Stages) -> Stages:
+    """A column with the same weights; torch copies no buffer whose shape is not known yet, so that it gets new ones."""
+    buffers = [own for module in (*column.units, column.read) for own in module.buffers() if is_lazy(own)]
+    new = {id(own): UninitializedBuffer(device=own.device, dtype=own.dtype) for own in buffers}
+    return copy.deepcopy(column, new)
 
 
 def followed(unit: nn.Module, levels: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from mtl.architectures.columns import ColumnNetwork
 from mtl.architectures.stages import channel_axis
+from mtl.distributed.sharding import full_tensor
 
 
 class CrossStitch(ColumnNetwork):
@@ -73,4 +74,4 @@ class CrossStitchUnit(LazyModuleMixin, nn.Module):
 
     def logged(self) -> dict[str, Tensor]:
         """α of each column, averaged over the channels [K]."""
-        return {} if self.has_uninitialized_params() else {"alpha": self.alpha.detach().mean(1)}
+        return {} if self.has_uninitialized_params() else {"alpha": full_tensor(self.alpha.detach()).mean(1)}

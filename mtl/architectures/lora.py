@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from mtl.architectures.last_block import TaskBlocks, end_of, layers_of
 from mtl.architectures.low_rank import AdaptedLinear, LowRank
 from mtl.architectures.stages import stages
+from mtl.backbones import Text
 from mtl.errors import suggestion
 
-TRAINED = ("norm", "patch_embed", "relative_position_bias_table")
+TRAINED = ("norm", "LayerNorm", "patch_embed", "relative_position_bias_table")  # LayerNorm: of texts
 
 
 class LoRA:
@@ -27,15 +28,15 @@ class LoRA:
 
     ``scale`` is s, used as it is; ``dropout`` is before each A. B begins at zero, so that all tasks begin with the
     network as it is: it should be pretrained. The rest is frozen, but for parameters that have one of ``trained`` in
-    their name; None is norm, patch_embed and relative_position_bias_table, as in the paper. ``targets`` and ``trained``
-    are parts of dotted names, and may have ``*`` and ``?``.
+    their name; None is norm, LayerNorm, patch_embed and relative_position_bias_table, as in the paper. ``targets`` and
+    ``trained`` are parts of dotted names, and may have ``*`` and ``?``.
 
     The trunk ends at the frozen products of those last blocks; the products of low rank are all that a head costs.
     Norms behind them are a task's own copies, where the authors' code has one for all tasks and the trunk; dropout is
     drawn anew for each low-rank part.
 
     Source: Agiza et al. 2024, section 3. ValueError for ``targets`` and ``trained`` that name nothing, and, unless
-    ``task_rank=0``, for a backbone without stages, or whose stages end with other blocks.
+    ``task_rank=0``, for texts, for a backbone without stages, or whose stages end with other blocks.
     """
 
     def __init__(
@@ -58,6 +59,11 @@ class LoRA:
         low_rank = partial(LowRank, scale=scale, dropout=dropout)
         _adapt(plain, targets, partial(low_rank, rank=shared_rank) if shared_rank else None)
         self.trunk, self._parts = plain, None
+        if task_rank and isinstance(plain, Text):
+            raise ValueError(
+                f"task_rank={task_rank}: between the layers of backbone=text are texts with their mask, which a task's "
+                "own parts do not take; use task_rank=0, with which the tasks share all low-rank parts."
+            )
         self._own = partial(low_rank, rank=task_rank)
         if task_rank:
             self._parts = stages(plain)

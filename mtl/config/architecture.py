@@ -114,8 +114,11 @@ def _make_backbone(node: DictConfig, **offered: Any) -> nn.Module:
 
 
 def has_weights(cfg: DictConfig) -> bool:
-    """Whether the backbone begins with weights, and not with random numbers."""
-    return bool(cfg.backbone.get("pretrained") or (cfg.backbone.get("options") or {}).get("checkpoint_path"))
+    """Whether the configuration says that the backbone begins with weights, and not with random numbers."""
+    node = cfg.backbone
+    if "path" in node and node.path is None:  # an encoder of texts without a folder, whatever `pretrained` says
+        return False
+    return bool(node.get("pretrained") or (node.get("options") or {}).get("checkpoint_path"))
 
 
 def without_weights(cfg: DictConfig) -> DictConfig:

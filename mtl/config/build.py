@@ -66,7 +66,7 @@ def build(cfg: DictConfig, resumed: Description | None = None, data: Any = None)
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     _check_train_samples(cfg, parts)
     warn_of_moving_statistics(parts.model.train())
-    if cfg.backbone.get("pretrained") is False and not (cfg.backbone.get("options") or {}).get("checkpoint_path"):
+    if resumed is None and not has_weights(cfg):
         warn_of_random_weights(parts.model)
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)

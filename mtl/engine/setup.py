@@ -108,7 +108,10 @@ def _recompute_activations(backbone: nn.Module) -> None:
     """timm's activation checkpointing in every model inside; ValueError where there is none, or one without it."""
     models = list(_outermost_with_setter(backbone))
     if not models:
-        raise ValueError(f"trainer.grad_checkpointing=true: {type(backbone).__name__} has no set_grad_checkpointing.")
+        raise ValueError(
+            f"trainer.grad_checkpointing=true: {type(backbone).__name__} has no set_grad_checkpointing; leave it "
+            "out, or use a timm model or backbone=text under an architecture that keeps them whole, as hard or mmoe."
+        )
     for model in models:
         try:
             model.set_grad_checkpointing(True)

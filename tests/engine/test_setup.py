@@ -206,7 +206,7 @@ def test_an_evaluation_is_not_compiled(backend, tmp_path):
     ("options", "words"),
     [
         (["~backbone", "+backbone._target_=tests.engine.test_precision.Features", "trainer.grad_checkpointing=true"],
-         "trainer.grad_checkpointing=true: Features has no set_grad_checkpointing."),
+         "trainer.grad_checkpointing=true: Features has no set_grad_checkpointing; leave it out, or use"),
         ([*SEVERAL, "+backbone.last=dla46x_c", "data.image_size=32", "trainer.grad_checkpointing=true"],
          "trainer.grad_checkpointing=true: timm's DLA has no activation checkpointing."),
         (["trainer.shard=backbone"], "trainer.shard=backbone needs more than one process: trainer.devices=…."),

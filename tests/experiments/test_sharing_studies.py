@@ -1,4 +1,4 @@
-"""The studies architectures and relatedness: every arm trains, and the arms that are compared have one size."""
+"""The studies of architectures and of relatedness: every arm trains, and the arms that are compared have one size."""
 
 import pytest
 import torch
@@ -6,29 +6,39 @@ from support.composing import options
 
 from mtl.config import load
 from mtl.config.build import build
+from mtl.data.flights import make_fixture
 from mtl.data.loader import Batches, sequential
 from mtl.training.size import parameter_counts
 
-SIZES = {"architectures": 42_638, "relatedness": 14_776}  # of hard sharing, as the READMEs say
+FLIGHTS = "architectures/flights"
+SIZES = {"architectures": 42_638, "relatedness": 14_776, FLIGHTS: 87_142}  # of hard sharing, as the READMEs say
+NETWORKS = {FLIGHTS: 3}  # plain ones that are compared with one for all tasks; elsewhere two
 ARMS = [(study, arm) for study in SIZES for arm in options(f"experiment/{study}/arm")]
 
 
-def built(study, arm):
-    small = {"architectures": "data.pairs_per_digit=1", "relatedness": "data.sizes=[16,4,4]"}[study]
-    overrides = [f"+experiment/{study}/arm={arm}", f"+experiment={study}", "data.batch_size=4", "device=cpu"]
-    return build(load([*overrides, small if study == "relatedness" else f"+{small}"]))
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """By study, what makes its data small; tiny flights get the real embeddings, but for the month: they have one."""
+    root = tmp_path_factory.mktemp("flights") / "tiny"
+    make_fixture(root)
+    return {
+        "architectures": ["+data.pairs_per_digit=1"],
+        "relatedness": ["data.sizes=[16,4,4]"],
+        FLIGHTS: [f"data.root={root}", "+backbone.categories=[8,20,17,4,104,127,7]"],
+    }
 
 
 @pytest.mark.parametrize(("study", "arm"), ARMS)
-def test_every_arm_takes_a_step_and_has_the_size_of_the_others(study, arm):
-    parts, state = built(study, arm)
+def test_every_arm_takes_a_step_and_has_the_size_of_the_others(study, arm, small):
+    overrides = [f"+experiment/{study}/arm={arm}", f"+experiment={study}", "data.batch_size=4", "device=cpu"]
+    parts, state = build(load([*overrides, *small[study]]))
     inputs, targets = next(iter(Batches(parts.data.train, sequential(4, 4), seed=0)))
     before = [p.detach().clone() for p in state.model.parameters()]
     result = state.strategy.step(state.model, state.tasks, inputs, targets)
     state.optimizer.step()
     assert all(torch.isfinite(loss) for loss in result.losses.values())
     assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
-    networks = 2 if arm.startswith("single") else 1  # two of them are compared with one that has both tasks
+    networks = NETWORKS.get(study, 2) if arm.startswith("single") else 1
     assert networks * parameter_counts(state.model)["total"] == pytest.approx(SIZES[study], rel=0.1)
 
 

@@ -9,6 +9,7 @@ from mtl.architectures import LTB, MTAN, NDDR, CrossStitch, FiLM, LoRA
 from mtl.architectures.read import Read
 from mtl.distributed.collectives import is_distributed
 from mtl.distributed.data_parallel import all_parameters_used, data_parallel
+from mtl.distributed.sharding import shard
 from mtl.distributed.sync_batchnorm import synchronised
 from mtl.engine.engine import Engine
 from mtl.model import MultiTaskModel
@@ -76,6 +77,19 @@ def left_by(kind, backbone, strategy, space, seed=1):
     return parameters(model)
 
 
+def alphas():
+    """What cross-stitch networks say of α, which differ, and of which each rank has a part where they are spread."""
+    torch.manual_seed(0)
+    built = CrossStitch(vectors, TASKS)
+    built.trunk(next(batches(1))[0].float())
+    with torch.no_grad():
+        for unit in built.trunk.units[0].values():
+            unit.alpha.uniform_()
+    if is_distributed():
+        shard(built.trunk)
+    return {name: value.item() for name, value in built.trunk.logged().items()}
+
+
 def run_all():
     """The result of every case, by name."""
-    return {name: left_by(*case) for name, case in CASES.items()}
+    return {name: left_by(*case) for name, case in CASES.items()} | {"alphas": alphas()}
