@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from mtl.config.freeze import freeze
 from mtl.config.instantiate import import_target, make
 from mtl.config.optimizer import make_optimizer
 from mtl.config.pairing import check_kind
+from mtl.config.preference import has_members
 from mtl.config.rehearsal import rehearse
 from mtl.config.remedies import unread
 from mtl.data.loader import Batches, DataError
@@ -39,6 +40,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line, suggestion
+from mtl.members import add_members
 from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics, warn_of_random_weights
 from mtl.strategies import RotoGrad
 from mtl.system.environment import find_device, seed_everything, seed_python
@@ -114,6 +116,8 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None, resumed: De
         check_kind(task, getattr(columns.get(task.name), "kind", None))
         task.labels = dry_run_task(task, heads[task.name], read[task.name], targets, cfg.heads[task.name])
     _dry_run_chunks(cfg, model, tasks, features, targets)
+    if has_members(cfg):
+        _add_members(cfg, model, [_one_more(cfg, data, inputs) for _ in names[1:]] if read_as is None else [])
     for task in tasks:
         task.to(device)
     if getattr(data, "inputs_per_task", False):
@@ -156,6 +160,8 @@ def build_trained(cfg: DictConfig, description: Description) -> Trained:
         read_own_samples(model)
     with torch.no_grad():
         outputs = model.eval()(inputs)  # a lazy head finds its width
+    if has_members(cfg):
+        _add_members(cfg, model)
     state = description["preprocess"] or TensorPreprocess(one_sample(description["sample"]["inputs"])).state()
     losses = {task: _make_loss(cfg.losses, task) for task in model.heads}
     # Not by Hydra, which reads texts as "???" in its own way: a vocabulary may have them.
@@ -256,6 +262,24 @@ def _make_model(cfg: DictConfig, architecture: Architecture, heads: Mapping[str,
     return model
 
 
+def _one_more(cfg: DictConfig, data: Any, inputs: Any) -> MultiTaskModel:
+    """Another model of the configuration, with random numbers of its own, run once so that nothing in it is lazy."""
+    architecture = Architecture(cfg, data)
+    _, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
+    model = _make_model(cfg, architecture, _make_heads(cfg, data, architecture, read))
+    with torch.no_grad():
+        model.eval()(inputs)
+    return model
+
+
+def _add_members(cfg: DictConfig, model: MultiTaskModel, others: Sequence[MultiTaskModel] = ()) -> None:
+    part = cfg.strategy.get("part") or ()
+    try:
+        add_members(model, others, [part] if isinstance(part, str) else list(part))
+    except ValueError as error:
+        raise ConfigError(f"strategy=pareto_manifold: {error}") from error
+
+
 def _make_head(cfg: DictConfig, task: str, known: dict[str, Any], features: Any) -> nn.Module:
     key, node = f"heads.{task}", cfg.heads[task]
     if sentence := unread(key, node["_target_"], import_target(key, node), node, known, shape_of(features)):
@@ -324,7 +348,7 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
         raise ConfigError(str(error)) from error
     # A weighting sees every batch, and an optimizer step may take several.
     weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=batches_per_epoch, seed=cfg.seed)
-    offered = {"weighting": weighting, "tasks": names, **comparable}
+    offered = {"weighting": weighting, "tasks": names, "seed": cfg.seed, **comparable}
     if "rule" in cfg.strategy:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), tasks=names, seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
