@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization, remove_parametrizations
 
 from mtl.errors import suggestion
@@ -85,9 +86,11 @@ def add_members(model: MultiTaskModel, others: Sequence[nn.Module] = (), part: S
     architecture (``sharing_parameters``), as gates. Members that would begin equal, as those of a pretrained backbone,
     get normal noise, a hundredth of their own deviation.
 
-    ValueError for a part that names nothing that is trained, for parameters that two modules hold, and for torch's
-    recurrent modules, whose parameters cannot be mixtures.
+    ValueError for a part that names nothing that is trained, for parameters that two modules hold, for torch's recurrent
+    modules, whose parameters cannot be mixtures, and for normalisation by running statistics, unless it is frozen: of all
+    preferences together they are wrong at each of them.
     """
+    _check_statistics(model)
     preference = Preference(list(model.heads))
     sharing = {p for module in model.modules() for p in getattr(module, "sharing_parameters", tuple)()}
     outside = _outside(model, part)
@@ -122,6 +125,19 @@ def without_members(model: nn.Module) -> None:
 def plain_names(module: nn.Module) -> dict[nn.Parameter, str]:
     """The names of a module's parameters, each member under that of the parameter that it is a member of."""
     return {p: re.sub(r"\bparametrizations\.(\w+)\.original\d+$", r"\1", name) for name, p in module.named_parameters()}
+
+
+def _check_statistics(model: MultiTaskModel) -> None:
+    mode = model.training
+    model.train()  # the frozen modules stay in evaluation mode
+    moving = [n for n, m in model.named_modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    model.train(mode)
+    if moving:
+        raise ValueError(
+            f"{moving[0]} ({type(model.get_submodule(moving[0])).__name__}) would have one mean and variance for all "
+            "preferences, and be wrong at each of them; use a backbone without running statistics, as "
+            "backbone=convnext_atto, vit_tiny or mlp, or freeze it."
+        )
 
 
 def _trained(model: MultiTaskModel) -> list[tuple[str, nn.Module, str]]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.networks import Tiny, make
+from support.networks import Tiny, TokenHead, Tokens
 from torch import nn
 from torch.func import functional_call
 
@@ -12,15 +12,25 @@ from mtl.config.layer_decay import split_groups
 from mtl.members import NOISE, add_members, plain_names, preference_of, without_members
 from mtl.model import MultiTaskModel
 
-KINDS = ["pooled", "tokens", "pyramid"]
+TRUNKS = {
+    "vectors": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.LayerNorm(10), nn.Dropout(0.2), nn.Tanh()),
+    "maps": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten()),
+    "tokens": Tokens,
+}
+HEADS = {"vectors": lambda: nn.Linear(10, 3), "maps": lambda: nn.Linear(4, 3), "tokens": lambda: TokenHead(6, 3)}
 
 
-def members(kind="pooled", count=3, **options):
+def make(kind, seed):
+    torch.manual_seed(seed)
+    return MultiTaskModel(TRUNKS[kind](), {name: HEADS[kind]() for name in ("a", "b", "c")}).double().eval()
+
+
+def members(kind="vectors", **options):
     """A model with members, the plain models that they come from, and a batch."""
-    plain = [make(kind, count, seed=seed)[0].eval() for seed in range(count)]
+    plain = [make(kind, seed) for seed in range(3)]
     model = copy.deepcopy(plain[0])
     add_members(model, plain[1:], **options)
-    return model.eval(), plain, make(kind, count)[2]
+    return model.eval(), plain, torch.randn(6, 1, 8, 8).double()
 
 
 def mixed_by_hand(plain, shares):
@@ -28,7 +38,7 @@ def mixed_by_hand(plain, shares):
     return {name: sum(s * own[name] for s, own in zip(shares, values, strict=True)) for name in values[0]}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRUNKS)
 def test_a_model_at_a_preference_is_the_one_mixed_by_hand(kind):
     model, plain, x = members(kind)
     shares = [0.2, 0.5, 0.3]
@@ -42,7 +52,7 @@ def test_a_model_at_a_preference_is_the_one_mixed_by_hand(kind):
         assert torch.equal(model(x)[task], equal[task])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRUNKS)
 def test_the_corner_of_a_task_is_its_member_alone(kind):
     model, plain, x = members(kind)
     for place, own in enumerate(plain):
@@ -77,9 +87,9 @@ def test_a_copy_has_a_preference_of_its_own_and_the_state_has_the_members_alone(
 
 
 def test_copies_are_told_apart_by_a_little_noise():
-    plain = make("tokens", 2)[0]
+    plain = make("tokens", 0)
     model = copy.deepcopy(plain)
-    add_members(model, [plain])
+    add_members(model, [plain, plain])
     weight = model.backbone.embed.parametrizations.weight
     noise = (weight.original1 - weight.original0).std() / weight.original0.std()
     assert 0.5 * NOISE < noise < 2 * NOISE
@@ -107,6 +117,18 @@ def test_what_cannot_have_members():
     tied.backbone[1].weight = tied.backbone[0].weight
     with pytest.raises(ValueError, match=r"^backbone\.0\.weight and backbone\.1\.weight are one parameter"):
         add_members(tied)
+
+
+def test_running_statistics_are_refused_unless_they_are_frozen():
+    def model():
+        return MultiTaskModel(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), {"a": nn.Linear(4, 1)})
+
+    with pytest.raises(ValueError, match=r"^backbone\.1 \(BatchNorm1d\) would have one mean and variance for all pref"):
+        add_members(model())
+    frozen = model()
+    frozen.freeze(["backbone.1"])
+    add_members(frozen)
+    assert frozen.training and not frozen.backbone[1].training
 
 
 def test_groups_of_the_optimizer_see_the_members_as_the_parameters():

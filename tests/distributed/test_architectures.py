@@ -47,4 +47,5 @@ def test_parts_that_wait_or_draw_leave_on_two_ranks_what_they_leave_on_one(name,
 def test_the_comparison_sees_other_draws(spread_steps):
     """Negative control."""
     one, *_ = spread_steps
-    assert (one["ltb"] - spread.left_by(*spread.CASES["ltb"], seed=2)).abs().max() > 1e-3
+    for name in ("ltb", "members"):
+        assert (one[name] - spread.left_by(*spread.CASES[name], seed=2)).abs().max() > 1e-3

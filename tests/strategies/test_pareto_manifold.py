@@ -190,3 +190,7 @@ def test_what_does_not_fit():
             strategy(**options)
     with pytest.raises(ConfigError, match=r"^strategy=pareto_manifold: part=blocks matches no parameter of the backbone"):
         build(configuration(*TINY, "strategy=pareto_manifold", "strategy.part=blocks"))
+    with pytest.raises(ConfigError, match=r"^trainer\.unfreeze_at=3 must be null with strategy=pareto_manifold"):
+        build(configuration(*TINY, "strategy=pareto_manifold", "freeze=[backbone]", "trainer.unfreeze_at=3"))
+    with pytest.raises(ConfigError, match=r"^strategy=pareto_manifold: backbone\..* \(BatchNorm.*\) would have one mean"):
+        build(configuration("strategy=pareto_manifold", "data.image_size=8", "device=cpu"))
