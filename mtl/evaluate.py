@@ -152,7 +152,9 @@ def main() -> None:
     """Print what is measured, a table, and the metrics as one JSON object on the last line."""
     parser = argparse.ArgumentParser("mtl-eval", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run folder for its best one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER: data.*, metrics.*, device, preference")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="data.root=FOLDER: data.*, metrics.*, device, preference"
+    )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", dest="which", help="of a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, xpu, mps")

@@ -1,10 +1,11 @@
 """One model for a whole front: parameters that are a mixture of members, one a task, by a preference.
 
-Every trained parameter theta of a model becomes ``sum_k l_k theta_k``, with the members theta_k, ordinary parameters of its
-shape, and the preference l, one share a task. The model stays what it is: modules, names of modules and ``state_dict`` are
-those of ``torch.nn.utils.parametrize``, so that every optimizer, DistributedDataParallel and averages of weights take it.
+Every trained parameter theta of a model becomes ``sum_k l_k theta_k``, with the members theta_k, ordinary parameters of
+its shape, and the preference l, one share a task. All else of the model stays as it is: this is
+``torch.nn.utils.parametrize``, and optimizers, DistributedDataParallel and averages of weights see plain parameters.
 
-Source: Dimitriadis et al. 2023, "Pareto Manifold Learning: Tackling multiple tasks via ensembles of single-task models".
+Source: Dimitriadis et al. 2023, "Pareto Manifold Learning: Tackling multiple tasks via ensembles of single-task
+models".
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def add_members(model: MultiTaskModel, others: Sequence[nn.Module] = (), part: S
     architecture (``sharing_parameters``), as gates. Members that would begin equal, as those of a pretrained backbone,
     get normal noise, a hundredth of their own deviation.
 
-    ValueError for a part that names nothing that is trained, for parameters that two modules hold, for torch's recurrent
-    modules, whose parameters cannot be mixtures, and for normalisation by running statistics, unless it is frozen: of all
-    preferences together they are wrong at each of them.
+    ValueError for a part that names nothing that is trained; for parameters that two modules hold; for torch's
+    recurrent modules, whose parameters cannot be mixtures; and for normalisation by running statistics, unless it is
+    frozen: of all preferences together they are wrong at each of them.
     """
     _check_statistics(model)
     preference = Preference(list(model.heads))
@@ -115,7 +116,7 @@ def preference_of(model: nn.Module) -> Preference | None:
 
 
 def without_members(model: nn.Module) -> None:
-    """Leave the mixture at the present preference in the place of the members: a plain model, which has this one alone."""
+    """Leave the mixture at the present preference in the place of the members: a plain model."""
     for module in list(model.modules()):
         for key, own in list(getattr(module, "parametrizations", {}).items()):
             if isinstance(own, ParametrizationList) and isinstance(own[0], Mixture):
@@ -124,7 +125,8 @@ def without_members(model: nn.Module) -> None:
 
 def plain_names(module: nn.Module) -> dict[nn.Parameter, str]:
     """The names of a module's parameters, each member under that of the parameter that it is a member of."""
-    return {p: re.sub(r"\bparametrizations\.(\w+)\.original\d+$", r"\1", name) for name, p in module.named_parameters()}
+    member = re.compile(r"\bparametrizations\.(\w+)\.original\d+$")
+    return {p: member.sub(r"\1", name) for name, p in module.named_parameters()}
 
 
 def _check_statistics(model: MultiTaskModel) -> None:

@@ -275,8 +275,8 @@ def _one_more(cfg: DictConfig, data: Any, inputs: Any) -> MultiTaskModel:
 def _add_members(cfg: DictConfig, model: MultiTaskModel, others: Sequence[MultiTaskModel] = ()) -> None:
     if cfg.trainer.unfreeze_at is not None:
         raise ConfigError(
-            f"trainer.unfreeze_at={cfg.trainer.unfreeze_at} must be null with strategy=pareto_manifold: what is frozen at "
-            "first has no members."
+            f"trainer.unfreeze_at={cfg.trainer.unfreeze_at} must be null with strategy=pareto_manifold: what is frozen "
+            "at first has no members."
         )
     part = cfg.strategy.get("part") or ()
     try:

@@ -77,7 +77,9 @@ class Predictor:
     def preference(self, preference: Preference) -> None:
         found = preference_of(self.model)
         if found is None:
-            raise ValueError(f"{self.path} has no members: only strategy=pareto_manifold trains a model for a preference.")
+            raise ValueError(
+                f"{self.path} has no members: only strategy=pareto_manifold trains a model for a preference."
+            )
         found.set(shares(preference, found.tasks))
 
     def __call__(self, raw: Any) -> Any:
@@ -134,7 +136,7 @@ def load(
     that of equal shares. A checkpoint may name trusted code only, see mtl.runs.targets.
 
     ValueError if the file is missing, broken, of another format or names other code; if it is older than what this
-    needs; for an unknown device or task; for a preference that is none of the model's tasks, or of a model without members.
+    needs; for an unknown device or task; for a preference of other tasks, or for a model without members.
     """
     from mtl.evaluate import find_checkpoint
     from mtl.prediction.folder import WEIGHTS, is_folder, read_folder

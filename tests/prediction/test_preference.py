@@ -1,4 +1,4 @@
-"""A model with members at a preference: mtl-eval, mtl-predict, mtl.load and mtl-export, against weights mixed by hand."""
+"""mtl-eval, mtl-predict, mtl.load and mtl-export at a preference, against weights that are mixed by hand."""
 
 import json
 import re
@@ -53,7 +53,10 @@ def test_mtl_eval_at_a_preference_measures_the_model_mixed_by_hand(folder, by_ha
     assert not caplog.records
     equal = evaluate_checkpoint(folder, "test")
     assert equal["loss/total"] != pytest.approx(expected["loss/total"], rel=1e-5)
-    assert "the model has a front, and no preference is given: the shares of basket, amount, again are equal" in caplog.text
+    assert (
+        "the model has a front, and no preference is given: the shares of basket, amount, again are equal"
+        in caplog.text
+    )
 
 
 def test_mtl_load_and_mtl_predict_answer_as_the_model_mixed_by_hand(folder, by_hand, monkeypatch, tmp_path, capsys):
@@ -122,8 +125,10 @@ def test_a_model_without_members_and_words_that_are_no_preference(trained, folde
     with pytest.raises(ValueError, match="has no members"):
         plain.preference = [1, 1, 1]
     for words in (["basket"], ["basket=1", "2", "3"], ["basket=1", "basket=2"], ["=1"]):
-        monkeypatch.setattr(sys, "argv", ["mtl-predict", str(folder), str(tmp_path / "new.csv"), "--preference", *words])
-        with pytest.raises(SystemExit, match="^mtl-predict: .*preference"):
+        monkeypatch.setattr(
+            sys, "argv", ["mtl-predict", str(folder), str(tmp_path / "new.csv"), "--preference", *words]
+        )
+        with pytest.raises(SystemExit, match=r"^mtl-predict: .*preference"):
             predict.main()
     given = export._parser().parse_args([str(folder), "--format", "safetensors", "--preference", "1", "1", "1"])
     with pytest.raises(ValueError, match=r"^--preference: --format safetensors keeps every member; mtl\.load takes"):

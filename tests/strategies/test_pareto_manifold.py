@@ -119,6 +119,19 @@ def test_a_member_gets_its_share_of_one_gradient():
         )
 
 
+def test_a_measured_conflict_is_that_of_the_last_preference():
+    model, models, tasks, x, y = problem()
+    *_, shares = (own.draw() for own in [strategy(seed=2)] for _ in range(3))
+    result = strategy(seed=2, preferences=3).step(model, tasks, x, y, measure=True, audit=True)
+    with preference_of(model).held(shares):
+        z = model.backbone(x).detach().requires_grad_()
+        losses = [own.loss(model.heads[own.name](z), y[own.name]) for own in tasks]
+        rows = [torch.autograd.grad(share * loss, z)[0].flatten() for share, loss in zip(shares, losses, strict=True)]
+    expected = torch.stack(rows) @ torch.stack(rows).T  # K / W is one
+    torch.testing.assert_close(result.gram, expected, rtol=1e-6, atol=0)
+    assert result.audit.parameters.shape == (3, 3) and len(models) == 3
+
+
 def test_each_preference_costs_one_pass_of_the_trunk():
     model, _, tasks, x, y = problem()
     strategy(preferences=3).step(model, tasks, x, y)
@@ -165,7 +178,9 @@ def test_the_state_goes_on_with_the_draws():
 def test_members_of_random_weights_are_drawn_by_themselves():
     _, state = built_from(configuration(*TINY, "strategy=pareto_manifold"))
     for weight in (state.model.backbone[1].parametrizations.weight, state.model.heads["left"].parametrizations.weight):
-        assert torch.nn.functional.cosine_similarity(weight.original0.flatten(), weight.original1.flatten(), dim=0) < 0.3
+        assert (
+            torch.nn.functional.cosine_similarity(weight.original0.flatten(), weight.original1.flatten(), dim=0) < 0.3
+        )
 
 
 @pytest.mark.parametrize("architecture", ["mmoe", "lora", "cross_stitch"])
@@ -188,9 +203,17 @@ def test_what_does_not_fit():
     for options, words in (({"preferences": 0}, "preferences=0"), ({"concentration": 0.0}, "concentration=0.0")):
         with pytest.raises(ValueError, match=words):
             strategy(**options)
-    with pytest.raises(ConfigError, match=r"^strategy=pareto_manifold: part=blocks matches no parameter of the backbone"):
+    with pytest.raises(
+        ConfigError, match=r"^strategy=pareto_manifold: part=blocks matches no parameter of the backbone"
+    ):
         build(configuration(*TINY, "strategy=pareto_manifold", "strategy.part=blocks"))
+    model.heads["a"].penalty = lambda: None
+    strategy().bind(model)
+    with pytest.raises(ValueError, match=r"^strategy\.preferences=2 must be 1: every preference would add a head's pen"):
+        strategy(preferences=2).bind(model)
     with pytest.raises(ConfigError, match=r"^trainer\.unfreeze_at=3 must be null with strategy=pareto_manifold"):
         build(configuration(*TINY, "strategy=pareto_manifold", "freeze=[backbone]", "trainer.unfreeze_at=3"))
-    with pytest.raises(ConfigError, match=r"^strategy=pareto_manifold: backbone\..* \(BatchNorm.*\) would have one mean"):
+    with pytest.raises(
+        ConfigError, match=r"^strategy=pareto_manifold: backbone\..* \(BatchNorm.*\) would have one mean"
+    ):
         build(configuration("strategy=pareto_manifold", "data.image_size=8", "device=cpu"))
