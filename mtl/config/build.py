@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -102,7 +103,8 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None, resumed: De
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    architecture = Architecture(cfg, data, (read_as or resumed or {}).get("backbone"))
+    stored = (read_as or resumed or {}).get("backbone")
+    architecture = Architecture(cfg, data, stored)
     _normalize(cfg, data, architecture.plain, (read_as or resumed or {}).get("normalize"))
     description = {**_describe(data), "backbone": architecture.config}
     inputs, targets = _read_two(cfg, data, "val")
@@ -116,12 +118,13 @@ def build_parts(cfg: DictConfig, read_as: Description | None = None, resumed: De
         check_kind(task, getattr(columns.get(task.name), "kind", None))
         task.labels = dry_run_task(task, heads[task.name], read[task.name], targets, cfg.heads[task.name])
     _dry_run_chunks(cfg, model, tasks, features, targets)
-    if has_members(cfg):
-        _add_members(cfg, model, [_one_more(cfg, data, inputs) for _ in names[1:]] if read_as is None else [])
     for task in tasks:
         task.to(device)
     if getattr(data, "inputs_per_task", False):
         read_own_samples(model)
+    if has_members(cfg):
+        one_more = partial(_one_more, cfg, data, inputs, stored)
+        _add_members(cfg, model, [one_more() for _ in names[1:]] if read_as is None else [])
     _place(model, device, cfg.trainer)
     engine = Engine(model, tasks, _make_precision(cfg.trainer.precision, device))
     return Parts(data, engine, device, to_device(inputs, device), description)
@@ -262,11 +265,13 @@ def _make_model(cfg: DictConfig, architecture: Architecture, heads: Mapping[str,
     return model
 
 
-def _one_more(cfg: DictConfig, data: Any, inputs: Any) -> MultiTaskModel:
+def _one_more(cfg: DictConfig, data: Any, inputs: Any, config: Mapping[str, Any] | None) -> MultiTaskModel:
     """Another model of the configuration, with random numbers of its own, run once so that nothing in it is lazy."""
-    architecture = Architecture(cfg, data)
+    architecture = Architecture(cfg, data, config)
     _, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
     model = _make_model(cfg, architecture, _make_heads(cfg, data, architecture, read))
+    if getattr(data, "inputs_per_task", False):
+        read_own_samples(model)
     with torch.no_grad():
         model.eval()(inputs)
     return model

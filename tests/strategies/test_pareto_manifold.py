@@ -209,7 +209,9 @@ def test_what_does_not_fit():
         build(configuration(*TINY, "strategy=pareto_manifold", "strategy.part=blocks"))
     model.heads["a"].penalty = lambda: None
     strategy().bind(model)
-    with pytest.raises(ValueError, match=r"^strategy\.preferences=2 must be 1: every preference would add a head's pen"):
+    with pytest.raises(
+        ValueError, match=r"^strategy\.preferences=2 must be 1: every preference would add a head's pen"
+    ):
         strategy(preferences=2).bind(model)
     with pytest.raises(ConfigError, match=r"^trainer\.unfreeze_at=3 must be null with strategy=pareto_manifold"):
         build(configuration(*TINY, "strategy=pareto_manifold", "freeze=[backbone]", "trainer.unfreeze_at=3"))
