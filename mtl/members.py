@@ -104,7 +104,7 @@ def add_members(model: MultiTaskModel, others: Sequence[nn.Module] = (), part: S
             raise ValueError(f"{name}: torch's {type(module).__name__} takes no mixture of members for a parameter.")
         register_parametrization(module, key, Mixture(preference))
         for place, other in enumerate(others, 1):
-            member = getattr(module.parametrizations[key], f"original{place}")  # type: ignore[index, union-attr]
+            member = getattr(module.parametrizations[key], f"original{place}")  # type: ignore[index]
             noisy |= _fill(member, other.get_parameter(name))
     if noisy:
         log.info("members begin as copies of one model, with noise of %g of each weight's spread", NOISE)
