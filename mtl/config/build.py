@@ -358,11 +358,11 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
         raise ConfigError(str(error)) from error
     # A weighting sees every batch, and an optimizer step may take several.
     weighting = make("weighting", cfg.weighting, tasks=names, steps_per_epoch=batches_per_epoch, seed=cfg.seed)
-    offered = {"weighting": weighting, "tasks": names, "seed": cfg.seed, **comparable}
+    offered = {"weighting": weighting, "tasks": names, **comparable}
     if "rule" in cfg.strategy:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), tasks=names, seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
-    strategy = make("strategy", own, **offered).to(parts.device)
+    strategy = make("strategy", own, seed=cfg.seed, **offered).to(parts.device)
     shared = parts.engine.trained_shared_parameters() + parts.engine.trained_common_parameters()
     if cfg.strategy.get("space") == "parameters" and not shared:
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")
