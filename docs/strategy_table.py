@@ -52,6 +52,7 @@ def needs(cls, config):
     wants = {
         f"{getattr(cls, 'draws', 1)} batches a step": getattr(cls, "draws", 1) > 1,
         "rotations (`architecture=rotograd`)": getattr(cls, "rotates", False),
+        "a member of the model for each task (K times the parameters)": getattr(cls, "has_members", False),
         "K trunk backwards (`space=parameters`)": config.get("space") == "parameters",
         "the rows": getattr(cls, "needs_rows", False),
         "the losses": losses is not None and losses.default is losses.empty,

@@ -13,7 +13,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 # What an override may change: how the model is measured, and where and how the data are read, which the checkpoint's
-# description then checks.
+# description then checks. `preference` as well, of a model with members.
 ACCEPTED = ("data", "metrics", "trainer.num_workers", "device")
 
 
@@ -25,7 +25,8 @@ def evaluate_checkpoint(
     Configuration, parameters and buffers all come from the file; on the same machine the numbers equal those of the
     training run to the last bit. The data are read with the checkpoint's own meaning: its classes, statistics and
     normalisation. Samples that were in another split are a warning. ``device`` replaces the device of the
-    configuration, and ``overrides`` (``data.root=…``) the keys of ACCEPTED.
+    configuration, and ``overrides`` (``data.root=…``) the keys of ACCEPTED; ``preference=[0.3,0.7]``, by order or by
+    name, is the point of the front of a model with members (strategy=pareto_manifold), by default that of equal shares.
 
     ValueError if the file is no checkpoint, names code that is not trusted, or if the data mean something else.
     """
@@ -69,6 +70,7 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
 
     from mtl.config.architecture import without_weights
     from mtl.config.build import build_parts
+    from mtl.config.preference import chosen_shares, prefer
     from mtl.config.schema import completed
     from mtl.data.metadata import meaning_changes, split_changes
     from mtl.jobs.overrides import config_folder
@@ -84,7 +86,7 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     check_targets(path, content["config"])
     cfg = OmegaConf.create(completed(content["config"]))
     _take_moved_data(cfg, path)
-    _override(cfg, overrides)
+    shares = chosen_shares(cfg, _override(cfg, overrides))
     seed_everything(cfg.seed, cfg.trainer.deterministic)
     parts = build_parts(without_weights(cfg), content["data"])
     if changes := meaning_changes(content["data"], parts.description):
@@ -92,6 +94,7 @@ def _evaluate(path: Path, content: Mapping[str, Any], split: str, overrides: Seq
     for change in split_changes(content["data"], parts.description, [split]):
         log.warning("THE DATA DIFFER from those that the model was trained on: %s.", change)
     parts.model.load_state_dict(content["ema"] or content["model"])
+    prefer(parts.model, shares)
     loss_modules(parts.tasks).load_state_dict(content["losses"])
     return evaluate(parts.engine, eval_batches(parts.data, split, cfg, parts.tasks), parts.device)
 
@@ -110,8 +113,11 @@ def _take_moved_data(cfg: Any, path: Path) -> None:
             OmegaConf.update(cfg, key, value, force_add=True)
 
 
-def _override(cfg: Any, overrides: Sequence[str]) -> None:
-    """Apply overrides as Hydra reads them; ValueError for one that could change what the model is."""
+def _override(cfg: Any, overrides: Sequence[str]) -> Any:
+    """Apply overrides as Hydra reads them, and return the preference among them; None without one.
+
+    ValueError for an override that could change what the model is.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
     from omegaconf import OmegaConf
@@ -122,9 +128,12 @@ def _override(cfg: Any, overrides: Sequence[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         raise ValueError(f"{error.override} is no override, as data.root=FOLDER is.") from error
+    preference = None
     for override in parsed:
         key = override.key_or_group
-        if (
+        if key == "preference" and not (override.is_delete() or override.is_sweep_override()):
+            preference = override.value()
+        elif (
             not is_within(key, ACCEPTED)
             or key in ("data", "data._target_")
             or override.is_delete()
@@ -132,16 +141,20 @@ def _override(cfg: Any, overrides: Sequence[str]) -> None:
         ):
             raise ValueError(
                 f"{override.input_line} cannot be changed in a trained model; accepted are data.<argument>=…, as "
-                f"data.root=FOLDER, and {', '.join(ACCEPTED[1:])}."
+                f"data.root=FOLDER, and {', '.join(ACCEPTED[1:])} and preference."
             )
-        OmegaConf.update(cfg, key, override.value(), force_add=True)
+        else:
+            OmegaConf.update(cfg, key, override.value(), force_add=True)
+    return preference
 
 
 def main() -> None:
     """Print what is measured, a table, and the metrics as one JSON object on the last line."""
     parser = argparse.ArgumentParser("mtl-eval", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run folder for its best one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER: data.*, metrics.*, device")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="data.root=FOLDER: data.*, metrics.*, device, preference"
+    )
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", dest="which", help="of a run folder")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--device", help="instead of the device in the configuration: cpu, cuda, cuda:1, xpu, mps")
@@ -164,7 +177,8 @@ def main() -> None:
         metrics = _evaluate(path, content, arguments.split, [*arguments.overrides, *device])
     except ValueError as error:
         sys.exit(f"mtl-eval: {error}")
-    print(task_table(f"{path.name}: {arguments.split}", metrics))
+    at = [own for own in arguments.overrides if own.startswith("preference=")]
+    print(task_table(" ".join([f"{path.name}: {arguments.split}", *at]), metrics))
     print(json.dumps(metrics))
 
 

@@ -8,6 +8,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from mtl.preference import parsed
+
 EPILOG = """\
 a server:  mtl-export outputs/… --format onnx --out model.onnx
 a hub:     mtl-export outputs/… --format safetensors --out model --also outputs/…/1 outputs/…/2
@@ -24,7 +26,8 @@ def export(given: argparse.Namespace) -> str:
     from mtl.prediction.predictor import load
     from mtl.runs.files import run_folder
 
-    predictor = load(given.model, which=given.which, device="cpu", precision="32", tasks=given.tasks)
+    preference = given.preference and parsed(given.preference, "--preference")
+    predictor = load(given.model, given.which, "cpu", "32", given.tasks, preference)
     if given.format == "safetensors":
         runs = [own for path in (given.model, *given.also) if (own := run_folder(path)) is not None]
         write_folder(predictor, runs, given.out)
@@ -38,6 +41,8 @@ def _check(given: argparse.Namespace) -> None:
     for path in (given.model, *given.also):
         if not path.exists():
             raise ValueError(f"There is no checkpoint {path}.")
+    if given.preference and given.format == "safetensors":
+        raise ValueError("--preference: --format safetensors keeps every member; mtl.load takes the preference then.")
     missing = [name for name in NEEDS[given.format] if find_spec(name) is None]
     if missing:
         raise ValueError(f"--format onnx needs {' and '.join(missing)}: pip install 'mtl-torch[onnx]'.")
@@ -62,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=tuple(NEEDS), required=True, help="safetensors: a folder for mtl.load")
     parser.add_argument("--out", type=Path, help="the file, or the folder; default: model.onnx, model.pt2, model")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="these tasks alone")
+    parser.add_argument(
+        "--preference", nargs="+", metavar="TASK=SHARE", help="of a model with members, the point of its front"
+    )
     parser.add_argument(
         "--also", type=Path, nargs="+", default=[], metavar="RUN", help="further seeds, for the model card's intervals"
     )

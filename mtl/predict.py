@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl.errors import first_line, require_positive
 from mtl.prediction.output import FORMATS, Output, check_out
+from mtl.preference import parsed
 
 if TYPE_CHECKING:
     from mtl.prediction.ensemble import Ensemble
@@ -36,8 +37,9 @@ def predict(given: argparse.Namespace) -> str:
     from mtl.prediction.inputs import Inputs, find_inputs
     from mtl.prediction.predictor import load
 
-    options = dict(which=given.which, device=given.device, precision=given.precision, tasks=given.tasks)
-    ensemble = Ensemble([load(path, **options) for path in (given.checkpoint, *given.also)])
+    preference = given.preference and parsed(given.preference, "--preference")
+    options: dict[str, Any] = dict(which=given.which, device=given.device, precision=given.precision, tasks=given.tasks)
+    ensemble = Ensemble([load(path, **options, preference=preference) for path in (given.checkpoint, *given.also)])
     _check_form(ensemble, given.out)
     missing = ensemble.members[0].config["data"].get("missing") or ()
     raws, labels = find_inputs(given.inputs, ensemble.preprocess, given.column, missing)
@@ -85,7 +87,8 @@ def _job(ensemble: Ensemble, inputs: Inputs, given: argparse.Namespace) -> dict[
 
     members = [{"path": str(m.path.absolute()), "step": m.step, "tasks": m.tasks} for m in ensemble.members]
     names = digest(json.dumps(inputs.labels).encode())
-    return {"members": members, "inputs": names, "all": given.all, "tokens": given.tokens, "precision": given.precision}
+    options = {key: getattr(given, key) for key in ("all", "tokens", "precision", "preference")}
+    return {"members": members, "inputs": names, **options}
 
 
 def _rows(
@@ -149,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
         "--also", type=Path, nargs="+", default=[], metavar="RUN", help="further models: the mean and the spread"
     )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="these tasks alone")
+    parser.add_argument(
+        "--preference", nargs="+", metavar="TASK=SHARE", help="of a model with members, the point of its front"
+    )
     parser.add_argument("--all", action="store_true", help="the probabilities of all classes")
     parser.add_argument("--column", help="of a table, the one with the images' paths, or the texts")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", dest="which", help="of a run folder")

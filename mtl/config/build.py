@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from mtl.config.freeze import freeze
 from mtl.config.instantiate import import_target, make, make_data
 from mtl.config.optimizer import make_optimizer
 from mtl.config.pairing import check_kind
+from mtl.config.preference import has_members
 from mtl.config.rehearsal import rehearse
 from mtl.config.remedies import unread
 from mtl.data.loader import Batches, DataError
@@ -39,6 +41,7 @@ from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.engine.setup import prepare
 from mtl.errors import ConfigError, first_line, suggestion
+from mtl.members import add_members
 from mtl.model import MultiTaskModel, share_submodule, warn_of_moving_statistics, warn_of_random_weights
 from mtl.strategies import RotoGrad
 from mtl.system.environment import find_device, seed_everything, seed_python
@@ -103,7 +106,8 @@ def build_parts(
         raise ConfigError(
             f"heads and losses have the tasks {', '.join(names)}, but data has the targets {', '.join(data.targets)}."
         )
-    architecture = Architecture(cfg, data, (read_as or resumed or {}).get("backbone"))
+    stored = (read_as or resumed or {}).get("backbone")
+    architecture = Architecture(cfg, data, stored)
     _normalize(cfg, data, architecture.plain, (read_as or resumed or {}).get("normalize"))
     description = {**_describe(data), "backbone": architecture.config}
     inputs, targets = _read_two(cfg, data, "val")
@@ -121,6 +125,9 @@ def build_parts(
         task.to(device)
     if getattr(data, "inputs_per_task", False):
         read_own_samples(model)
+    if has_members(cfg):
+        one_more = partial(_one_more, cfg, data, inputs, stored)
+        _add_members(cfg, model, [one_more() for _ in names[1:]] if read_as is None else [])
     _place(model, device, cfg.trainer)
     engine = Engine(model, tasks, _make_precision(cfg.trainer.precision, device))
     return Parts(data, engine, device, to_device(inputs, device), description)
@@ -159,6 +166,8 @@ def build_trained(cfg: DictConfig, description: Description) -> Trained:
         read_own_samples(model)
     with torch.no_grad():
         outputs = model.eval()(inputs)  # a lazy head finds its width
+    if has_members(cfg):
+        _add_members(cfg, model)
     state = description["preprocess"] or TensorPreprocess(one_sample(description["sample"]["inputs"])).state()
     losses = {task: _make_loss(cfg.losses, task) for task in model.heads}
     # Not by Hydra, which reads texts as "???" in its own way: a vocabulary may have them.
@@ -251,6 +260,31 @@ def _make_model(cfg: DictConfig, architecture: Architecture, heads: Mapping[str,
     return model
 
 
+def _one_more(cfg: DictConfig, data: Any, inputs: Any, config: Mapping[str, Any] | None) -> MultiTaskModel:
+    """Another model of the configuration, with random numbers of its own, run once so that nothing in it is lazy."""
+    architecture = Architecture(cfg, data, config)
+    _, read = architecture.dry_run(inputs, "backbone" in (cfg.get("freeze") or ()))
+    model = _make_model(cfg, architecture, _make_heads(cfg, data, architecture, read))
+    if getattr(data, "inputs_per_task", False):
+        read_own_samples(model)
+    with torch.no_grad():
+        model.eval()(inputs)
+    return model
+
+
+def _add_members(cfg: DictConfig, model: MultiTaskModel, others: Sequence[MultiTaskModel] = ()) -> None:
+    if cfg.trainer.unfreeze_at is not None:
+        raise ConfigError(
+            f"trainer.unfreeze_at={cfg.trainer.unfreeze_at} must be null with strategy=pareto_manifold: what is frozen "
+            "at first has no members."
+        )
+    part = cfg.strategy.get("part") or ()
+    try:
+        add_members(model, others, [part] if isinstance(part, str) else list(part))
+    except ValueError as error:
+        raise ConfigError(f"strategy=pareto_manifold: {error}") from error
+
+
 def _make_head(cfg: DictConfig, task: str, known: dict[str, Any], features: Any) -> nn.Module:
     key, node = f"heads.{task}", cfg.heads[task]
     if sentence := unread(key, node["_target_"], import_target(key, node), node, known, shape_of(features)):
@@ -323,7 +357,7 @@ def _make_strategy(cfg: DictConfig, parts: Parts, batches_per_epoch: int) -> Any
     if "rule" in cfg.strategy:
         offered["rule"] = make("strategy.rule", cfg.strategy.rule, num_tasks=len(names), tasks=names, seed=cfg.seed)
     own = {key: value for key, value in cfg.strategy.items() if key not in offered}
-    strategy = make("strategy", own, **offered).to(parts.device)
+    strategy = make("strategy", own, seed=cfg.seed, **offered).to(parts.device)
     shared = parts.engine.trained_shared_parameters() + parts.engine.trained_common_parameters()
     if cfg.strategy.get("space") == "parameters" and not shared:
         raise ConfigError("strategy.space=parameters: the backbone has no parameter to train; use space=features.")

@@ -13,6 +13,7 @@ from torch import nn
 from mtl.architectures.stages import stages
 from mtl.backbones import Timm
 from mtl.errors import ConfigError
+from mtl.members import plain_names
 from mtl.model import MultiTaskModel
 
 Layers = dict[nn.Parameter, tuple[int, int]]  # of a parameter its layer, and how many there are above it
@@ -75,10 +76,11 @@ def _matched(module: Any) -> Layers:
     """The layers of a timm model, of which the classifier's, where the tasks' heads are, is the last."""
     named = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or "head"
     classifier = f"{named if isinstance(named, str) else named[0]}.weight"
-    parameters = {**dict(module.named_parameters()), classifier: None}
+    names = plain_names(module)
+    parameters = {**{name: p for p, name in names.items()}, classifier: None}
     ids = group_with_matcher(iter(parameters.items()), module.group_matcher(coarse=False), reverse=True)
     top = max(ids.values())
-    return {p: (ids[name], top - ids[name]) for name, p in parameters.items() if p is not None}
+    return {p: (ids[name], top - ids[name]) for p, name in names.items() if name != classifier}
 
 
 def _outermost_with_matcher(module: nn.Module) -> Iterator[nn.Module]:
@@ -91,9 +93,9 @@ def _outermost_with_matcher(module: nn.Module) -> Iterator[nn.Module]:
 
 def _without_weight_decay(model: nn.Module) -> set[nn.Parameter]:
     """Parameters with one axis or none, biases, and those that a module itself names, as positions."""
-    found = {p for name, p in model.named_parameters() if p.ndim <= 1 or name.endswith(".bias")}
+    found = {p for p, name in plain_names(model).items() if p.ndim <= 1 or name.endswith(".bias")}
     for module in model.modules():
         if callable(own := getattr(module, "no_weight_decay", None)):
             patterns = list(own())
-            found |= {p for name, p in module.named_parameters() if any(fnmatch.fnmatch(name, x) for x in patterns)}
+            found |= {p for p, name in plain_names(module).items() if any(fnmatch.fnmatch(name, x) for x in patterns)}
     return found

@@ -121,12 +121,12 @@ class Engine:
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Gradients stay on their ranks in this context, but for sharded heads, which a later batch may lack."""
-        self.reduces = False
+        before, self.reduces = self.reduces, False
         try:
             with no_sync(self.trunk):
                 yield
         finally:
-            self.reduces = True
+            self.reduces = before
 
 
 def _penalised(head: nn.Module) -> Iterator[Any]:

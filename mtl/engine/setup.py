@@ -199,6 +199,11 @@ def _shard(model: MultiTaskModel, strategy: Any, trainer: Any) -> None:
             f"trainer.shard={trainer.shard}: no rank has whole rows over the parameters; use strategy.space=features "
             "or trainer.shard=null."
         )
+    if getattr(strategy, "has_members", False):
+        raise ValueError(
+            f"trainer.shard={trainer.shard} cannot go with strategy=pareto_manifold, whose parameters are mixtures of "
+            "members; use null."
+        )
     if trainer.shard == "all" and not strategy.runs_every_head:
         raise ValueError(
             "trainer.shard=all: with strategy=naive a process without labels of a task does not run its head, and the "

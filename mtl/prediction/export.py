@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import first_line
+from mtl.members import without_members
 from mtl.prediction.predictor import Predictor
 from mtl.prediction.program import Program
 from mtl.system.environment import describe
@@ -25,17 +26,20 @@ TRACED, CHECKED = 2, 3  # samples of a batch: torch takes one sample for a const
 def write_program(predictor: Predictor, format: str, file: Path) -> float:
     """Write ``file`` in the ``format`` onnx or pt2; returns the largest difference to the model, see TOLERANCE.
 
-    The batch is dynamic, the outputs are named by task, and the metadata are those of :func:`metadata`. ValueError for
+    The batch is dynamic, the outputs are named by task, and the metadata are those of :func:`metadata`. Of a model with
+    members the predictor keeps the mixture at its preference alone, and that is what the file has. ValueError for
     a module that cannot be exported, by its name, and for a file that does not answer as the model does; no file is
     left then.
     """
     program = Program(predictor).eval().cpu()
+    about = metadata(predictor, program)
+    without_members(predictor.model)
     exported = _traced(program)
     write, run = FORMATS[format]
     temporary = file.with_name(f"{file.name}.tmp")
     try:
         with _quiet():
-            write(exported, program, metadata(predictor, program), temporary)
+            write(exported, program, about, temporary)
             inputs = program.example(CHECKED, seed=1)
             with torch.inference_mode():
                 expected = program(*inputs)
@@ -67,6 +71,7 @@ def metadata(predictor: Predictor, program: Program) -> dict[str, Any]:
             }
             for task, answer in predictor.answers.items()
         },
+        "preference": predictor.preference,
         "preprocess": predictor.preprocess.state(),
         "step": predictor.step,
         "mtl": __version__,

@@ -14,8 +14,10 @@ from mtl.data.preprocess import TextPreprocess
 from mtl.engine.engine import Engine
 from mtl.engine.precision import DTYPES, Precision
 from mtl.errors import first_line, require, suggestion
+from mtl.members import preference_of
 from mtl.model import MultiTaskModel
 from mtl.prediction.answers import Answer, answer_of
+from mtl.preference import Preference, shares
 
 BATCH = 64  # raw inputs that are answered together
 
@@ -61,6 +63,25 @@ class Predictor:
         """By task with numbers, their unit; None where it is not known, as of a table's own numbers."""
         return {task: own.unit for task, own in self.answers.items() if own.kind in ("value", "depth")}
 
+    @property
+    def preference(self) -> dict[str, float] | None:
+        """Of a model with members (strategy=pareto_manifold), each task's share; None for another model.
+
+        It can be set at any time, by task or in their order: the next answers are those of this point of the front.
+        ValueError for a model without members, and for a preference that is none of its tasks'.
+        """
+        found = preference_of(self.model)
+        return None if found is None else dict(zip(found.tasks, found.shares.tolist(), strict=True))
+
+    @preference.setter
+    def preference(self, preference: Preference) -> None:
+        found = preference_of(self.model)
+        if found is None:
+            raise ValueError(
+                f"{self.path} has no members: only strategy=pareto_manifold trains a model for a preference."
+            )
+        found.set(shares(preference, found.tasks))
+
     def __call__(self, raw: Any) -> Any:
         """The answers for one raw input: a dict task -> answer in the user's terms, see :meth:`Answer.say`.
 
@@ -105,15 +126,17 @@ def load(
     device: str = "auto",
     precision: str | None = None,
     tasks: Sequence[str] | None = None,
+    preference: Preference | None = None,
 ) -> Predictor:
     """The predictor of a checkpoint, of a run folder's best (or, with ``which="last"``, its last) one, or of an export.
 
     Neither Hydra's composition nor the data's files are needed. The weights are the averaged ones, where the run had
     some (``trainer.ema``). ``precision``: 32, bf16 or fp16; None is that of the run. ``tasks``: the heads to keep; None
-    is all of them. A checkpoint may name trusted code only, see mtl.runs.targets.
+    is all of them. ``preference``: of a model with members, the point of its front, by task or in their order; None is
+    that of equal shares. A checkpoint may name trusted code only, see mtl.runs.targets.
 
     ValueError if the file is missing, broken, of another format or names other code; if it is older than what this
-    needs; for an unknown device or task.
+    needs; for an unknown device or task; for a preference of other tasks, or for a model without members.
     """
     from mtl.evaluate import find_checkpoint
     from mtl.prediction.folder import WEIGHTS, is_folder, read_folder
@@ -123,18 +146,24 @@ def load(
     require("precision", precision, f"one of {', '.join(DTYPES)}", precision is None or precision in DTYPES)
     if is_folder(Path(path)):
         content = read_folder(Path(path))
-        return _of_content(Path(path) / WEIGHTS, content, device, precision, tasks or content["tasks"])
+        return _of_content(Path(path) / WEIGHTS, content, device, precision, tasks or content["tasks"], preference)
     file = find_checkpoint(Path(path), which)
-    return _of_content(file, checkpoint.load(file), device, precision, tasks)
+    return _of_content(file, checkpoint.load(file), device, precision, tasks, preference)
 
 
 def _of_content(
-    path: Path, content: Mapping[str, Any], device: str, precision: str | None, tasks: Sequence[str] | None
+    path: Path,
+    content: Mapping[str, Any],
+    device: str,
+    precision: str | None,
+    tasks: Sequence[str] | None,
+    preference: Preference | None,
 ) -> Predictor:
     from omegaconf import OmegaConf
 
     from mtl.config.architecture import without_weights
     from mtl.config.build import build_trained
+    from mtl.config.preference import chosen_shares, prefer
     from mtl.config.schema import completed
     from mtl.jobs.overrides import config_folder
     from mtl.runs.files import read_overrides, run_folder
@@ -147,6 +176,7 @@ def _of_content(
     check_targets(path, {"config": content["config"], "preprocess": description.get("preprocess")})
     where = find_device(device)
     cfg = without_weights(OmegaConf.create(completed(content["config"])))
+    own = chosen_shares(cfg, preference)
     try:
         # The weights that are drawn here are replaced: the caller's random numbers go on as they were.
         with torch.random.fork_rng(devices=[]):
@@ -154,6 +184,7 @@ def _of_content(
         trained.model.load_state_dict(content["ema"] or content["model"])
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: {first_line(error)}") from error
+    prefer(trained.model, own)
     kept = _chosen(list(trained.model.heads), tasks)
     for task in set(trained.model.heads) - set(kept):
         del trained.model.heads[task]

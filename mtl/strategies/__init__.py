@@ -11,6 +11,10 @@ from mtl.strategies.base import Strategy
 from mtl.strategies.detached import Detached
 from mtl.strategies.modo import MoDo
 from mtl.strategies.naive import Naive
+from mtl.strategies.pareto_manifold import ParetoManifold
 from mtl.strategies.rotograd import RotoGrad
 
-__all__ = ["AuditResult", "AutoLambda", "Balanced", "Detached", "MoDo", "Naive", "RotoGrad", "StepResult", "Strategy"]
+__all__ = [
+    "AuditResult", "AutoLambda", "Balanced", "Detached", "MoDo", "Naive", "ParetoManifold", "RotoGrad", "StepResult",
+    "Strategy",
+]  # fmt: skip

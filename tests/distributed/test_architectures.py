@@ -52,4 +52,5 @@ def test_two_ranks_that_share_the_columns_say_the_same_of_alpha(spread_steps):
 def test_the_comparison_sees_other_draws(spread_steps):
     """Negative control."""
     one, *_ = spread_steps
-    assert (one["ltb"] - spread.left_by(*spread.CASES["ltb"], seed=2)).abs().max() > 1e-3
+    for name in ("ltb", "members"):
+        assert (one[name] - spread.left_by(*spread.CASES[name], seed=2)).abs().max() > 1e-3

@@ -26,6 +26,11 @@ RESTLESS = [
     "data.batch_size=6", "+data.pairs_per_digit=1", "trainer.limit_train_batches=4", "trainer.max_steps=10",
     "trainer.val_every=3", "trainer.limit_val_batches=1", "trainer.log_every=2", "conflict.every=3", "tracker=jsonl",
 ]  # fmt: skip
+# What a strategy needs beside itself: rotations; no running statistics that are trained.
+NEEDS = {
+    "strategy=rotograd": ["architecture=rotograd"],
+    "strategy=pareto_manifold": ["freeze=[backbone.layers.1]", "strategy.preferences=2", "trainer.ema=0.9"],
+}
 STRATEGIES, WEIGHTINGS = composing.options("strategy"), composing.options("weighting")
 
 
@@ -97,7 +102,7 @@ def whole_and_parts(tmp_path, *overrides):
 
 @pytest.mark.parametrize("choice", [f"strategy={s}" for s in STRATEGIES] + [f"weighting={w}" for w in WEIGHTINGS])
 def test_with_every_strategy_and_weighting(tmp_path, choice):
-    choices = [choice, "architecture=rotograd"] if choice == "strategy=rotograd" else [choice]
+    choices = [choice, *NEEDS.get(choice, [])]
     whole, parts = whole_and_parts(tmp_path, *choices)
     run(parts, *choices, "trainer.checkpoint_every=5", "resume=auto")
     assert_same(left_by(whole), left_by(parts))

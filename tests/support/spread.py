@@ -1,19 +1,22 @@
-"""A few steps of architectures whose parts wait for other ranks, draw numbers, or are frozen."""
+"""A few steps of architectures whose parts wait for other ranks, draw numbers, or are frozen, and of members."""
 
 import torch
 from support.missing import TASKS, batches, parameters
 from support.parity import here, strategy_of
 from torch import nn
 
-from mtl.architectures import LTB, MTAN, NDDR, CrossStitch, FiLM, LoRA
+from mtl.architectures import LTB, MTAN, NDDR, CrossStitch, FiLM, Hard, LoRA
 from mtl.architectures.read import Read
 from mtl.distributed.collectives import is_distributed
 from mtl.distributed.data_parallel import all_parameters_used, data_parallel
 from mtl.distributed.sharding import shard
 from mtl.distributed.sync_batchnorm import synchronised
 from mtl.engine.engine import Engine
+from mtl.members import add_members
 from mtl.model import MultiTaskModel
+from mtl.strategies import ParetoManifold
 from mtl.tasks import Task
+from mtl.weightings import Equal
 
 STEPS = 3
 
@@ -46,6 +49,7 @@ CASES = {
     "ltb, parameters": (LTB, vectors, "MGDA", "parameters"),
     "lora": (LoRA, vectors, "MGDA", "features"),
     "lora, parameters": (LoRA, vectors, "MGDA", "parameters"),
+    "members": (Hard, vectors, "pareto manifold", None),
 }
 OPTIONS = {LTB: {"warm_up": 0.4, "seed": 1}, LoRA: {"shared_rank": 3, "task_rank": 2, "dropout": 0.0}}
 
@@ -55,9 +59,15 @@ def left_by(kind, backbone, strategy, space, seed=1):
     torch.manual_seed(0)
     built = kind(backbone, TASKS, **OPTIONS.get(kind, {}) | ({"seed": seed} if kind is LTB else {}))
     head = (lambda: MapHead(8, 3)) if backbone is maps else (lambda: nn.Linear(8, 3))
-    model = MultiTaskModel(built.trunk, {task: Read(built.reader(task), head()) for task in TASKS}).double()
+    readers = {task: built.reader(task) for task in TASKS}
+    heads = {task: head() if own is None else Read(own, head()) for task, own in readers.items()}
+    model = MultiTaskModel(built.trunk, heads).double()
     example = next(batches(1))[0]
     model.eval()(example)  # what is lazy finds its shape
+    chosen = None
+    if strategy == "pareto manifold":
+        add_members(model)
+        chosen = ParetoManifold(Equal(), TASKS, seed, preferences=2)
     with torch.no_grad():
         for parameter in model.train().parameters():
             parameter.copy_(0.4 * torch.randn_like(parameter))
@@ -66,7 +76,7 @@ def left_by(kind, backbone, strategy, space, seed=1):
         device = torch.device("cpu")
         model.backbone, model.heads = synchronised(model.backbone, device), synchronised(model.heads, device)
         engine.wrapped = data_parallel(model.backbone, device, all_parameters_used(model.backbone, example))
-    chosen = strategy_of(strategy, TASKS, **({} if space is None else {"space": space}))
+    chosen = chosen or strategy_of(strategy, TASKS, **({} if space is None else {"space": space}))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for number, (inputs, targets) in enumerate(batches(STEPS), 1):
         for module in (module for module in model.modules() if hasattr(module, "at")):
