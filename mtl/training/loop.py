@@ -67,7 +67,8 @@ def fit(
 
             # --- once in a while: a line of metrics.jsonl
             if plan.logs(step) and outcome is not None and outcome.applied:
-                metrics = step_metrics(outcome, state.conflicts, timer, cfg.conflict.tolerance)
+                conflicts = state.conflicts if plan.compares(step) else None
+                metrics = step_metrics(outcome, conflicts, timer, cfg.conflict.tolerance)
                 metrics |= affinity_metrics(outcome) if plan.relates(step) and state.engine.trains_shared else {}
                 metrics |= architecture_metrics(state.model, outcome.result)
                 tracker.log("train", step, plan.epoch(step), metrics)

@@ -49,7 +49,7 @@ def test_what_is_due_in_a_step():
         "trainer.max_steps=11", "trainer.log_every=4", "conflict.every=5", "conflict.audit_every=3",
         "trainer.val_every=6", "trainer.checkpoint_every=2", "trainer.patience=2",
     )  # fmt: skip
-    assert steps(plan.measures, plan) == [1, 5, 10, 11]
+    assert steps(plan.measures, plan) == steps(plan.compares, plan) == [1, 5, 10, 11]
     assert steps(plan.audits, plan) == [3, 6, 9]
     assert steps(plan.logs, plan) == [1, 3, 4, 5, 6, 8, 9, 10, 11]
     assert steps(plan.prints, plan) == [1, 11]
@@ -59,7 +59,7 @@ def test_what_is_due_in_a_step():
     assert not steps(plan.relates, plan) and not steps(plan.looks_ahead, plan)
     plan = planned("trainer.max_steps=11", "conflict.every=null", "conflict.affinity_every=4", "conflict.audit_every=3")
     assert steps(plan.relates, plan) == steps(plan.measures, plan) == [1, 3, 4, 6, 8, 9, 11]
-    assert steps(plan.looks_ahead, plan) == [3, 6, 9]
+    assert steps(plan.looks_ahead, plan) == [3, 6, 9] and not steps(plan.compares, plan)
     never = planned("trainer.max_steps=11", "conflict.every=null")
     assert not steps(never.measures, never) and not steps(never.audits, never) and never.patience is None
 
