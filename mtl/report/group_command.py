@@ -64,7 +64,7 @@ def _adapted(override: str, run: Run, group: Sequence[str], others: Collection[s
 
 
 def _key(override: str) -> str:
-    """Where in the configuration an override writes; of a group's choice, as ``+head@heads.left=linear``, its package."""
+    """Where in the configuration an override writes; as ``heads.left`` of ``+head@heads.left=linear``."""
     return override.partition("=")[0].lstrip("+~").rpartition("@")[2]
 
 

@@ -118,7 +118,8 @@ class Groups(nn.Module):
         ``here``: the tasks of each group that has some. Another group, as one that is frozen, asks for no run; where it
         misses one, its next batch with tasks is due.
         """
-        due = any([call.is_due(here.get(name, call.solved)) for name, call in self.calls.items()])
+        asked = [call.is_due(here.get(name, call.solved)) for name, call in self.calls.items()]
+        due = any(asked)
         for name in self.calls.keys() - here if due else ():
             self.calls[name].solved = []
         return due

@@ -6,6 +6,7 @@ from mtl.config import load
 from mtl.data.loader import EndlessSampler
 from mtl.training.loop import log_plan, warn_of_plan
 from mtl.training.schedule import Plan
+from mtl.weightings import DWA, STCH, Equal
 
 SAMPLES = 100
 DATA = type("Data", (), {"train": range(SAMPLES), "batch_size": 8})
@@ -87,6 +88,25 @@ def test_the_samples_of_a_step_and_those_that_are_left_out(batch_size, overrides
 
 
 @pytest.mark.parametrize(
+    ("build", "steps", "words"),
+    [
+        (lambda: STCH(["a"], 20), 100, "STCH is weighting=log, whatever the preference; the run ends at step 100"),
+        (lambda: STCH(["a"], 20), 101, None),
+        (lambda: STCH(["a"], 20, warmup_epochs=0), 1, None),
+        (lambda: DWA(["a"], 50), 100, "DWA is weighting=equal; the run ends at step 100"),
+    ],
+    ids=["stch", "stch, longer", "stch without", "dwa"],
+)
+def test_a_run_that_ends_within_its_weightings_warm_up_is_told(build, steps, words, caplog):
+    data = type("Data", (), {"train": range(SAMPLES), "batch_size": 5})
+    state = SimpleNamespace(ema=None, strategy=SimpleNamespace(weighting=build()))
+    warn_of_plan(state, data, planned(f"trainer.max_steps={steps}", data=data))
+    assert len(caplog.messages) == (words is not None) and all(
+        f"in its first 100 steps the weighting {words}" in m for m in caplog.messages
+    )
+
+
+@pytest.mark.parametrize(
     ("batch_size", "ema", "words"),
     [
         (8, None, []),
@@ -99,7 +119,8 @@ def test_the_samples_of_a_step_and_those_that_are_left_out(batch_size, overrides
 )
 def test_what_is_said_before_the_first_step(batch_size, ema, words, caplog):
     data = type("Data", (), {"train": range(SAMPLES), "batch_size": batch_size})
-    state = SimpleNamespace(ema=ema and SimpleNamespace(decay=ema))
+    strategy = SimpleNamespace(weighting=Equal())
+    state = SimpleNamespace(ema=ema and SimpleNamespace(decay=ema), strategy=strategy)
     warn_of_plan(state, data, planned("trainer.max_steps=100", data=data))
     assert len(caplog.messages) == len(words) and all(map(str.startswith, caplog.messages, words))
     caplog.clear()
