@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from mtl.report.runs import Run
 
@@ -68,7 +68,7 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~").rpartition("@")[2]
 
 
-def _is_by_task(value: Any, heads: Collection[str]) -> bool:
+def _is_by_task(value: Any, heads: Collection[str]) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and bool(value) and set(value) <= set(heads)
 
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtl.engine.step import Step
 from mtl.errors import suggestion
 from mtl.gradients.cut import Direction
-from mtl.gradients.spaces import ParameterSpace
+from mtl.gradients.spaces import FeatureSpace, ParameterSpace
 from mtl.model import MultiTaskModel, is_named_by
 from mtl.rules.call import RuleCall
 from mtl.rules.solvers import SolverError
@@ -74,6 +75,16 @@ class Groups(nn.Module):
         own = space.part(places)
         gram = own.gram()
         return Part(name, self.calls[name], places, own, gram, torch.nonzero(gram.diagonal() != 0).flatten().tolist())
+
+    def direction(
+        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
+    ) -> tuple[dict[str, float], Direction]:
+        """The tasks' weights and the direction; the step gets its Gram matrix and the weights in each group."""
+        assert isinstance(rows, ParameterSpace)
+        parts = self.parts(rows, step.engine.model)
+        step.gram = torch.stack([part.gram for part in parts]).sum(0)  # of all the parameters
+        weights, direction, step.group_weights = self.solve(parts, step.names, losses)
+        return weights, direction
 
     def solve(
         self, parts: Sequence[Part], names: Sequence[str], losses: Mapping[str, Tensor]
