@@ -112,7 +112,7 @@ class TrackerConfig:
 class ConflictConfig:
     """How often the task gradients are measured."""
 
-    every: int | None = 10  # steps; null: never
+    every: int | None = 10  # steps between those that log conflict/…, whatever else they do; null: never
     audit_every: int | None = None  # steps between comparisons of feature space with parameter space; null: never
     # steps between estimates of what a step on one task does to the others' losses, which audits check; 0: never
     affinity_every: int = option(0, minimum=0)

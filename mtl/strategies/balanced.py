@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,11 +14,13 @@ from mtl.engine.step import Step
 from mtl.gradients.cut import Cut, Direction
 from mtl.gradients.rows import Rows
 from mtl.gradients.spaces import FeatureSpace, ParameterSpace
-from mtl.model import MultiTaskModel, graph_tensors
+from mtl.model import MultiTaskModel
 from mtl.rules.call import RuleCall
 from mtl.rules.solvers import SolverError
+from mtl.strategies.balanced_checks import check_settings
 from mtl.strategies.base import Strategy
 from mtl.strategies.groups import Groups
+from mtl.strategies.rule_direction import rule_direction, weights_in_both_spaces
 from mtl.weightings import Weighting
 
 log = logging.getLogger(__name__)
@@ -67,22 +68,8 @@ class Balanced(Strategy):
         on_solver_failure: str = "raise",
         token_chunks: int = 1,
     ) -> None:
-        _check_choice("space", space, ("features", "features_sum", "parameters"))
+        check_settings(rule, space, part, groups, every, head_scale, on_solver_failure)
         super().__init__(weighting, space if part is None else "part", token_chunks)
-        _check_choice("head_scale", head_scale, ("unit", "weights"))
-        _check_choice("on_solver_failure", on_solver_failure, ("raise", "skip"))
-        if getattr(rule, "needs_rows", False) and (space == "features_sum" or every != 1):
-            raise ValueError(
-                f"{type(rule).__name__} works on the rows themselves: it needs space=features or parameters, and "
-                f"every=1, not space={space} and every={every}."
-            )
-        if part is not None and (space != "parameters" or getattr(rule, "needs_rows", False)):
-            raise ValueError(
-                f"part={part} needs space=parameters and a rule on the Gram matrix, not space={space} and "
-                f"{type(rule).__name__}."
-            )
-        if groups is not None:
-            _check_groups(groups, space, part, head_scale)
         self.part = [part] if isinstance(part, str) else list(part or ())
         new_call = partial(RuleCall, tasks=tasks, every=every, scale=scale, smoothing=smoothing)
         self.rule, self.call, self.head_scale = rule, new_call(rule), head_scale
@@ -133,7 +120,7 @@ class Balanced(Strategy):
         heads.release(self._for_heads(step.rule_weights))
         rows.send(direction)  # ONE backward of the trunk, or none where the rows have been pushed through it
         if step.audited and direction is not None:
-            step.audit = self._complete(step, cut, losses)
+            self._complete_audit(step, cut, losses)
 
     def _between(self, step: Step, cut: Cut, heads: Heads, last: dict[str, float]) -> None:
         """Between two runs of the rule: the gradients were multiplied by its last weights as they came.
@@ -146,7 +133,7 @@ class Balanced(Strategy):
             step.gram = step.compare(cut, keep_graph=True).gram()
         cut.backward(weights=torch.tensor(list(last.values()), dtype=torch.float64))
         if step.audited:
-            step.audit = self._complete(step, cut, heads.losses())
+            self._complete_audit(step, cut, heads.losses())
 
     def _weigh(
         self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor], due: bool
@@ -154,9 +141,9 @@ class Balanced(Strategy):
         """What each task's gradient is multiplied by, and the direction; None where the trunk skips the step."""
         try:
             if self.groups is not None:
-                return self._solve_groups(rows, step, losses)
+                return self.groups.direction(rows, step, losses)
             step.gram = rows.gram()  # K x K, over all ranks
-            weights, direction = self._solve(rows, step, losses) if due else self._reuse(rows, step)
+            weights, direction = rule_direction(self.call, rows, step, losses, due)
         except SolverError as error:
             if not self._skips:
                 raise
@@ -165,83 +152,13 @@ class Balanced(Strategy):
             return dict.fromkeys(step.names, 0.0), None
         return self.call.by_task(step.names, weights), direction
 
-    def _solve(
-        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Direction]:
-        """The rule's weights and its direction."""
-        assert step.gram is not None
-        if self.call.needs_rows:
-            return self._combine(rows, step, losses)
-        weights = self.call.solve(step.gram, step.names, losses)
-        return weights, rows.combine(self.call.scale_for(step.names) * weights)
-
-    def _solve_groups(
-        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
-    ) -> tuple[dict[str, float], Direction]:
-        """The mean of the groups' weights, and the direction that is put together of theirs."""
-        assert self.groups is not None and isinstance(rows, ParameterSpace)
-        parts = self.groups.parts(rows, step.engine.model)
-        step.gram = torch.stack([part.gram for part in parts]).sum(0)  # of all the parameters
-        weights, direction, step.group_weights = self.groups.solve(parts, step.names, losses)
-        return weights, direction
-
-    def _combine(
-        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Direction]:
-        """The weights to log and the direction of a rule on rows."""
-        assert step.gram is not None
-        offsets = None
-        if self.call.takes_offsets and isinstance(rows, FeatureSpace):
-            samples, rank = step.batch.samples, step.engine.reducer.rank
-            offsets = rows.rows.offsets_in_batch(sum(samples[:rank]), sum(samples))
-        blocks, weights = self.call.combine(rows.rows.blocks(), step.gram, step.names, losses, offsets)
-        return rows.mean_weights(weights, step.gram), rows.unflatten(blocks)
-
-    def _reuse(self, rows: FeatureSpace | ParameterSpace, step: Step) -> tuple[Tensor, Direction]:
-        weights = self.call.last(step.names)
-        return weights, rows.combine(self.call.scale_for(step.names) * weights)
-
-    def _complete(self, step: Step, cut: Cut, losses: Mapping[str, Tensor]) -> AuditResult | None:
-        """The audit with what the rule makes of either matrix; in parameter space the step itself is the audit."""
-        audit = step.audit
+    def _complete_audit(self, step: Step, cut: Cut, losses: Mapping[str, Tensor]) -> None:
+        """In parameter space the step itself is the audit. A single rule is asked for its weights in both spaces."""
         if self.space == "parameters":
-            audit = AuditResult(step.names, FeatureSpace(cut, (), step.engine.reducer.all_reduce).gram(), step.gram)
-        if audit is None or len(audit.tasks) < len(step.names) or self.call.needs_rows or self.groups is not None:
-            return audit
-        assert audit.features is not None and audit.parameters is not None
-        try:
-            here, there = (
-                self._trial_weights(gram, audit.tasks, losses) for gram in (audit.features, audit.parameters)
-            )
-        except SolverError:
-            return audit
-        audit.weights = here, there
-        return audit
+            features = FeatureSpace(cut, (), step.engine.reducer.all_reduce).gram()
+            step.audit = AuditResult(step.names, features, step.gram)
+        if step.audit is not None and len(step.audit.tasks) == len(step.names) and self.groups is None:
+            step.audit.weights = weights_in_both_spaces(self.call, step.audit, losses)
 
     def _for_heads(self, weights: dict[str, float]) -> dict[str, float] | None:
         return weights if self.head_scale == "weights" else None
-
-    def _trial_weights(self, gram: Tensor, names: Sequence[str], losses: Mapping[str, Tensor]) -> Tensor:
-        """The weights from a copy of the rule, which learns nothing from it."""
-        copied = copy.deepcopy(self.rule, graph_tensors(self.rule))
-        return RuleCall(copied, self.call.tasks).weights(gram, names, losses)
-
-
-def _check_groups(groups: object, space: str, part: object, head_scale: str) -> None:
-    """ValueError for what does not go with groups of parameters."""
-    if space != "parameters":
-        raise ValueError(
-            f"groups={groups} needs space=parameters, not space={space}, which has no parameters to group."
-        )
-    if part is not None:
-        raise ValueError(f"groups={groups} cannot go with part={part}: leave one out.")
-    if head_scale != "unit":
-        raise ValueError(
-            f"groups={groups} needs head_scale=unit, not head_scale={head_scale}: a head is in no group, and has no "
-            "weights of one."
-        )
-
-
-def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise ValueError(f"{name}={value} must be one of {', '.join(accepted)}.")

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtl.engine.step import Step
 from mtl.errors import suggestion
 from mtl.gradients.cut import Direction
-from mtl.gradients.spaces import ParameterSpace
+from mtl.gradients.spaces import FeatureSpace, ParameterSpace
 from mtl.model import MultiTaskModel, is_named_by
 from mtl.rules.call import RuleCall
+from mtl.rules.solvers import SolverError
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 REST, COMMON = "(rest)", "(heads)"  # what no pattern names, and what several heads hold
@@ -36,7 +38,8 @@ class Groups(nn.Module):
     ``groups``: ``layer``, the parameters that one module holds itself, as its weight and bias; ``block``, those of a
     child of the backbone, or where that is a list of modules, nested or not, of an item of it; or names and patterns as
     those of ``part``, a group each, and what none of them names as one group more. What several heads hold is a group
-    too. ``new_call`` makes the call of a copy of ``rule``; the copies' random draws are the same.
+    too. ``new_call`` makes the call of a copy of ``rule``; the copies' random draws are the same. With its ``every``
+    the rules of all groups run in the same steps.
 
     The rule of a group gets the Gram matrix of the rows over the group's parameters. A task whose gradient there is
     zero, as in an expert that it does not read, is absent from it.
@@ -73,6 +76,16 @@ class Groups(nn.Module):
         gram = own.gram()
         return Part(name, self.calls[name], places, own, gram, torch.nonzero(gram.diagonal() != 0).flatten().tolist())
 
+    def direction(
+        self, rows: FeatureSpace | ParameterSpace, step: Step, losses: Mapping[str, Tensor]
+    ) -> tuple[dict[str, float], Direction]:
+        """The tasks' weights and the direction; the step gets its Gram matrix and the weights in each group."""
+        assert isinstance(rows, ParameterSpace)
+        parts = self.parts(rows, step.engine.model)
+        step.gram = torch.stack([part.gram for part in parts]).sum(0)  # of all the parameters
+        weights, direction, step.group_weights = self.solve(parts, step.names, losses)
+        return weights, direction
+
     def solve(
         self, parts: Sequence[Part], names: Sequence[str], losses: Mapping[str, Tensor]
     ) -> tuple[dict[str, float], Direction, dict[str, dict[str, float]]]:
@@ -84,20 +97,43 @@ class Groups(nn.Module):
         tensors: dict[int, Tensor] = {}
         mean, total = torch.zeros(len(names), dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
         by_group: dict[str, dict[str, float]] = {}
-        for part in parts:
-            weights = torch.zeros(len(names), dtype=torch.float64)
-            if here := [names[i] for i in part.alive]:
-                weights[part.alive], direction = _solve(part, here, losses)
-                by_group[part.name] = part.call.by_task(here, weights[part.alive])
-                weights *= part.call.scale_for(here)
-            else:
-                direction = part.space.combine(weights)
+        for part, (weights, direction) in zip(parts, self._solve_each(parts, names, losses), strict=True):
+            if part.alive:
+                by_group[part.name] = {names[i]: weights[i].item() for i in part.alive}
             tensors |= zip(part.places, direction.tensors, strict=True)
             mean += part.gram.diagonal() * weights
             total += part.gram.diagonal()
         mean /= total.where(total != 0, 1)
         direction = Direction([tensors[place] for place in sorted(tensors)], None)
         return dict(zip(names, mean.tolist(), strict=True)), direction, by_group
+
+    def _solve_each(
+        self, parts: Sequence[Part], names: Sequence[str], losses: Mapping[str, Tensor]
+    ) -> list[tuple[Tensor, Direction]]:
+        """Every group's weights [K] and direction; where one fails, the others' rules have run all the same."""
+        here = [[names[i] for i in part.alive] for part in parts]
+        due = self._are_due({part.name: own for part, own in zip(parts, here, strict=True) if own})
+        solutions, failures = [], []
+        for part, own in zip(parts, here, strict=True):
+            try:
+                solutions.append(_solve(part, own, losses, due))
+            except SolverError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return solutions
+
+    def _are_due(self, here: Mapping[str, Sequence[str]]) -> bool:
+        """Whether the groups' rules run on this batch: all of them, or none. Counts it for every group.
+
+        ``here``: the tasks of each group that has some. Another group, as one that is frozen, asks for no run; where it
+        misses one, its next batch with tasks is due.
+        """
+        asked = [call.is_due(here.get(name, call.solved)) for name, call in self.calls.items()]
+        due = any(asked)
+        for name in self.calls.keys() - here if due else ():
+            self.calls[name].solved = []
+        return due
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state of each group's call, by its name."""
@@ -120,19 +156,21 @@ class Groups(nn.Module):
             self.rules = nn.ModuleList(call.rule for call in self.calls.values())
 
 
-def _solve(part: Part, names: Sequence[str], losses: Mapping[str, Tensor]) -> tuple[Tensor, Direction]:
-    """A rule's weights for the tasks ``names`` that have a gradient in its group, and its direction there."""
-    call, alive = part.call, torch.tensor(part.alive)
+def _solve(part: Part, names: Sequence[str], losses: Mapping[str, Tensor], due: bool) -> tuple[Tensor, Direction]:
+    """A group's weights [K], with the scale, for the tasks ``names`` that have a gradient in it, and its direction."""
+    call, alive = part.call, torch.tensor(part.alive, dtype=torch.long)
+    every = torch.zeros(len(part.gram), dtype=torch.float64)
+    if not names:
+        return every, part.space.combine(every)
     gram = part.gram[alive][:, alive]
-    due = call.is_due(names)
     if call.needs_rows:
         rows = [block[alive.to(block.device)] for block in part.space.rows.blocks()]
         blocks, weights = call.combine(rows, gram, names, losses)
-        return weights, part.space.unflatten(blocks)
+        every[alive] = call.scale_for(names) * weights
+        return every, part.space.unflatten(blocks)
     weights = call.solve(gram, names, losses) if due else call.last(names)
-    every = torch.zeros(len(part.gram), dtype=torch.float64)
     every[alive] = call.scale_for(names) * weights
-    return weights, part.space.combine(every)
+    return every, part.space.combine(every)
 
 
 def parameter_groups(backbone: nn.Module, groups: str | Sequence[str]) -> dict[str, list[nn.Parameter]]:

@@ -67,7 +67,8 @@ def fit(
 
             # --- once in a while: a line of metrics.jsonl
             if plan.logs(step) and outcome is not None and outcome.applied:
-                metrics = step_metrics(outcome, state.conflicts, timer, cfg.conflict.tolerance)
+                conflicts = state.conflicts if plan.compares(step) else None
+                metrics = step_metrics(outcome, conflicts, timer, cfg.conflict.tolerance)
                 metrics |= affinity_metrics(outcome) if plan.relates(step) and state.engine.trains_shared else {}
                 metrics |= architecture_metrics(state.model, outcome.result)
                 tracker.log("train", step, plan.epoch(step), metrics)
@@ -127,6 +128,11 @@ def warn_of_plan(state: TrainState, data: Any, plan: Plan, unfreeze_at: int | No
             "%d of the %d training samples are left out of every epoch, others each time: they are too few for another "
             "step of %d", plan.left_out, samples, plan.samples_per_step,
         )  # fmt: skip
+    warmup, meanwhile = state.strategy.weighting.warmup
+    if warmup >= plan.steps and not plan.is_dry_run:
+        name = type(state.strategy.weighting).__name__
+        log.warning("in its first %d steps the weighting %s is %s; the run ends at step %d",
+                    warmup, name, meanwhile, plan.steps)  # fmt: skip
     if state.ema is not None and not plan.is_dry_run:
         initial = state.ema.decay**plan.steps
         if initial > 0.1:

@@ -75,8 +75,12 @@ class Plan:
         return step / self.per_epoch
 
     def measures(self, step: int) -> bool:
-        """Whether a step measures the conflict between the tasks' gradients."""
-        return self.relates(step) or (self.measure_every is not None and self._is_due(step, self.measure_every))
+        """Whether a step forms the Gram matrix of the tasks' gradients for what it logs."""
+        return self.compares(step) or self.relates(step)
+
+    def compares(self, step: int) -> bool:
+        """Whether a step logs the conflict between the tasks' gradients."""
+        return self.measure_every is not None and self._is_due(step, self.measure_every)
 
     def relates(self, step: int) -> bool:
         """Whether a step estimates the tasks' affinities."""

@@ -81,11 +81,12 @@ class Outcome:
 
 
 def step_metrics(
-    outcome: Outcome, conflicts: CosineAverage, timer: StepTimer, tolerance: float = TOLERANCE
+    outcome: Outcome, conflicts: CosineAverage | None, timer: StepTimer, tolerance: float = TOLERANCE
 ) -> dict[str, float]:
     """Every metric of a step by its logged name; the cosines are added to ``conflicts``, and the timer starts anew.
 
-    ``tolerance``: two tasks' gradients conflict where their cosine is below its negative.
+    ``conflicts``: None in a step whose Gram matrix is there for something else, as a rule or an affinity: then no
+    conflict is logged. ``tolerance``: two tasks' gradients conflict where their cosine is below its negative.
     """
     result, values = outcome.result, outcome.values
     metrics = {f"loss/{name}": loss for name, loss in values.losses.items()}
@@ -96,7 +97,7 @@ def step_metrics(
         metrics |= {f"rule_weight/{group}/{name}": weight for name, weight in weights.items()}
     metrics |= {"grad_norm": values.grad_norm, "lr": outcome.lr}
     metrics |= {f"lr/{name}": rate for name, rate in outcome.rates.items()}
-    if result.gram is not None:
+    if result.gram is not None and conflicts is not None:
         metrics |= conflicts.update(result.gram, result.measured or list(result.losses), tolerance)
     if result.audit is not None:
         metrics |= _audit_metrics(result.audit, tolerance)

@@ -10,6 +10,7 @@ from mtl.weightings.dwa import DWA as DWA
 from mtl.weightings.equal import Equal as Equal
 from mtl.weightings.famo import FAMO as FAMO
 from mtl.weightings.gls import GLS as GLS
+from mtl.weightings.go4align import GO4Align as GO4Align
 from mtl.weightings.gradnorm import GradNorm as GradNorm
 from mtl.weightings.imtl_l import IMTLL as IMTLL
 from mtl.weightings.log import Log as Log

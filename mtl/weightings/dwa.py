@@ -41,6 +41,11 @@ class DWA(TaskWeighting):
         self.register_buffer("newer", torch.full((len(tasks),), torch.nan))
         self.register_buffer("current", torch.ones(len(tasks)))
 
+    @property
+    def warmup(self) -> tuple[int, str]:
+        """Two epochs, whose ratio of losses is the first one."""
+        return 2 * self.epoch_means.steps_per_epoch, "weighting=equal"
+
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return ``loss`` times the task's weight in this epoch."""
         return loss * self.current[self._index[task]]

@@ -22,6 +22,11 @@ class Weighting(nn.Module):
     needs_gram = False  # needs the Gram matrix in observe(), in every step
     needs_losses_after_update = False  # of the same batch, which costs another forward pass
 
+    @property
+    def warmup(self) -> tuple[int, str]:
+        """The steps before it finds weights of its own, and what it is until then."""
+        return 0, ""
+
     def forward(self, task: str, loss: Tensor) -> Tensor:
         """Return the scaled loss of one task; learned parameters get their gradient from this expression."""
         raise TypeError(f"{type(self).__name__} needs the losses of all tasks: call weights().")

@@ -90,6 +90,17 @@ def test_the_report_says_the_groups_and_their_commands(tmp_path):
     assert "mtl-train" not in text
 
 
+def test_the_report_says_what_it_has_left_out_of_the_commands(tmp_path):
+    chosen = {"weights": {"left": 1.0, "right": 2.0}}
+    file = write_affinities(tmp_path / "a", HARMS, None, **chosen) / "config.yaml"
+    file.write_text(file.read_text().replace('"data.offset=1"]', '"data.offset=1", "weighting.weights.right=2.0"]', 1))
+    text, _ = report([tmp_path / "a"], groups=2)
+    assert "weighting.weights.right=2.0 '~weighting.weights.left' 'tasks=[right]'" in text
+    assert "data.offset=1 'tasks=[left]'" in text
+    assert "\n\nWithout what a line's tasks have no part in, or with less of it: `weighting.weights.right=2.0`." in text
+    assert "Without what" not in report([write_affinities(tmp_path / "b", HELPS, None)], groups=2)[0]
+
+
 def test_the_estimate_takes_the_place_of_a_lookahead(tmp_path):
     write_affinities(tmp_path / "a", None, HARMS)
     assert "by its estimate: **left · right**" in report([tmp_path / "a"], groups=2)[0]

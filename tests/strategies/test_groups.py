@@ -207,6 +207,49 @@ def test_the_trunk_skips_the_step_where_the_rule_of_a_group_fails():
     assert strategy.skipped == 1 and all(p.grad is None for p in model.backbone.parameters())
 
 
+class Counting(nn.Module):
+    """A rule that says when it ran, and fails in the runs ``fails`` of its group."""
+
+    def __init__(self, runs, fails=()):
+        super().__init__()
+        self.runs, self.fails, self.own = runs, fails, 0
+
+    def __deepcopy__(self, memo):  # the groups' copies
+        return Counting(self.runs.setdefault(len(self.runs), []), self.fails if len(self.runs) == 1 else ())
+
+    def forward(self, gram):
+        self.own += 1
+        self.runs.append(Counting.step)
+        if self.own in self.fails:
+            raise SolverError("no weights")
+        return torch.ones(len(gram))
+
+
+@pytest.mark.parametrize("fails", [(), (1,), (2,)], ids=["never", "at once", "later"])
+def test_the_rules_of_all_groups_run_in_the_same_steps_also_after_one_has_failed(fails):
+    model, *batch = problem()
+    runs = {}
+    strategy = balanced(Counting(runs, fails), on_solver_failure="skip", every=3)
+    for Counting.step in range(8):
+        strategy.step(model, *batch)
+    groups = [steps for name, steps in runs.items()]
+    assert len(groups) == len(LAYERS) and all(own == groups[0] for own in groups)
+    # A rule that has found no weights yet is asked again in the next step; one that has some waits for its turn.
+    assert groups[0] == ([0, 1, 3, 6] if fails == (1,) else [0, 3, 6]) and strategy.skipped == len(fails)
+
+
+def test_a_group_that_no_task_reads_for_a_while_asks_no_rule_to_run():
+    """Where it has missed a run meanwhile, all rules run when a task reads it again."""
+    model, *batch = problem(Expert())
+    runs = {}
+    strategy = balanced(Counting(runs), every=4)
+    for Counting.step in range(6):
+        for name in NAMES:
+            model.heads[name].weight.data[:, 3:] = Counting.step in (0, 1, 5)
+        strategy.step(model, *batch)
+    assert list(runs.values()) == [[0, 4, 5], [0, 5]]
+
+
 class Stages(nn.Module):
     """What a wrapper of a model with a stem, and stages of blocks, looks like."""
 

@@ -82,6 +82,7 @@ WEIGHTINGS = {
     "gls": lambda tasks: weightings.GLS(),
     "imtl_l": weightings.IMTLL,
     "stch": lambda tasks: weightings.STCH(tasks, steps_per_epoch=1),
+    "go4align": weightings.GO4Align,
     "uw_so": lambda tasks: weightings.UWSO(),
     "tchebycheff": weightings.Tchebycheff,
     "pbi": weightings.PBI,

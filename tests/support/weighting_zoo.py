@@ -18,6 +18,7 @@ BUILD = {
     "gls": lambda tasks: weightings.GLS(),
     "famo": lambda tasks: weightings.FAMO(tasks),
     "stch": lambda tasks: weightings.STCH(tasks, steps_per_epoch=3, warmup_epochs=2),
+    "go4align": lambda tasks: weightings.GO4Align(tasks, beta=0.1),
     "gradnorm": lambda tasks: weightings.GradNorm(tasks),
     "uw_so": lambda tasks: weightings.UWSO(),
     "tchebycheff": lambda tasks: weightings.Tchebycheff(tasks, {tasks[0]: 2.0}),
@@ -25,7 +26,7 @@ BUILD = {
     "cosmos": lambda tasks: weightings.COSMOS(tasks, preference={tasks[0]: 2.0}),
 }
 LEARNED = ("uw", "imtl_l")
-STATEFUL = ("random", "dwa", "uw", "imtl_l", "famo", "stch", "gradnorm")
+STATEFUL = ("random", "dwa", "uw", "imtl_l", "famo", "stch", "gradnorm", "go4align")
 
 
 def scalars(tasks, values, dtype=torch.float32):

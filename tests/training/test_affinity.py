@@ -100,13 +100,15 @@ def affinities(folder):
 
 @pytest.mark.parametrize("choice", ["strategy=naive", "strategy=mgda"])
 def test_a_run_logs_what_is_due_and_a_resumed_run_the_same(train_tiny, choice):
-    whole = affinities(train_tiny(choice, *ASKED, folder="whole"))
+    first = train_tiny(choice, *ASKED, folder="whole")
+    whole = affinities(first)
     assert list(whole) == [1, 2, 3, 4]
     pairs = {f"{a}→{b}" for a in ("left", "right") for b in ("left", "right")}
     plain, audited = ({f"{prefix}{pair}" for prefix in prefixes for pair in pairs} for prefixes in (
         ["affinity/"], ["affinity/", "affinity/parameters/", "affinity/lookahead/"],
     ))  # fmt: skip
     assert {step: set(own) for step, own in whole.items()} == {1: plain, 2: plain, 3: audited, 4: plain}
+    assert "conflict/" not in json.dumps(read_metrics(first, "train")), "conflict.every=null"
     folder = train_tiny(choice, *ASKED, folder="parts", stop_after=2)
     train_tiny(choice, *ASKED, f"resume={folder}", folder="parts")
     assert affinities(folder) == whole

@@ -144,6 +144,12 @@ def test_a_fast_dev_run_is_one_step(train_tiny):
     assert len(read_metrics(folder, "val")) == len(read_metrics(folder, "test")) == 1
 
 
+@pytest.mark.parametrize(("every", "steps"), [("null", []), ("3", [1, 3, 4])], ids=["never", "3"])
+def test_a_rule_whose_gram_matrix_is_there_in_every_step_logs_the_conflict_that_was_asked_for(train_tiny, every, steps):
+    rows = read_metrics(train_tiny("strategy=mgda", "trainer.log_every=1", f"conflict.every={every}"), "train")
+    assert len(rows) == 4 and [row["step"] for row in rows if row.keys() & CONFLICT_NAMES] == steps
+
+
 @pytest.mark.parametrize("strategy", ["naive", "detached"])
 def test_the_parameter_space_check_is_logged_when_it_is_due(train_tiny, strategy):
     folder = train_tiny(f"strategy={strategy}", "conflict.audit_every=2", "conflict.every=null", "conflict.tolerance=0")

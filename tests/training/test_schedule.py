@@ -6,6 +6,7 @@ from mtl.config import load
 from mtl.data.loader import EndlessSampler
 from mtl.training.loop import log_plan, warn_of_plan
 from mtl.training.schedule import Plan
+from mtl.weightings import DWA, STCH, Equal
 
 SAMPLES = 100
 DATA = type("Data", (), {"train": range(SAMPLES), "batch_size": 8})
@@ -49,7 +50,7 @@ def test_what_is_due_in_a_step():
         "trainer.max_steps=11", "trainer.log_every=4", "conflict.every=5", "conflict.audit_every=3",
         "trainer.val_every=6", "trainer.checkpoint_every=2", "trainer.patience=2",
     )  # fmt: skip
-    assert steps(plan.measures, plan) == [1, 5, 10, 11]
+    assert steps(plan.measures, plan) == steps(plan.compares, plan) == [1, 5, 10, 11]
     assert steps(plan.audits, plan) == [3, 6, 9]
     assert steps(plan.logs, plan) == [1, 3, 4, 5, 6, 8, 9, 10, 11]
     assert steps(plan.prints, plan) == [1, 11]
@@ -59,7 +60,7 @@ def test_what_is_due_in_a_step():
     assert not steps(plan.relates, plan) and not steps(plan.looks_ahead, plan)
     plan = planned("trainer.max_steps=11", "conflict.every=null", "conflict.affinity_every=4", "conflict.audit_every=3")
     assert steps(plan.relates, plan) == steps(plan.measures, plan) == [1, 3, 4, 6, 8, 9, 11]
-    assert steps(plan.looks_ahead, plan) == [3, 6, 9]
+    assert steps(plan.looks_ahead, plan) == [3, 6, 9] and not steps(plan.compares, plan)
     never = planned("trainer.max_steps=11", "conflict.every=null")
     assert not steps(never.measures, never) and not steps(never.audits, never) and never.patience is None
 
@@ -87,6 +88,23 @@ def test_the_samples_of_a_step_and_those_that_are_left_out(batch_size, overrides
 
 
 @pytest.mark.parametrize(
+    ("build", "steps", "words"),
+    [
+        (lambda: STCH(["a"], 20), 100, "STCH is weighting=log, whatever the preference; the run ends at step 100"),
+        (lambda: STCH(["a"], 20), 101, None),
+        (lambda: STCH(["a"], 20, warmup_epochs=0), 1, None),
+        (lambda: DWA(["a"], 50), 100, "DWA is weighting=equal; the run ends at step 100"),
+    ],
+    ids=["stch", "stch, longer", "stch without", "dwa"],
+)
+def test_a_run_that_ends_within_its_weightings_warm_up_is_told(build, steps, words, caplog):
+    data = type("Data", (), {"train": range(SAMPLES), "batch_size": 5})
+    state = SimpleNamespace(ema=None, strategy=SimpleNamespace(weighting=build()))
+    warn_of_plan(state, data, planned(f"trainer.max_steps={steps}", data=data))
+    assert caplog.messages == ([f"in its first 100 steps the weighting {words}"] if words else [])
+
+
+@pytest.mark.parametrize(
     ("batch_size", "ema", "words"),
     [
         (8, None, []),
@@ -99,7 +117,8 @@ def test_the_samples_of_a_step_and_those_that_are_left_out(batch_size, overrides
 )
 def test_what_is_said_before_the_first_step(batch_size, ema, words, caplog):
     data = type("Data", (), {"train": range(SAMPLES), "batch_size": batch_size})
-    state = SimpleNamespace(ema=ema and SimpleNamespace(decay=ema))
+    strategy = SimpleNamespace(weighting=Equal())
+    state = SimpleNamespace(ema=ema and SimpleNamespace(decay=ema), strategy=strategy)
     warn_of_plan(state, data, planned("trainer.max_steps=100", data=data))
     assert len(caplog.messages) == len(words) and all(map(str.startswith, caplog.messages, words))
     caplog.clear()

@@ -110,6 +110,7 @@ OUTSIDE = {
     "static": ("", []),
     "random": ("", []),
     "uw_so": ("has no inverse", [0.0, -1.0]),
+    "go4align": ("has no inverse", [0.0, -1.0]),
     "tchebycheff": ("", []),
     "pbi": ("", []),
     "cosmos": ("", []),

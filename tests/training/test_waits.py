@@ -33,6 +33,7 @@ from mtl.training.nonfinite import NotFinite
         ("weighting=random", 0),
         ("weighting=stch", 0),
         ("weighting=famo", 0),
+        ("weighting=go4align", 0),
         ("weighting=gradnorm", 1),  # the Gram matrix
         ("strategy=mgda", 1),  # the Gram matrix
         ("strategy=cagrad", 1),

@@ -1,14 +1,33 @@
 """Weights against autograd of the scalar that each paper minimises, and weights of awkward losses."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from support.weighting_zoo import BUILD, TASKS, scalars
 
-from mtl.weightings import COSMOS, DWA, FAMO, GLS, IMTLL, PBI, STCH, UW, UWSO, Log, Random, Tchebycheff, weight_of
+from mtl.weightings import (
+    COSMOS,
+    DWA,
+    FAMO,
+    GLS,
+    IMTLL,
+    PBI,
+    STCH,
+    UW,
+    UWSO,
+    GO4Align,
+    Log,
+    Random,
+    Tchebycheff,
+    weight_of,
+)
+from mtl.weightings.go4align import means_of_clusters
 
 LOSSES = [0.03, 1.7, 240.0]
+PREFERENCE = {"a": 2.0, "c": 0.5}  # 1 for b
+SHARES = torch.tensor([2.0, 1.0, 0.5]).double() / 3.5
 
 
 def derivatives(objective, values):
@@ -25,9 +44,9 @@ def early_weights(weighting, values):
     return torch.stack([weight_of(weighting, t, x) for t, x in scalars(TASKS, values, torch.float64).items()]).double()
 
 
-def warmed_up(mu=1.0, nadir=(0.5, 2.0, 100.0)):
+def warmed_up(mu=1.0, nadir=(0.5, 2.0, 100.0), **options):
     """An STCH after a warm-up of one epoch of two steps, with this nadir."""
-    stch = STCH(TASKS, steps_per_epoch=2, mu=mu, warmup_epochs=1)
+    stch = STCH(TASKS, steps_per_epoch=2, mu=mu, warmup_epochs=1, **options)
     for factor in (0.5, 1.5):
         stch.observe(scalars(TASKS, [factor * n for n in nadir]), None)
     return stch
@@ -77,6 +96,35 @@ def test_stch_after_warm_up(mu):
     weights = late_weights(warmed_up(mu), LOSSES)
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-12)
     assert (weights * torch.tensor(LOSSES)).sum().item() == pytest.approx(3, rel=1e-5)
+
+
+@pytest.mark.parametrize("mu", [0.1, 1.0])
+@pytest.mark.parametrize("warm", [True, False], ids=["after warm-up", "without"])
+def test_stch_of_a_preference(mu, warm):
+    nadir = torch.tensor([0.5, 2.0, 100.0] if warm else [1.0] * 3).double()
+    expected = derivatives(lambda L: 3 * mu * torch.logsumexp((SHARES * L / nadir).log() / mu, 0), LOSSES)
+    for preference in (PREFERENCE, [4.0, 2.0, 1.0]):  # their ratios count
+        options = {"mu": mu, "preference": preference}
+        stch = warmed_up(**options) if warm else STCH(TASKS, steps_per_epoch=2, warmup_epochs=0, **options)
+        torch.testing.assert_close(late_weights(stch, LOSSES), expected, rtol=1e-4, atol=1e-12)
+    plain = warmed_up(mu) if warm else STCH(TASKS, steps_per_epoch=2, warmup_epochs=0, mu=mu)
+    assert not torch.allclose(late_weights(plain, LOSSES), expected, rtol=0.1, atol=0)
+
+
+def test_stch_of_a_preference_nears_tchebycheff_and_wants_the_task_with_it_lower():
+    """Its weights are in proportion to those of the maximum; a factor of the logarithms would turn around below 1."""
+    preference, losses = {"a": 2.0}, [0.3, 0.5, 0.4]  # 2 * 0.3 is the largest
+    stch = STCH(TASKS, steps_per_epoch=2, mu=0.001, warmup_epochs=0, preference=preference)
+    one, other = late_weights(stch, losses), late_weights(Tchebycheff(TASKS, preference), losses)
+    torch.testing.assert_close(one / one.sum(), other / other.sum(), rtol=1e-6, atol=1e-12)
+    assert late_weights(STCH(TASKS, 2, mu=0.001, warmup_epochs=0), losses).argmax() == 1
+
+
+def test_stch_without_warm_up_keeps_the_unit_of_the_losses():
+    stch = STCH(TASKS, steps_per_epoch=2, warmup_epochs=0)
+    for _ in range(4):
+        stch.observe(scalars(TASKS, LOSSES), None)
+    assert stch.nadir.tolist() == [1, 1, 1]
 
 
 def test_stch_in_warm_up_minimises_the_log_losses():
@@ -250,10 +298,6 @@ def test_what_the_weights_of_all_tasks_sum_to(name):
             assert sum(weights.values()) == pytest.approx(1 if name == "random" else 3, rel=1e-5)
 
 
-PREFERENCE = {"a": 2.0, "c": 0.5}  # 1 for b
-SHARES = torch.tensor([2.0, 1.0, 0.5]).double() / 3.5
-
-
 @pytest.mark.parametrize("temperature", [0.5, 20.0])
 def test_the_softmax_of_inverse_losses(temperature):
     inverse = (1 / (temperature * torch.tensor(LOSSES).double())).exp()
@@ -262,6 +306,68 @@ def test_the_softmax_of_inverse_losses(temperature):
     assert late_weights(UWSO(1e9), LOSSES).tolist() == pytest.approx([1 / 3] * 3)
     assert late_weights(UWSO(), [0.0, 1.0, 1.0]).tolist() == pytest.approx([0, 0.5, 0.5])
     assert late_weights(UWSO(), [0.0, -1.0, 0.0]).tolist() == [0, 0, 0]
+
+
+def best_clusters(values, count):
+    """The means over the best of all partitions, intervals or not, by trying each assignment."""
+    best = (math.inf, [])
+    for groups in product(range(count), repeat=len(values)):
+        members = [[v for v, g in zip(values, groups, strict=True) if g == own] for own in groups]
+        means = [sum(own) / len(own) for own in members]
+        best = min(best, (sum((v - m) ** 2 for v, m in zip(values, means, strict=True)), means))
+    return best[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_clusters_are_the_best_of_all(count):
+    generator = torch.Generator().manual_seed(count)
+    for _ in range(4):
+        values = torch.rand(5, generator=generator, dtype=torch.float64).log().exp2()
+        found = means_of_clusters(values, torch.ones(5, dtype=torch.bool), count)
+        assert found.tolist() == pytest.approx(best_clusters(values.tolist(), count), abs=1e-12)
+        known = torch.tensor([True, False, True, True, True])
+        some = means_of_clusters(values, known, count)
+        assert some[known].tolist() == pytest.approx(best_clusters(values[known].tolist(), min(count, 4)), abs=1e-12)
+        assert some[~known].tolist() == [0]
+    same = means_of_clusters(torch.tensor([1.0, 3.0, 1.0, 1.0]), torch.ones(4, dtype=torch.bool), count)
+    assert same.tolist() == pytest.approx([1.5] * 4 if count == 1 else [1, 3, 1, 1])
+    assert means_of_clusters(values, torch.zeros(5, dtype=torch.bool), count).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_go4align_is_the_papers_equations_step_by_step(groups):
+    tasks, beta, q = ["a", "b", "c", "d"], 0.3, [0.25] * 4
+    go4align = GO4Align(tasks, groups=groups, beta=beta)
+    for step in range(6):
+        losses = (0.1 + 2 * torch.rand(4, generator=torch.Generator().manual_seed(step))).tolist()
+        q = [own * math.exp(-beta * loss) for own, loss in zip(q, losses, strict=True)]
+        q = [own / sum(q) for own in q]
+        gamma = [own * sum(losses) / loss for own, loss in zip(q, losses, strict=True)]
+        weights = late_weights(go4align, losses, tasks)
+        assert weights.tolist() == pytest.approx(best_clusters(gamma, groups), rel=1e-5)
+        go4align.observe(scalars(tasks, losses), None)
+    assert max(q) > 1.5 * min(q), "the losses so far count"
+    alone = late_weights(GO4Align(tasks, groups=9, beta=0), losses, tasks)
+    assert (alone * torch.tensor(losses)).tolist() == pytest.approx([sum(losses) / 4] * 4, rel=1e-5)
+
+
+def test_go4align_without_a_task_and_in_another_order():
+    go4align, other = (GO4Align(tasks, groups=2, beta=0.3) for tasks in (TASKS, ["c", "a", "b"]))
+    for step in range(5):
+        losses = {task: torch.tensor(0.5 + (step + i) % 3) for i, task in enumerate(TASKS)}
+        if step == 2:
+            before = go4align.log_q.exp()
+            del losses["b"]
+        elif step > 2:
+            assert go4align.log_q.exp().sum().item() == pytest.approx(1)
+        ours = go4align.weights(losses)
+        theirs = other.weights({task: losses[task] for task in ("c", "a", "b") if task in losses})
+        assert ours == {task: pytest.approx(theirs[task].item(), rel=1e-5) for task in losses}
+        for one in (go4align, other):
+            one.observe(losses, None)
+        if step == 2:
+            assert go4align.log_q.exp()[1] == before[1] and not torch.equal(go4align.log_q.exp(), before)
+    assert late_weights(go4align, [0.0, 1.0, 2.0])[0] == 0 and late_weights(go4align, [-1.0, 1.0, 2.0]).isfinite().all()
 
 
 SCALARIZATIONS = {
