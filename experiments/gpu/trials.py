@@ -50,8 +50,8 @@ KINDS = {
     "strategy=mgda": 1,
     "strategy=pcgrad": 1,
     "strategy=mgda strategy.space=parameters": 1,
-    "strategy=graddrop": None,
-    "strategy=moco": None,
+    "strategy=graddrop": 2,
+    "strategy=moco": 2,
     "trainer.precision=fp16": 2,
     "trainer.on_nan=skip": 1,
 }

@@ -17,8 +17,9 @@ AllReduce = Callable[[Sequence[Tensor]], None]  # sums tensors over the ranks, i
 class Rows:
     """One row a task: its gradient with respect to the features (or other ``leaves``), flattened.
 
-    All leaves of one dtype lie side by side in one buffer ``[K, n]``, in float32 or better. A ``Rows`` that is kept
-    from step to step keeps its buffers: fresh memory costs eight times the copy into it.
+    All leaves of one dtype lie side by side in one buffer ``[K, n]``, in float32 or better; ``compact``: those of
+    bfloat16 in bfloat16, see ``start``. A ``Rows`` that is kept from step to step keeps its buffers: fresh memory costs
+    eight times the copy into it.
     """
 
     def __init__(self) -> None:
@@ -28,19 +29,23 @@ class Rows:
         self._buffers: list[Tensor] = []  # made when the first row comes
         self._slots: list[tuple[int, slice, torch.Size]] = []  # of each leaf: its buffer, where in it, its shape
 
-    def start(self, tasks: int, leaves: Sequence[Tensor]) -> Rows:
-        """Empty the buffers and have them fit up to ``tasks`` rows over ``leaves``."""
+    def start(self, tasks: int, leaves: Sequence[Tensor], compact: bool = False) -> Rows:
+        """Empty the buffers and have them fit up to ``tasks`` rows over ``leaves``.
+
+        ``compact``: the gradient of bfloat16 features is bfloat16, and its row stays so, in half the memory. Products
+        and sums of such rows are those of rows in float32; a direction is rounded once. They cannot be scaled.
+        """
         if any(leaf.is_complex() for leaf in leaves):
             raise ValueError("Complex features cannot be compared; hand over torch.view_as_real of them.")
         self.count = 0
-        layout = (tasks, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        layout = (tasks, compact, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
         if layout != self._layout:
             self._layout = layout
-            kinds = list(dict.fromkeys(map(_kind, leaves)))
+            kinds = list(dict.fromkeys(_kind(leaf, compact) for leaf in leaves))
             lengths = [0] * len(kinds)
             self._slots = []
             for leaf in leaves:
-                i = kinds.index(_kind(leaf))
+                i = kinds.index(_kind(leaf, compact))
                 self._slots.append((i, slice(lengths[i], lengths[i] + leaf.numel()), leaf.shape))
                 lengths[i] += leaf.numel()
             self._sizes = [(n, *kind) for n, kind in zip(lengths, kinds, strict=True)]
@@ -62,12 +67,14 @@ class Rows:
             else:
                 target.view(shape).copy_(gradient)
                 if loss_scale != 1:
+                    assert target.dtype != torch.bfloat16, "compact rows cannot be scaled"
                     target.div_(loss_scale)
         self.count += 1
 
     def scale(self, weights: Sequence[Tensor]) -> None:
         """Multiply each row by its weight, in place."""
         for block in self.blocks():
+            assert block.dtype != torch.bfloat16, "compact rows cannot be scaled"
             for row, weight in zip(block, weights, strict=True):
                 row.mul_(weight.to(row.dtype))
 
@@ -93,14 +100,15 @@ class Rows:
     def batch_summed_gram(self, all_reduce: AllReduce | None = None) -> Tensor:
         """The Gram matrix of the rows summed over the batch, the first axis of every leaf; over all ranks' batches."""
         blocks = self.blocks()
-        sums = [blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots]
+        parts = [(blocks[i][:, where].unflatten(1, shape), _wide(blocks[i])) for i, where, shape in self._slots]
+        sums = [part.sum(1, dtype=wide).flatten(1) for part, wide in parts]
         if all_reduce is not None:
             all_reduce(sums)
         return gram(lambda: sums)
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
-        return self.unflatten([send(weights, block.device, block.dtype) @ block for block in self.blocks()])
+        return self.unflatten([_combined(send(weights, b.device, _wide(b)), b) for b in self.blocks()])
 
     def offsets_in_batch(self, before: int, samples: int) -> list[list[tuple[int, int, int]]]:
         """The elements of every leaf, block by block, in the same leaf of a batch of ``samples``: (start, end, length).
@@ -221,5 +229,21 @@ def _laid_out_as(parameter: Tensor, flat: Tensor) -> Tensor:
     return shaped if parameter.is_contiguous() else torch.empty_like(parameter).copy_(shaped)
 
 
-def _kind(leaf: Tensor) -> tuple[torch.dtype, torch.device]:
-    return torch.promote_types(leaf.dtype, torch.float32), leaf.device
+def _kind(leaf: Tensor, compact: bool) -> tuple[torch.dtype, torch.device]:
+    # Not so float16: its loss scale is divided out of the rows, and what is left may be too small for it.
+    return leaf.dtype if compact and leaf.dtype == torch.bfloat16 else _wide(leaf), leaf.device
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _combined(weights: Tensor, rows: Tensor) -> Tensor:
+    """The sum of rows [K, n] times their weights, in the weights' precision; rounded once to the rows' own."""
+    if rows.dtype == weights.dtype:
+        return weights @ rows
+    direction = torch.empty_like(rows[0])
+    size = chunk_size(rows.device)
+    for own, chunk in zip(direction.split(size), rows.split(size, 1), strict=True):
+        own.copy_(weights @ chunk.to(weights.dtype))
+    return direction

@@ -120,7 +120,8 @@ class Balanced(Strategy):
         by_rows = by_rows or self.groups is not None
         last = self.call.by_task(step.names, self.call.last(step.names))
         keep = by_rows or step.keeps_rows
-        cut = step.cut(self._rows if keep else None)  # the buffers of the rows are kept from step to step
+        # The buffers of the rows are kept from step to step.
+        cut = step.cut(self._rows if keep else None, compact=not self.call.needs_rows)
         heads = Heads(step, cut, hold=self.head_scale == "weights", factors=None if by_rows else last)
         for head in heads:
             head.backward()  # the row g_i = dL_i / dz is collected on the cut

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtl.errors import suggestion
 from mtl.gradients.cut import Direction
 from mtl.gradients.spaces import ParameterSpace
+from mtl.gradients.transfer import send
 from mtl.model import MultiTaskModel, is_named_by
 from mtl.rules.call import RuleCall
 
@@ -126,7 +127,7 @@ def _solve(part: Part, names: Sequence[str], losses: Mapping[str, Tensor]) -> tu
     gram = part.gram[alive][:, alive]
     due = call.is_due(names)
     if call.needs_rows:
-        rows = [block[alive.to(block.device)] for block in part.space.rows.blocks()]
+        rows = [block[send(alive, block.device)] for block in part.space.rows.blocks()]
         blocks, weights = call.combine(rows, gram, names, losses)
         return weights, part.space.unflatten(blocks)
     weights = call.solve(gram, names, losses) if due else call.last(names)
