@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.gradients.gram import chunk_size, gram
+from mtl.gradients.gram import chunk_size, gram, grams
 from mtl.gradients.transfer import send
 
 AllReduce = Callable[[Sequence[Tensor]], None]  # sums tensors over the ranks, in place
@@ -60,15 +60,17 @@ class Rows:
         if not self._buffers:
             tasks = self._layout[0]
             self._buffers = [torch.empty(tasks, n, dtype=dtype, device=device) for n, dtype, device in self._sizes]
-        for (i, where, shape), gradient in zip(self._slots, gradients, strict=True):
-            target = self._buffers[i][self.count, where]
+        targets = [self._buffers[i][self.count, where].view(shape) for i, where, shape in self._slots]
+        reached = [(t, g) for t, g in zip(targets, gradients, strict=True) if g is not None]
+        for target, gradient in zip(targets, gradients, strict=True):
             if gradient is None:
                 target.zero_()
-            else:
-                target.view(shape).copy_(gradient)
-                if loss_scale != 1:
-                    assert target.dtype != torch.bfloat16, "compact rows cannot be scaled"
-                    target.div_(loss_scale)
+        if reached:
+            own = [target for target, _ in reached]
+            torch._foreach_copy_(own, [gradient for _, gradient in reached])
+            if loss_scale != 1:
+                assert all(t.dtype != torch.bfloat16 for t in own), "compact rows cannot be scaled"
+                torch._foreach_div_(own, loss_scale)
         self.count += 1
 
     def scale(self, weights: Sequence[Tensor]) -> None:
@@ -209,18 +211,45 @@ class ParameterRows:
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the parameters' shapes."""
-        directions = [torch.zeros_like(p) for p in self._parameters]
+        directions = [torch.empty_like(p) for p in self._parameters]
+        torch._foreach_zero_(directions)
         for row, weight in zip(self._rows, weights.tolist(), strict=True):
             torch._foreach_add_(directions, row, alpha=weight)
         return directions
 
     def _pieces(self) -> Iterator[Tensor]:
         # Stacked a cache full at a time: a stack of the whole would double the memory and the time.
-        for column in zip(*self._rows, strict=True):
-            flat = [gradient.flatten() for gradient in column]
-            size = chunk_size(flat[0].device)
-            for start in range(0, len(flat[0]), size):
-                yield torch.stack([vector[start : start + size] for vector in flat])
+        for places in _runs(self._parameters):
+            flat = [[row[place].flatten() for place in places] for row in self._rows]
+            if len(places) > 1:  # no longer together than one stack
+                yield torch.cat([gradient for own in flat for gradient in own]).view(len(flat), -1)
+                continue
+            size = chunk_size(flat[0][0].device)
+            for start in range(0, len(flat[0][0]), size):
+                yield torch.stack([own[0][start : start + size] for own in flat])
+
+
+def parameter_grams(rows: Sequence[ParameterRows]) -> list[Tensor]:
+    """The Gram matrix of each of several rows, in one copy from the device."""
+    return grams([[own._pieces] for own in rows])
+
+
+def _runs(parameters: Sequence[Tensor]) -> list[list[int]]:
+    """The places of neighbours that are small enough to be multiplied together: a launch costs more than their product.
+
+    On the CPU, where nothing is launched, every parameter alone.
+    """
+    runs: list[list[int]] = []
+    kind, length = None, 0
+    for place, p in enumerate(parameters):
+        length += p.numel()
+        joins = p.device.type != "cpu" and (p.dtype, p.device) == kind and length <= chunk_size(p.device)
+        if joins:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+            kind, length = (p.dtype, p.device), p.numel()
+    return runs
 
 
 def _laid_out_as(parameter: Tensor, flat: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from mtl.training.nonfinite import NotFinite
         ("strategy=cagrad", 1),
         ("strategy=mgda strategy.space=parameters", 1),
         ("strategy=mgda strategy.space=features_sum", 1),
+        ("strategy=mgda strategy.space=parameters strategy.groups=layer", 1),  # those of all groups together
         ("strategy=epo", 2),  # and the losses
         ("strategy=graddrop", 2),  # on rows: and the weights that it logs
         ("strategy=moco", 2),  # and the Gram matrix of its averages
