@@ -214,7 +214,7 @@ def _select(candidates: list[Row], hidden: set[str], tune: Sequence[str], notes:
     for row in candidates:
         key = tuple(sorted((k, str(v)) for k, v in row.settings.items() if k not in hidden))
         groups.setdefault(key, []).append(row)
-    rows = []
+    rows, behind = [], 0
     for group in groups.values():
         seeds = max(len(row.finished) for row in group)
         complete = [row for row in group if len(row.finished) == seeds]
@@ -222,10 +222,10 @@ def _select(candidates: list[Row], hidden: set[str], tune: Sequence[str], notes:
         best.others = [row for row in group if row is not best]
         own = [key for key in best.settings if any(key == k or key.startswith(f"{k}.") for k in tune)]
         best.tuned = {key: best.settings[key] for key in own if len({str(row.settings.get(key)) for row in group}) > 1}
-        behind = sum(len(row.finished) < seeds and row.first.status != "pruned" for row in group)
-        if behind:
-            notes.append(f"{behind} settings have fewer finished seeds than others, and are not selected.")
+        behind += sum(len(row.finished) < seeds and row.first.status != "pruned" for row in group)
         rows.append(best)
+    if behind:
+        notes.append(f"{behind} settings have fewer finished seeds than others of their row, and are not selected.")
     return rows
 
 

@@ -72,8 +72,12 @@ def _point(runs: Comparison, row: Row, x: str, y: str) -> Point | None:
 
 
 def _static(runs: Comparison, x: str, y: str) -> list[tuple[str, float, float]]:
-    """The settings with static weights, selected or not; none where all are equal weighting, which makes no front."""
+    """The settings with static weights, selected or not; none where all are equal weighting, which makes no front.
+
+    Those with fewer seeds than others are left out, as they are of a selection: a lucky seed would be the front.
+    """
     rows = [row for row in runs.candidates if row.is_static and row.finished]
+    rows = [row for row in rows if len(row.finished) == max(len(other.finished) for other in rows)]
     if all(row.is_equal_weighting for row in rows):
         return []
     found = []

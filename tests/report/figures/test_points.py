@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from support.report_runs import write_study
+from support.report_runs import accuracies, write_run, write_study
 
 from mtl.report import figures
 from mtl.report.figures.points import AREA, LETTER, LINE, PLACES, Point, scatter
@@ -30,6 +30,16 @@ def test_a_tradeoff_has_every_method_with_its_interval(tmp_path):
     found = runs.rows[[row.label for row in runs.rows].index("MGDA")].metrics["left/accuracy"]
     assert traces["MGDA"].x[0] == found.mean and traces["MGDA"].error_x.array[0] == pytest.approx(found.half)
     assert len(traces["static weights"].x) == 6  # three weightings at two rates
+
+
+def test_a_lucky_seed_is_no_point_of_the_front(tmp_path):
+    for seed in (0, 1):
+        for place, left in enumerate((0.5, 1.5)):
+            own = {"seed": seed, "weights": {"left": left, "right": 2 - left}}
+            write_run(tmp_path / f"{place}-{seed}", test=accuracies(left / 2, 1 - left / 2), **own)
+    write_run(tmp_path / "lucky", test=accuracies(0.9, 0.9), weights={"left": 1.9, "right": 0.1})
+    (dots,) = (t for t in figures.tradeoffs(figures.read(tmp_path)).data if t.mode == "markers" and t.text)
+    assert sorted(dots.x) == [0.25, 0.75]
 
 
 def boxes(traces, span):
