@@ -29,7 +29,8 @@ class Architecture:
     """
 
     def __init__(self, cfg: DictConfig, data: Any, config: Mapping[str, Any] | None = None) -> None:
-        tasks, made = chosen_tasks(cfg), []
+        tasks = chosen_tasks(cfg)
+        made: list[nn.Module] = []
         stored = {} if config is None else {"config": config}
 
         def backbone() -> nn.Module:

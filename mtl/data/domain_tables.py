@@ -91,16 +91,16 @@ class OwnRows(OwnInputs):
 
     def __init__(self, tables: StackedTables, part: str, mixture: Mixture | None) -> None:
         self._tables, self._mixture = tables, mixture
-        self._items = _rows_of(tables, part)  # type: ignore[assignment]
-        rows = np.concatenate([*self._items.values()])  # type: ignore[arg-type]
+        self._items = self._rows = _rows_of(tables, part)
+        rows = np.concatenate([*self._rows.values()])
         self.digest = digest(tables.content[rows])
         if len(rows) <= NAMED:
-            self.names = [f"{task}/{n:x}" for task, own in self._items.items() for n in tables.hashes[own].tolist()]
+            self.names = [f"{task}/{n:x}" for task, own in self._rows.items() for n in tables.hashes[own].tolist()]
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The rows of ``indices`` in this epoch, for each task that has one."""
         own, inputs, targets = self._tables, {}, {}
-        for task, items in self._items.items():
+        for task, items in self._rows.items():
             rows = items[[self._position(task, index, epoch) for index in self.samples(task, indices)]]
             if len(rows):
                 inputs[task] = own.rows.tensors(own.numbers[rows], own.categories[rows], own.texts[rows])

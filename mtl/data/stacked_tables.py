@@ -151,7 +151,7 @@ class StackedTables:
         inputs: Sequence[str] | None,
         exclude: Sequence[str],
         kinds: Mapping[str, str],
-        apart: set[str],
+        apart: set[Any],
         reads_text: bool,
     ) -> None:
         """The inputs, of the training rows of all tables, and which of them give a target away."""
