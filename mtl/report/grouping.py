@@ -19,9 +19,9 @@ CAUTION = (
     "An affinity is about one step on one batch, and no promise. In the study experiments/grouping (five tasks on "
     "digits, three seeds) the lookahead did not rank what pairs of tasks gain from being trained together (Spearman "
     "+0.21, −0.32 to +0.60), and was wrong in 8 of 10 pairs about which of the two gains more; yet the groups that it "
-    "chose were the 2nd best of 16. On the flights of data=flights it ranked them (+0.63, +0.18 to +0.88), and was positive "
-    "for 17 ordered pairs where 4 gained. Train these groups, and all tasks together, over several seeds before you believe "
-    "them."
+    "chose were the 2nd best of 16. On the flights (five targets, two seeds) it ranked them (+0.63, +0.18 to +0.88), "
+    "and was positive for 17 of 20 ordered pairs, of which 4 gained. Train these groups, and all tasks together, over "
+    "several seeds before you believe them."
 )
 
 Groups = list[tuple[int, ...]]
