@@ -214,7 +214,7 @@ class Balance(nn.Module):
         # others it is enough that the Gram matrix is so.
         unit = self._loss_scale() * get_world_size()
         divisor = unit if self._call.needs_rows else 1.0
-        rows = self._rows.start(len(names), like)
+        rows = self._rows.start(len(names), like, compact=not self._call.needs_rows)
         for own in gradients:
             rows.append(own, divisor)
         here = rows.gram()

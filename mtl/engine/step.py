@@ -71,21 +71,24 @@ class Step:
         engine = self.engine
         return engine.reducer.is_distributed and (bool(engine.unreduced) or not engine.reduces)
 
-    def cut(self, rows: Rows | None = None) -> Cut:
-        """The features of the batch, cut; with buffers for the tasks' gradients if they are needed, or given."""
+    def cut(self, rows: Rows | None = None, compact: bool = True) -> Cut:
+        """The features of the batch, cut; with buffers for the tasks' gradients if they are needed, or given.
+
+        ``compact``: see Rows.start; not for a rule that works on the rows. Nor where they are weighed themselves.
+        """
         if rows is None and self.keeps_rows:
             rows = Rows()
         engine = self.engine
         parameters = engine.trained_common_parameters() if self.audited else self.weighed_by_rule
         cut = Cut(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed, parameters)
-        return self._prepared(cut)
+        return self._prepared(cut, compact and not self.task_weights.deferred)
 
     def tap(self) -> Tap:
         """The features of the batch, in the graph."""
         rows, engine = Rows() if self.measured else None, self.engine
         parameters = engine.trained_common_parameters() if self.audited else ()
         tap = Tap(engine.features(self.inputs), rows, engine.precision.scale, engine.reducer.is_distributed, parameters)
-        return self._prepared(tap)
+        return self._prepared(tap, compact=True)
 
     def loss(self, task: Task, tap: Tap) -> Tensor | None:
         """This rank's part of a task's loss, its graph alive; None where the rank has no label and nobody waits."""
@@ -155,9 +158,9 @@ class Step:
             group_weights=self.group_weights,
         )  # fmt: skip
 
-    def _prepared(self, cut: Any) -> Any:
+    def _prepared(self, cut: Any, compact: bool) -> Any:
         if cut.rows is not None:
-            cut.rows.start(len(self.names), cut.leaves)
+            cut.rows.start(len(self.names), cut.leaves, compact and self.engine.precision.scale == 1)
         if self.audited and cut.rows is not None:
             cut.around_trunk = lambda weights: self._audit(cut, weights)
         return cut

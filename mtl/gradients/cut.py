@@ -82,12 +82,15 @@ class Cut:
             self.rows.append(gradients, self.loss_scale)
             own = [p.grad for p in self.parameters]
             self.parameter_rows.append([None if g is None else g / self.loss_scale for g in own])
-        for i, (leaf, gradient) in enumerate(zip(self.leaves, gradients, strict=True)):
+        for leaf in self.leaves:
             leaf.grad = None
-            total = self._sum[i]
-            if gradient is not None:
-                gradient = gradient if factor == 1 else gradient.mul_(factor)
-                self._sum[i] = gradient if total is None else total.add_(gradient)
+        reached = [gradient for gradient in gradients if gradient is not None]
+        if reached and factor != 1:
+            torch._foreach_mul_(reached, factor)
+        pairs = [(t, g) for t, g in zip(self._sum, gradients, strict=True) if t is not None and g is not None]
+        if pairs:
+            torch._foreach_add_([total for total, _ in pairs], [gradient for _, gradient in pairs])
+        self._sum = [g if total is None else total for total, g in zip(self._sum, gradients, strict=True)]
 
     def collect_penalty(self) -> None:
         """Take the gradient that a penalty's backward left on the leaves: it goes into the trunk, and is in no row."""

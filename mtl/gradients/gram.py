@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,29 +17,35 @@ CHUNK = 64 * BLOCK
 LAUNCHED = 16 * CHUNK  # at a time on other devices, where a launch costs more than the cache gains
 
 
-def gram(*pieces: Callable[[], Iterable[Tensor]]) -> Tensor:
-    """The Gram matrix of rows that lie side by side in ``pieces`` [K, n_i]; see Rows.gram.
+Pieces = Callable[[], Iterable[Tensor]]  # rows that lie side by side in matrices [K, n_i]
 
-    Of several kinds of pieces, the product of their Gram matrices, element by element. One copy from the device.
-    """
 
-    def summed(dtype: torch.dtype) -> Tensor:
-        totals = []
-        for kind in pieces:
-            total: Tensor | None = None
-            for piece in kind():
-                own = _gram(piece, dtype)
-                total = own if total is None else total.add_(own)
-            assert total is not None
-            totals.append(total)
-        return torch.stack(totals).cpu()
+def gram(*pieces: Pieces) -> Tensor:
+    """The Gram matrix of rows in ``pieces``; see Rows.gram. Of several kinds, the product element by element."""
+    return grams([pieces])[0]
 
-    totals = summed(torch.float32)
-    # Elements below 1e-19 or above 1e19 leave float32's range when squared: such rows, and zero rows, which
-    # cannot be told from them by their squares, are worth the slower float64 sum.
-    if not torch.isfinite(totals).all() or (totals.diagonal(dim1=1, dim2=2) < 1e-30).any():
-        totals = summed(torch.float64)
-    return totals.prod(0)
+
+def grams(rows: Sequence[Sequence[Pieces]]) -> list[Tensor]:
+    """The Gram matrices of several sets of ``rows``, each as ``gram`` of its pieces. One copy from the device."""
+    kinds = [kind for own in rows for kind in own]
+    totals = torch.stack([_summed(kind, torch.float32) for kind in kinds]).cpu()
+    found = []
+    for own, total in zip(rows, totals.split([len(own) for own in rows]), strict=True):
+        # Elements below 1e-19 or above 1e19 leave float32's range when squared: such rows, and zero rows, which
+        # cannot be told from them by their squares, are worth the slower float64 sum.
+        if not torch.isfinite(total).all() or (total.diagonal(dim1=1, dim2=2) < 1e-30).any():
+            total = torch.stack([_summed(kind, torch.float64) for kind in own]).cpu()
+        found.append(total.prod(0))
+    return found
+
+
+def _summed(pieces: Pieces, dtype: torch.dtype) -> Tensor:
+    total: Tensor | None = None
+    for piece in pieces():
+        own = _gram(piece, dtype)
+        total = own if total is None else total.add_(own)
+    assert total is not None
+    return total
 
 
 def _gram(rows: Tensor, dtype: torch.dtype) -> Tensor:

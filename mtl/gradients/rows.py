@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.gradients.gram import chunk_size, gram
+from mtl.gradients.gram import chunk_size, gram, grams
 from mtl.gradients.transfer import send
 
 AllReduce = Callable[[Sequence[Tensor]], None]  # sums tensors over the ranks, in place
@@ -17,8 +17,9 @@ AllReduce = Callable[[Sequence[Tensor]], None]  # sums tensors over the ranks, i
 class Rows:
     """One row a task: its gradient with respect to the features (or other ``leaves``), flattened.
 
-    All leaves of one dtype lie side by side in one buffer ``[K, n]``, in float32 or better. A ``Rows`` that is kept
-    from step to step keeps its buffers: fresh memory costs eight times the copy into it.
+    All leaves of one dtype lie side by side in one buffer ``[K, n]``, in float32 or better; ``compact``: those of
+    bfloat16 in bfloat16, see ``start``. A ``Rows`` that is kept from step to step keeps its buffers: fresh memory costs
+    eight times the copy into it.
     """
 
     def __init__(self) -> None:
@@ -28,19 +29,23 @@ class Rows:
         self._buffers: list[Tensor] = []  # made when the first row comes
         self._slots: list[tuple[int, slice, torch.Size]] = []  # of each leaf: its buffer, where in it, its shape
 
-    def start(self, tasks: int, leaves: Sequence[Tensor]) -> Rows:
-        """Empty the buffers and have them fit up to ``tasks`` rows over ``leaves``."""
+    def start(self, tasks: int, leaves: Sequence[Tensor], compact: bool = False) -> Rows:
+        """Empty the buffers and have them fit up to ``tasks`` rows over ``leaves``.
+
+        ``compact``: the gradient of bfloat16 features is bfloat16, and its row stays so, in half the memory. Products
+        and sums of such rows are those of rows in float32; a direction is rounded once. They cannot be scaled.
+        """
         if any(leaf.is_complex() for leaf in leaves):
             raise ValueError("Complex features cannot be compared; hand over torch.view_as_real of them.")
         self.count = 0
-        layout = (tasks, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        layout = (tasks, compact, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
         if layout != self._layout:
             self._layout = layout
-            kinds = list(dict.fromkeys(map(_kind, leaves)))
+            kinds = list(dict.fromkeys(_kind(leaf, compact) for leaf in leaves))
             lengths = [0] * len(kinds)
             self._slots = []
             for leaf in leaves:
-                i = kinds.index(_kind(leaf))
+                i = kinds.index(_kind(leaf, compact))
                 self._slots.append((i, slice(lengths[i], lengths[i] + leaf.numel()), leaf.shape))
                 lengths[i] += leaf.numel()
             self._sizes = [(n, *kind) for n, kind in zip(lengths, kinds, strict=True)]
@@ -55,19 +60,23 @@ class Rows:
         if not self._buffers:
             tasks = self._layout[0]
             self._buffers = [torch.empty(tasks, n, dtype=dtype, device=device) for n, dtype, device in self._sizes]
-        for (i, where, shape), gradient in zip(self._slots, gradients, strict=True):
-            target = self._buffers[i][self.count, where]
+        targets = [self._buffers[i][self.count, where].view(shape) for i, where, shape in self._slots]
+        reached = [(t, g) for t, g in zip(targets, gradients, strict=True) if g is not None]
+        for target, gradient in zip(targets, gradients, strict=True):
             if gradient is None:
                 target.zero_()
-            else:
-                target.view(shape).copy_(gradient)
-                if loss_scale != 1:
-                    target.div_(loss_scale)
+        if reached:
+            own = [target for target, _ in reached]
+            torch._foreach_copy_(own, [gradient for _, gradient in reached])
+            if loss_scale != 1:
+                assert all(t.dtype != torch.bfloat16 for t in own), "compact rows cannot be scaled"
+                torch._foreach_div_(own, loss_scale)
         self.count += 1
 
     def scale(self, weights: Sequence[Tensor]) -> None:
         """Multiply each row by its weight, in place."""
         for block in self.blocks():
+            assert block.dtype != torch.bfloat16, "compact rows cannot be scaled"
             for row, weight in zip(block, weights, strict=True):
                 row.mul_(weight.to(row.dtype))
 
@@ -93,14 +102,15 @@ class Rows:
     def batch_summed_gram(self, all_reduce: AllReduce | None = None) -> Tensor:
         """The Gram matrix of the rows summed over the batch, the first axis of every leaf; over all ranks' batches."""
         blocks = self.blocks()
-        sums = [blocks[i][:, where].unflatten(1, shape).sum(1).flatten(1) for i, where, shape in self._slots]
+        parts = [(blocks[i][:, where].unflatten(1, shape), _wide(blocks[i])) for i, where, shape in self._slots]
+        sums = [part.sum(1, dtype=wide).flatten(1) for part, wide in parts]
         if all_reduce is not None:
             all_reduce(sums)
         return gram(lambda: sums)
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the shapes of the leaves."""
-        return self.unflatten([send(weights, block.device, block.dtype) @ block for block in self.blocks()])
+        return self.unflatten([_combined(send(weights, b.device, _wide(b)), b) for b in self.blocks()])
 
     def offsets_in_batch(self, before: int, samples: int) -> list[list[tuple[int, int, int]]]:
         """The elements of every leaf, block by block, in the same leaf of a batch of ``samples``: (start, end, length).
@@ -201,18 +211,45 @@ class ParameterRows:
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The direction sum_i w_i g_i for ``weights`` [K], in the parameters' shapes."""
-        directions = [torch.zeros_like(p) for p in self._parameters]
+        directions = [torch.empty_like(p) for p in self._parameters]
+        torch._foreach_zero_(directions)
         for row, weight in zip(self._rows, weights.tolist(), strict=True):
             torch._foreach_add_(directions, row, alpha=weight)
         return directions
 
     def _pieces(self) -> Iterator[Tensor]:
         # Stacked a cache full at a time: a stack of the whole would double the memory and the time.
-        for column in zip(*self._rows, strict=True):
-            flat = [gradient.flatten() for gradient in column]
-            size = chunk_size(flat[0].device)
-            for start in range(0, len(flat[0]), size):
-                yield torch.stack([vector[start : start + size] for vector in flat])
+        for places in _runs(self._parameters):
+            flat = [[row[place].flatten() for place in places] for row in self._rows]
+            if len(places) > 1:  # no longer together than one stack
+                yield torch.cat([gradient for own in flat for gradient in own]).view(len(flat), -1)
+                continue
+            size = chunk_size(flat[0][0].device)
+            for start in range(0, len(flat[0][0]), size):
+                yield torch.stack([own[0][start : start + size] for own in flat])
+
+
+def parameter_grams(rows: Sequence[ParameterRows]) -> list[Tensor]:
+    """The Gram matrix of each of several rows, in one copy from the device."""
+    return grams([[own._pieces] for own in rows])
+
+
+def _runs(parameters: Sequence[Tensor]) -> list[list[int]]:
+    """The places of neighbours that are small enough to be multiplied together: a launch costs more than their product.
+
+    On the CPU, where nothing is launched, every parameter alone.
+    """
+    runs: list[list[int]] = []
+    kind, length = None, 0
+    for place, p in enumerate(parameters):
+        length += p.numel()
+        joins = p.device.type != "cpu" and (p.dtype, p.device) == kind and length <= chunk_size(p.device)
+        if joins:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+            kind, length = (p.dtype, p.device), p.numel()
+    return runs
 
 
 def _laid_out_as(parameter: Tensor, flat: Tensor) -> Tensor:
@@ -221,5 +258,21 @@ def _laid_out_as(parameter: Tensor, flat: Tensor) -> Tensor:
     return shaped if parameter.is_contiguous() else torch.empty_like(parameter).copy_(shaped)
 
 
-def _kind(leaf: Tensor) -> tuple[torch.dtype, torch.device]:
-    return torch.promote_types(leaf.dtype, torch.float32), leaf.device
+def _kind(leaf: Tensor, compact: bool) -> tuple[torch.dtype, torch.device]:
+    # Not so float16: its loss scale is divided out of the rows, and what is left may be too small for it.
+    return leaf.dtype if compact and leaf.dtype == torch.bfloat16 else _wide(leaf), leaf.device
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _combined(weights: Tensor, rows: Tensor) -> Tensor:
+    """The sum of rows [K, n] times their weights, in the weights' precision; rounded once to the rows' own."""
+    if rows.dtype == weights.dtype:
+        return weights @ rows
+    direction = torch.empty_like(rows[0])
+    size = chunk_size(rows.device)
+    for own, chunk in zip(direction.split(size), rows.split(size, 1), strict=True):
+        own.copy_(weights @ chunk.to(weights.dtype))
+    return direction

@@ -40,6 +40,6 @@ class DBMTL(RowRule, TaskRule):
         decays = self.beta / (self.average.counts[tasks] + 1.0) ** self.sigma
         averages = self.average.update_average(rows, tasks, 1 - decays)
         squares = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square() for block in averages]
-        norms = torch.stack([s.cpu() for s in squares]).sum(0).sqrt()
+        norms = torch.stack([s.to(squares[0].device) for s in squares]).sum(0).cpu().sqrt()
         scales = torch.where(norms > 0, norms.max() / norms, 1)
         return weighted_sum(averages, scales), scales

@@ -51,11 +51,11 @@ class ExcessMTL(RowRule, TaskRule):
 
     def _excess(self, rows: list[Tensor], tasks: np.ndarray) -> Array:
         roots = []
-        excess = torch.zeros(len(tasks), dtype=torch.float64)
+        excess = torch.zeros(len(tasks), dtype=torch.float64, device=rows[0].device)
         for stored, block in zip(self.history.gather(rows, tasks), rows, strict=True):
             root = torch.hypot(stored, block.to(stored.dtype))
             share = block / root.where(root > 0, 1)  # at most one in magnitude
-            excess += (block * share).sum(1, dtype=torch.float64).cpu()
+            excess += (block * share).sum(1, dtype=torch.float64).to(excess.device)
             roots.append(root)
         self.history.store(roots, tasks)
-        return excess.numpy()
+        return excess.cpu().numpy()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtl.errors import require
+from mtl.gradients.transfer import send
 from mtl.rules.rows import RowRule, effective_weights
 from mtl.rules.rule import Array, Random, new_generator
 
@@ -57,9 +58,9 @@ class GradDrop(Random, RowRule):
             wide = block.to(torch.promote_types(block.dtype, torch.float32))
             size = wide.abs().sum(0)
             purity = 0.5 * (1 + wide.sum(0) / size.where(size > 0, 1))
-            draw = self._draw(number, block.shape[1]).to(wide)
+            draw = send(self._draw(number, block.shape[1]), wide.device, wide.dtype)
             mask = ((wide > 0) & (purity > draw)) | ((wide < 0) & (purity < draw))
-            share = leak.to(wide)[:, None]
+            share = send(leak, wide.device, wide.dtype)[:, None]
             factors.append(share + (1 - share) * mask)
             direction.append((factors[-1] * wide).sum(0))
         return direction, effective_weights(rows, factors)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtl.gradients.transfer import send
 from mtl.rules.rule import Array, Rule, as_matrix
 
 CHUNK = 65536
@@ -70,20 +71,28 @@ class StoredRows(nn.Module):
                 "batches of one size, or a space whose rows do not depend on the batch."
             )
         self.rows = [stored.to(block.device) for stored, block in zip(self.rows, like, strict=True)]
-        return [stored[torch.as_tensor(tasks, device=stored.device)] for stored in self.rows]
+        if self._has_all(tasks):
+            return list(self.rows)
+        return [stored[_sent(tasks, stored)] for stored in self.rows]
 
     def store(self, rows: list[Tensor], tasks: np.ndarray) -> None:
         """Store the rows of ``tasks``, and count the update."""
         for stored, block in zip(self.rows, rows, strict=True):
-            stored[torch.as_tensor(tasks, device=stored.device)] = block
+            if self._has_all(tasks):
+                stored.copy_(block)
+            else:
+                stored[_sent(tasks, stored)] = block
         self.counts[tasks] += 1
+
+    def _has_all(self, tasks: np.ndarray) -> bool:
+        return np.array_equal(tasks, np.arange(len(self.counts)))
 
     def update_average(self, new: list[Tensor], tasks: np.ndarray, rates: np.ndarray) -> list[Tensor]:
         """Update and return the averages ``y <- y + rate (g - y)``; a task's first average is its first row."""
         rates = np.where(self.counts[tasks] == 0, 1.0, rates)
         averaged = []
         for stored, block in zip(self.gather(new, tasks), new, strict=True):
-            rate = torch.as_tensor(rates, dtype=stored.dtype, device=stored.device)[:, None]
+            rate = send(torch.from_numpy(rates), stored.device, stored.dtype)[:, None]
             averaged.append(torch.lerp(stored, block.to(stored.dtype), rate))
         self.store(averaged, tasks)
         return averaged
@@ -118,7 +127,12 @@ def _squares(rows: Tensor) -> Tensor:
 def weighted_sum(rows: list[Tensor], weights: Tensor | Array) -> list[Tensor]:
     """The sum ``sum_k w_k g_k`` of each leaf, in float32 or better."""
     kinds = [torch.promote_types(block.dtype, torch.float32) for block in rows]
-    return [torch.as_tensor(weights).to(b.device, kind) @ b.to(kind) for b, kind in zip(rows, kinds, strict=True)]
+    own = torch.as_tensor(weights)
+    return [send(own, b.device, kind) @ b.to(kind) for b, kind in zip(rows, kinds, strict=True)]
+
+
+def _sent(tasks: np.ndarray, like: Tensor) -> Tensor:
+    return send(torch.from_numpy(tasks), like.device)
 
 
 def gram_of(rows: list[Tensor]) -> Array:

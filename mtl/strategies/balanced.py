@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,8 @@ class Balanced(Strategy):
       ``skipped``.
     - ``token_chunks``: chunks of the positions that a head runs on in turn, as in Detached.
     """
+
+    rotates: ClassVar[bool] = False  # whether it turns the heads' features by what the rows and the direction are
 
     def __init__(
         self,
@@ -120,7 +122,8 @@ class Balanced(Strategy):
         by_rows = by_rows or self.groups is not None
         last = self.call.by_task(step.names, self.call.last(step.names))
         keep = by_rows or step.keeps_rows
-        cut = step.cut(self._rows if keep else None)  # the buffers of the rows are kept from step to step
+        # The buffers of the rows are kept from step to step; wide where more is made of them than their sum.
+        cut = step.cut(self._rows if keep else None, compact=not (self.call.needs_rows or self.rotates))
         heads = Heads(step, cut, hold=self.head_scale == "weights", factors=None if by_rows else last)
         for head in heads:
             head.backward()  # the row g_i = dL_i / dz is collected on the cut

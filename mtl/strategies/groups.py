@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from mtl.errors import suggestion
 from mtl.gradients.cut import Direction
+from mtl.gradients.rows import parameter_grams
 from mtl.gradients.spaces import ParameterSpace
+from mtl.gradients.transfer import send
 from mtl.model import MultiTaskModel, is_named_by
 from mtl.rules.call import RuleCall
 
@@ -66,12 +68,13 @@ class Groups(nn.Module):
         places: dict[str, list[int]] = {}
         for place, parameter in enumerate(space.parameters):
             places.setdefault(self._group_of[parameter], []).append(place)
-        return [self._part(name, places[name], space) for name in self.calls if name in places]
-
-    def _part(self, name: str, places: list[int], space: ParameterSpace) -> Part:
-        own = space.part(places)
-        gram = own.gram()
-        return Part(name, self.calls[name], places, own, gram, torch.nonzero(gram.diagonal() != 0).flatten().tolist())
+        names = [name for name in self.calls if name in places]
+        spaces = [space.part(places[name]) for name in names]
+        found = []
+        for name, own, gram in zip(names, spaces, parameter_grams([own.rows for own in spaces]), strict=True):
+            alive = torch.nonzero(gram.diagonal() != 0).flatten().tolist()
+            found.append(Part(name, self.calls[name], places[name], own, gram, alive))
+        return found
 
     def solve(
         self, parts: Sequence[Part], names: Sequence[str], losses: Mapping[str, Tensor]
@@ -126,7 +129,7 @@ def _solve(part: Part, names: Sequence[str], losses: Mapping[str, Tensor]) -> tu
     gram = part.gram[alive][:, alive]
     due = call.is_due(names)
     if call.needs_rows:
-        rows = [block[alive.to(block.device)] for block in part.space.rows.blocks()]
+        rows = [block[send(alive, block.device)] for block in part.space.rows.blocks()]
         blocks, weights = call.combine(rows, gram, names, losses)
         return weights, part.space.unflatten(blocks)
     weights = call.solve(gram, names, losses) if due else call.last(names)

@@ -169,6 +169,7 @@ class Training:
             to_device(module)
         for group in self.state.optimizer.param_groups:
             group["params"] = [places[p][0][places[p][1]] for p in group["params"]]
+        self.state.strategy.bind(self.state.model)  # its groups are of the parameters on the device
         self.parts.device = META
         self.plan = Plan.from_data(self.parts.data, cfg.trainer, cfg.conflict)
         timer = StepTimer(6, META, peak=0)

@@ -38,8 +38,13 @@ from mtl.training.nonfinite import NotFinite
         ("strategy=cagrad", 1),
         ("strategy=mgda strategy.space=parameters", 1),
         ("strategy=mgda strategy.space=features_sum", 1),
+        ("strategy=mgda strategy.space=parameters strategy.groups=layer", 1),  # those of all groups together
         ("strategy=epo", 2),  # and the losses
-        ("strategy=graddrop", 4),  # on rows: and its draws
+        ("strategy=graddrop", 2),  # on rows: and the weights that it logs
+        ("strategy=moco", 2),  # and the Gram matrix of its averages
+        ("strategy=db_mtl", 2),  # and their norms
+        ("strategy=trimmed_mean", 2),
+        ("strategy=excess_mtl", 2),
         ("optimizer=lamb", 1),  # it takes no answer on the device
         ("trainer.on_nan=skip", 1),  # the state of before is put back at once
     ],
