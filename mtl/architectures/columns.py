@@ -135,7 +135,7 @@ class LastUnit(nn.Module):
 def _copy(column: Stages) -> Stages:
     """A column with the same weights; torch copies no buffer whose shape is not known yet, so that it gets new ones."""
     buffers = [own for module in (*column.units, column.read) for own in module.buffers() if is_lazy(own)]
-    new = {id(own): UninitializedBuffer(device=own.device, dtype=own.dtype) for own in buffers}
+    new = {id(own): UninitializedBuffer(device=own.device, dtype=own.dtype) for own in buffers}  # type: ignore[call-arg]
     return copy.deepcopy(column, new)
 
 

@@ -100,7 +100,7 @@ def test_options_of_the_trainer_leave_the_training_as_it_is(name, way, train_tin
 OTHER = {
     "nddr": [["same=1", "other=0"], ["same=0.5", "other=0.5"]],
     "film": [[]],
-    "ltb": [["first_temperature=1", "last_temperature=1"], ["warm_up=0"], ["warm_up=1"]],
+    "ltb": [["first_temperature=1", "last_temperature=1"], ["warm_up=0"], ["warm_up=0.5"]],
 }
 OTHER_OF_LORA = [
     ["shared_rank=0"], ["task_rank=0"], ["scale=1", "dropout=0"], ["targets=[qkv]"],
