@@ -63,9 +63,10 @@ OF_ARCHITECTURES = {
     GOES_ON: [],
     **{name: ALONE[name] for name in ("bf16", "fp16", "compile", "recompute", "exact")},
 }
+TOGETHER_OF_ARCHITECTURES = {name: TOGETHER[name] for name in ("DDP", "FSDP trunk", "FSDP all")}
 TABLES = {
     "what works with what": (STRATEGIES, ALONE, TOGETHER),
-    "what architectures work with": (ARCHITECTURES, OF_ARCHITECTURES, {}),
+    "what architectures work with": (ARCHITECTURES, OF_ARCHITECTURES, TOGETHER_OF_ARCHITECTURES),
 }
 RUN = [
     "device=cpu", "data.batch_size=8", "trainer.max_steps=2", "trainer.val_every=2", "trainer.limit_val_batches=1",
@@ -110,8 +111,7 @@ def table(rows, alone, together):
     """A table, as Markdown."""
     with tempfile.TemporaryDirectory() as root:
         works = attempt(f"{root}/alone", rows, alone)
-        if together:
-            works |= run_ranks(2, attempt, f"{root}/two", rows, together, seconds=600)[0]
+        works |= run_ranks(2, attempt, f"{root}/two", rows, together, seconds=600)[0]
     columns = [*alone, *together]
     lines = [["", *columns], ["---"] + [":-:"] * len(columns)]
     lines += [[row, *("✓" if works[row, column] else "–" for column in columns)] for row in rows]
