@@ -113,7 +113,7 @@ def test_the_layer_runs():
 RESULTS = {
     "equal weighting": "Naive",
     "the best static weights": "Static",
-    "the best rule by Δm, PCGrad": "PCGrad",
+    "the best rule by Δm, UPGrad": "UPGrad",
     "MGDA, features": "MGDA space=features",
     "MGDA, parameters": "MGDA space=parameters",
 }
@@ -121,7 +121,7 @@ RESULTS = {
 
 @pytest.mark.parametrize("row", RESULTS)
 def test_a_row_of_the_results_is_that_of_the_study(row):
-    """Means and intervals, rounded; and PCGrad's Δm is the lowest of all."""
+    """Means and intervals, rounded; and UPGrad's Δm is the lowest of all."""
     (cells,) = re.findall(rf"^\| {row} \| (.*) \|$", README, re.MULTILINE)
     study = (ROOT / "experiments" / "digits_strategies" / "README.md").read_text()
     arms = {
@@ -133,7 +133,7 @@ def test_a_row_of_the_results_is_that_of_the_study(row):
         for number, reference in zip(_numbers(shown), _numbers(exact), strict=True):
             digits = len(number.partition(".")[2])
             assert abs(float(number) - float(reference)) <= 0.5001 * 10**-digits, (row, shown, exact)
-    assert min(arms, key=lambda name: float(_numbers(arms[name][3])[0])) == "PCGrad"
+    assert min(arms, key=lambda name: float(_numbers(arms[name][3])[0])) == "UPGrad"
 
 
 def _numbers(cell):

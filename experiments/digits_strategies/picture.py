@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", default=["tradeoffs", "conflict"], help="the sections' ids")
     parser.add_argument("--width", type=int, default=1240)
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
+    parser.add_argument("--without", nargs="*", default=[], help="plots to leave out, as cost after runs under load")
     parser.add_argument("--strategy", help="whose gradients the section on conflict shows")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
@@ -34,6 +35,9 @@ def main() -> None:
         if options.strategy:
             page.locator("#conflict > .controls select").select_option(label=options.strategy)
         page.evaluate("async () => { for (const p of panels) if (!p.hidden) { p.show(); await p.drawn; } }")
+        for plot in options.without:
+            page.locator(f"[data-plot={plot}]").evaluate("plot => plot.remove()")
+        page.wait_for_timeout(500)  # the others take their place
         for section in options.sections:
             page.locator(f"#{section}").screenshot(path=options.out / f"{section}.png")
             print(options.out / f"{section}.png")

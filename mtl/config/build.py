@@ -69,8 +69,8 @@ def build(cfg: DictConfig, resumed: Description | None = None, data: Any = None)
     monitor = Monitor.from_config(cfg.trainer, parts.tasks)
     _check_train_samples(cfg, parts)
     warn_of_moving_statistics(parts.model.train())
-    if resumed is None and not has_weights(cfg):
-        warn_of_random_weights(parts.model)
+    if resumed is None and not has_weights(cfg) and str(cfg.backbone._target_).startswith("mtl."):
+        warn_of_random_weights(parts.model)  # another's class may load its own
     rehearse(parts, cfg.trainer, lambda: _training_targets(cfg, parts.data))
     plan = _plan(cfg, parts)
     strategy = _make_strategy(cfg, parts, plan.per_epoch * plan.batches // plan.draws)

@@ -18,10 +18,10 @@ def take_targets(cfg: DictConfig) -> Any:
     """Put the default head, and the loss of its kind, of each target of the data into ``cfg``; return the data set.
 
     What the targets are, the files tell: they are read once, and the data set is handed to :func:`build`. Nothing
-    happens, and None is returned, where ``heads`` has no default, or the data no targets; heads and losses that are
-    chosen for a target stay. ConfigError where the data set does not say what its targets are.
+    happens, and None is returned, where ``heads`` has no default, or the data no targets or no files; heads and losses
+    that are chosen for a target stay. ConfigError where the data set does not say what its targets are.
     """
-    if DEFAULT_HEAD not in (cfg.get("heads") or ()) or not task_names(cfg):
+    if DEFAULT_HEAD not in (cfg.get("heads") or ()) or not task_names(cfg) or OmegaConf.missing_keys(cfg.data):
         return None
     data = make_data(cfg)
     if not hasattr(data, "columns"):

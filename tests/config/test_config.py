@@ -52,9 +52,9 @@ def one_step(parts, state):
 
 @pytest.mark.parametrize("group", ["weighting", "strategy", "optimizer", "scheduler", "trainer", "tracker"])
 def test_every_option_is_built_and_takes_a_step(group):
+    needs = {"rotograd": ["architecture=rotograd"], "pareto_manifold": ["backbone=mlp"]}
     for option in options(group):
-        rotations = ["architecture=rotograd"] if option == "rotograd" else []
-        one_step(*built(f"{group}={option}", *rotations))
+        one_step(*built(f"{group}={option}", *needs.get(option, ())))
 
 
 # dataset takes one of the user's: tests/data/test_dataset.py
