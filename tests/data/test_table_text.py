@@ -146,7 +146,7 @@ def test_heads_and_losses_follow_the_targets_and_what_is_chosen_stays(folder):
         cfg, before = load(same), load(same)
         take_targets(cfg)
         assert cfg == before
-    with pytest.raises(ConfigError, match=r"data.targets=star is no column of .*did you mean stars"):
+    with pytest.raises(ConfigError, match=r"^data: targets=star is no column of .*did you mean stars"):
         composed(folder, targets="star")
     with pytest.raises(ConfigError, match=r"^heads._default_ is the head of each of data.targets, and data names none"):
         check(load(["heads=table"]))
